@@ -1,0 +1,153 @@
+//! What the daemon and its worker say to each other over the socket pair.
+//!
+//! A frame is two little-endian `u32` lengths, a JSON message and raw bytes (an image's RGB;
+//! mostly empty). Every message names its job, so that a worker may one day have several in flight.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    job::JobId,
+    modes::{PipelineSpec, SchedulerId, Size},
+    request::GenerateRequest,
+};
+
+/// A message longer than this is a broken peer, not a message. (A 2048×2048 image is 12 MB.)
+pub const MAX_FRAME_BYTES: usize = 64 << 20;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// Make this the loaded pipeline. Answered by `Loaded` or `Failed`; on failure the worker
+    /// keeps what it had wherever the new file could be refused before the old one had to go.
+    Load { job: JobId, pipeline: PipelineSpec },
+    /// Draw with the loaded pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
+    Generate { job: JobId, request: GenerateRequest },
+    /// Stop that job at its next step. Without effect on a job that is not running.
+    Cancel { job: JobId },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The first message: the worker is up and computes on that device.
+    Ready { device: String },
+    /// 0 ..= 1, at most about ten times a second.
+    Loading { job: JobId, fraction: f32 },
+    Loaded { job: JobId, report: LoadReport },
+    Step { job: JobId, step: u32, steps: u32 },
+    /// The frame's raw bytes are the RGB rows, top to bottom, three bytes a pixel.
+    Image { job: JobId, drawn: DrawnReport },
+    Failed { job: JobId, error: WorkerError },
+    Cancelled { job: JobId },
+}
+
+/// What loading a pipeline took and cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// The checkpoint's family, as it is shown to people: "SD1.x".
+    pub family: String,
+    /// The weights as the engine holds them, in bytes.
+    pub weights_bytes: u64,
+    pub load_ms: u64,
+}
+
+/// How an image came about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrawnReport {
+    pub size: Size,
+    /// The one that was used, the family's own if the request named none.
+    pub scheduler: SchedulerId,
+    pub encode_ms: u64,
+    pub denoise_ms: u64,
+    pub decode_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct WorkerError {
+    pub kind: WorkerErrorKind,
+    /// Names files as the user does (relative to the roots), so that it may be shown to clients.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerErrorKind {
+    /// The checkpoint or a LoRA cannot be used as it is on disk.
+    UnusableModel,
+    /// This version does not do what was asked (yet).
+    Unsupported,
+    /// Anything that should not have happened.
+    Internal,
+}
+
+/// Encodes one frame.
+pub fn encode(message: &impl Serialize, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(message)?;
+    let mut frame = Vec::with_capacity(8 + json.len() + payload.len());
+    frame.extend_from_slice(&length(json.len())?.to_le_bytes());
+    frame.extend_from_slice(&length(payload.len())?.to_le_bytes());
+    frame.extend_from_slice(&json);
+    frame.extend_from_slice(payload);
+    Ok(frame)
+}
+
+/// The lengths of a frame's two parts (JSON, payload), from its first eight bytes.
+pub fn decode_header(header: [u8; 8]) -> io::Result<(usize, usize)> {
+    let number = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize
+    };
+    let (json, payload) = (number(0), number(4));
+    length(json)?;
+    length(payload)?;
+    Ok((json, payload))
+}
+
+/// Writes one frame.
+pub fn write(to: &mut impl Write, message: &impl Serialize, payload: &[u8]) -> io::Result<()> {
+    to.write_all(&encode(message, payload)?)?;
+    to.flush()
+}
+
+/// Reads one frame; an end of file between frames is `UnexpectedEof` like any other.
+pub fn read<M: DeserializeOwned>(from: &mut impl Read) -> io::Result<(M, Vec<u8>)> {
+    let mut header = [0; 8];
+    from.read_exact(&mut header)?;
+    let (json_len, payload_len) = decode_header(header)?;
+    let mut json = vec![0; json_len];
+    from.read_exact(&mut json)?;
+    let mut payload = vec![0; payload_len];
+    from.read_exact(&mut payload)?;
+    Ok((serde_json::from_slice(&json)?, payload))
+}
+
+fn length(bytes: usize) -> io::Result<u32> {
+    if bytes > MAX_FRAME_BYTES {
+        let message = format!("a frame part of {bytes} bytes is over the limit");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(bytes as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_reads_back() {
+        let message = FromWorker::Step { job: JobId::new(), step: 1, steps: 4 };
+        let mut wire = Vec::new();
+        write(&mut wire, &message, b"rgb").unwrap();
+        let (read_back, payload): (FromWorker, _) = read(&mut wire.as_slice()).unwrap();
+        assert_eq!((read_back, payload.as_slice()), (message, b"rgb".as_slice()));
+    }
+
+    #[test]
+    fn a_monstrous_length_is_refused_before_it_is_allocated() {
+        let wire = [0xff; 8];
+        let error = read::<ToWorker>(&mut wire.as_slice()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}
