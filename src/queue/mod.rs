@@ -43,6 +43,14 @@ pub struct Entry {
     pub job: Job,
 }
 
+/// What was put into the queue for a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Submitted {
+    /// The switch that a generation needed; it stands before it.
+    pub switch: Option<Entry>,
+    pub job: Entry,
+}
+
 /// Why nothing was put into the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
@@ -107,12 +115,11 @@ impl Queue {
     }
 
     /// Puts a job at the end, and before a generation the switch that it needs: both or neither.
-    /// Returns what was put in, in order; the job itself is the last one.
     pub fn submit(
         &mut self,
         job: Job,
         mut new_id: impl FnMut() -> JobId,
-    ) -> Result<Vec<Entry>, Refused> {
+    ) -> Result<Submitted, Refused> {
         let switch = match &job {
             Job::Generation { request, pipeline } => {
                 let target = Target { mode: request.mode.clone(), pipeline: pipeline.clone() };
@@ -131,13 +138,14 @@ impl Queue {
             }
             Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. } | Job::Custom { .. } => None,
         };
-        let jobs: Vec<Job> = switch.into_iter().chain([job]).collect();
-        if self.waiting.len() + jobs.len() > self.limit {
+        if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
         }
-        let entries: Vec<Entry> = jobs.into_iter().map(|job| Entry { id: new_id(), job }).collect();
-        self.waiting.extend(entries.iter().cloned());
-        Ok(entries)
+        let mut entry = |job| Entry { id: new_id(), job };
+        let submitted = Submitted { switch: switch.map(&mut entry), job: entry(job) };
+        self.waiting.extend(submitted.switch.clone());
+        self.waiting.push_back(submitted.job.clone());
+        Ok(submitted)
     }
 
     /// Takes a waiting job out, and with it the switches that nobody needs any more. Returns what

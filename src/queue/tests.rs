@@ -106,8 +106,9 @@ fn what_the_running_job_leaves_loaded_counts() {
 fn the_same_mode_over_another_file_is_another_target() {
     let mut queue = queue(64, "a");
     let generation = Job::Generation { request: request("a"), pipeline: pipeline("a-v2") };
-    let entries = queue.submit(generation, JobId::new).unwrap();
-    assert_eq!(words(&entries), ">a a");
+    let submitted = queue.submit(generation, JobId::new).unwrap();
+    assert_eq!(words(&submitted.switch), ">a");
+    assert_eq!(words(&queue.waiting), ">a a");
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn cancelling_takes_along_the_switches_that_nobody_needs_any_more() {
 #[test]
 fn what_does_not_wait_cannot_be_taken_out() {
     let mut queue = queue(64, "a");
-    let id = queue.submit(job("a"), JobId::new).unwrap()[0].id;
+    let id = queue.submit(job("a"), JobId::new).unwrap().job.id;
     queue.start_next();
     assert!(queue.cancel(id).is_empty());
     assert!(queue.cancel(JobId::new()).is_empty());

@@ -16,8 +16,9 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
+use serde::de::DeserializeOwned;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -157,7 +158,10 @@ async fn receive_all(mut from: OwnedReadHalf, received: &mpsc::Sender<Event>) ->
     }
 }
 
-async fn receive(from: &mut OwnedReadHalf) -> io::Result<(FromWorker, Vec<u8>)> {
+/// Reads one frame.
+pub async fn receive<M: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<(M, Vec<u8>)> {
     let mut header = [0; 8];
     from.read_exact(&mut header).await?;
     let (json_len, payload_len) = protocol::decode_header(header)?;

@@ -66,6 +66,21 @@ pub enum FromWorker {
     },
 }
 
+impl FromWorker {
+    /// The job that it is about.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Self::Ready { .. } => None,
+            Self::Loading { job, .. }
+            | Self::Loaded { job, .. }
+            | Self::Step { job, .. }
+            | Self::Image { job, .. }
+            | Self::Failed { job, .. }
+            | Self::Cancelled { job } => Some(*job),
+        }
+    }
+}
+
 /// What loading a pipeline took and cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {

@@ -148,4 +148,16 @@ mod tests {
             assert_eq!(restart_delay(deaths), Duration::from_millis(millis), "{deaths} deaths");
         }
     }
+
+    #[tokio::test]
+    async fn a_job_done_ends_the_row_of_deaths() {
+        let mut worker = Supervisor::new(("/nowhere/diffused".into(), Vec::new()));
+        for deaths in 1..=2 {
+            assert!(matches!(worker.next().await, Event::Died));
+            assert_eq!((worker.deaths, worker.restarts()), (deaths, u64::from(deaths) - 1));
+        }
+        worker.has_proved_itself();
+        assert!(matches!(worker.next().await, Event::Died));
+        assert_eq!((worker.deaths, worker.restarts()), (1, 2));
+    }
 }
