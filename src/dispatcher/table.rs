@@ -61,9 +61,10 @@ impl SharedJobs {
     }
 
     /// An attempt at the job begins.
-    pub fn begin(&self, id: JobId) {
+    pub fn begin(&self, id: JobId, state: JobState) {
         self.update(id, |view| {
             view.attempts += 1;
+            view.state = state;
             view.started_unix_ms.get_or_insert_with(unix_ms);
         });
     }
@@ -140,10 +141,10 @@ mod tests {
         let jobs = SharedJobs::default();
         let entry = custom();
         jobs.insert(entry.clone());
-        jobs.begin(entry.id);
+        jobs.begin(entry.id, JobState::Loading);
         let started = jobs.get(entry.id).unwrap().started_unix_ms;
         assert!(started.is_some());
-        jobs.begin(entry.id);
+        jobs.begin(entry.id, JobState::Loading);
         let view = jobs.get(entry.id).unwrap();
         assert_eq!((view.attempts, view.started_unix_ms), (2, started));
     }

@@ -64,11 +64,13 @@ pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, 
 
 impl Actor {
     pub(super) fn begin(&mut self, entry: Entry) {
-        self.jobs.begin(entry.id);
         let phase = match &entry.job {
-            Job::Generation { .. } | Job::ModeSwitch { .. } => Phase::AwaitsWorker,
+            Job::Generation { .. } | Job::ModeSwitch { .. } => {
+                self.jobs.begin(entry.id, JobState::Loading);
+                Phase::AwaitsWorker
+            }
             Job::Custom { name, args } => {
-                self.jobs.set_state(entry.id, JobState::Running { step: 0, steps: 1 });
+                self.jobs.begin(entry.id, JobState::Running { step: 0, steps: 1 });
                 let context = JobContext { id: entry.id };
                 Phase::Custom(self.custom.spawn(name, context, args.clone()))
             }
@@ -251,7 +253,7 @@ impl Actor {
             }));
         }
         running.attempts += 1;
-        self.jobs.begin(running.entry.id);
+        self.jobs.begin(running.entry.id, JobState::Loading);
         self.drive();
     }
 }
