@@ -1,5 +1,7 @@
 //! The engine: a checkpoint and a request in, an image out. Knows nothing of jobs, HTTP or YAML.
 
+pub mod nn;
+
 use std::{ops::ControlFlow, path::Path, time::Duration};
 
 use crate::{modes::SchedulerId, request::GenerateRequest};

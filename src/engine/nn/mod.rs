@@ -1,0 +1,2 @@
+//! The seam to the backends.
+pub mod cpu;
