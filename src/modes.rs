@@ -93,7 +93,7 @@ impl Size {
     pub const MAX_PIXELS: u64 = 2048 * 2048;
 
     pub fn new(width: u32, height: u32) -> Result<Self, InvalidSize> {
-        if width == 0 || height == 0 || width % 8 != 0 || height % 8 != 0 {
+        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(8)) {
             return Err(InvalidSize::NotAMultipleOf8 { width, height });
         }
         if u64::from(width) * u64::from(height) > Self::MAX_PIXELS {

@@ -7,7 +7,7 @@ pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
 
-use std::sync::OnceLock;
+use std::{mem::MaybeUninit, sync::OnceLock};
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -44,6 +44,11 @@ unsafe impl Sync for OutPtr {}
 impl OutPtr {
     pub fn new(out: &mut [f32]) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len() }
+    }
+
+    /// An output that nothing has been written to yet.
+    pub fn uninit(out: &mut [MaybeUninit<f32>]) -> Self {
+        Self { start: out.as_mut_ptr().cast(), len: out.len() }
     }
 
     /// The same output, counted from `at`.

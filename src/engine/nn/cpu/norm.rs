@@ -7,18 +7,10 @@ use super::{
     OutPtr, arch,
     math::{gelu_v, swish_v},
 };
+use crate::engine::nn::Activation;
 
 /// Rows that one work item takes; short enough that f32 sums over them stay exact to 1e-6.
 const CHUNK_ROWS: usize = 64;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Activation {
-    None,
-    Silu,
-    Gelu,
-    /// x·sigmoid(1.702·x), as OpenAI's CLIP has it.
-    QuickGelu,
-}
 
 /// The learned part of a normalisation.
 pub(crate) struct Affine<'a> {
@@ -125,13 +117,13 @@ impl WithSimd for Apply<'_> {
         for ((x, (scale, shift)), out) in inputs.zip(self.out.chunks_mut(lanes)) {
             let load = |from: &[f32]| simd.partial_load_f32s(from);
             let y = simd.mul_add_e_f32s(load(x), load(scale), load(shift));
-            simd.partial_store_f32s(out, activate(simd, y, self.activation));
+            simd.partial_store_f32s(out, activate_v(simd, y, self.activation));
         }
     }
 }
 
 #[inline(always)]
-fn activate<S: Simd>(simd: S, x: S::f32s, activation: Activation) -> S::f32s {
+fn activate_v<S: Simd>(simd: S, x: S::f32s, activation: Activation) -> S::f32s {
     match activation {
         Activation::None => x,
         Activation::Silu => swish_v(simd, x, 1.0),
@@ -141,7 +133,7 @@ fn activate<S: Simd>(simd: S, x: S::f32s, activation: Activation) -> S::f32s {
 }
 
 /// The activation of every element.
-pub(crate) fn activation(x: &[f32], activation: Activation, out: OutPtr) {
+pub(crate) fn activate(x: &[f32], activation: Activation, out: OutPtr) {
     const CHUNK: usize = 16 << 10;
     x.par_chunks(CHUNK).enumerate().for_each(|(i, x)| {
         // SAFETY: each chunk has a place of its own.
@@ -164,7 +156,7 @@ impl WithSimd for Activate<'_> {
         for (x, out) in self.x.chunks(S::F32_LANES).zip(self.out.chunks_mut(S::F32_LANES)) {
             simd.partial_store_f32s(
                 out,
-                activate(simd, simd.partial_load_f32s(x), self.activation),
+                activate_v(simd, simd.partial_load_f32s(x), self.activation),
             );
         }
     }
