@@ -12,8 +12,10 @@ use super::{
     math::exp_v,
 };
 
-/// Scores of a block of queries, in floats (512 KiB).
-const MAX_SCORES: usize = 128 << 10;
+/// Scores of a block of queries, in floats (256 KiB).
+const MAX_SCORES: usize = 64 << 10;
+/// Queries of a block.
+const MAX_QUERIES: usize = 64;
 
 /// A matrix whose columns are those of all heads, side by side: `[batch, len, heads·head_dim]`
 /// somewhere inside rows `stride` long.
@@ -50,7 +52,7 @@ impl Attention<'_> {
                 (keys, values)
             })
             .collect();
-        let block = (MAX_SCORES / self.k.len.max(1) / 8 * 8).clamp(8, self.q.len.max(8));
+        let block = (MAX_SCORES / self.k.len.max(1) / 8 * 8).clamp(8, MAX_QUERIES);
         let blocks = self.q.len.div_ceil(block);
         (0..self.batch * self.heads * blocks).into_par_iter().for_each(|item| {
             let (head, first) = (item / blocks, item % blocks * block);
@@ -93,10 +95,11 @@ impl Attention<'_> {
             }
             .run_here(OutPtr::new(scores));
             let scale = (self.head_dim as f32).sqrt().recip();
+            let mut inverses = [0.0; MAX_QUERIES];
             for (i, row) in scores.chunks_exact_mut(keys_len).enumerate() {
                 let seen = if self.causal { (first + i + 1).min(keys_len) } else { keys_len };
                 let (seen, unseen) = row.split_at_mut(seen);
-                arch().dispatch(Softmax { row: seen, scale });
+                inverses[i] = arch().dispatch(Exponentials { row: seen, scale }).recip();
                 unseen.fill(0.0);
             }
             let start = (head / self.heads * self.q.len + first) * width
@@ -112,21 +115,27 @@ impl Attention<'_> {
                 out_stride: width,
             }
             .run_here(out.from(start));
+            // Dividing the few results is cheaper than dividing the many weights.
+            for (i, inverse) in inverses[..count].iter().enumerate() {
+                // SAFETY: these columns of these rows are this block's own, written just now.
+                let row = unsafe { out.slice_mut(start + i * width, self.head_dim) };
+                row.iter_mut().for_each(|x| *x *= inverse);
+            }
         });
     }
 }
 
-/// `softmax(scale·row)`, in place.
-struct Softmax<'a> {
+/// `exp(scale·(row - max))`, in place; returns the sum.
+struct Exponentials<'a> {
     row: &'a mut [f32],
     scale: f32,
 }
 
-impl WithSimd for Softmax<'_> {
-    type Output = ();
+impl WithSimd for Exponentials<'_> {
+    type Output = f32;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
         let (vectors, tail) = S::as_mut_simd_f32s(self.row);
         let mut max = simd.splat_f32s(f32::NEG_INFINITY);
         for x in vectors.iter() {
@@ -145,14 +154,7 @@ impl WithSimd for Softmax<'_> {
             *x = ((*x - max) * self.scale).exp();
             total += *x;
         }
-        let inverse = total.recip();
-        let inverses = simd.splat_f32s(inverse);
-        for x in vectors {
-            *x = simd.mul_f32s(*x, inverses);
-        }
-        for x in tail {
-            *x *= inverse;
-        }
+        total
     }
 }
 
