@@ -36,18 +36,18 @@ def main() -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "again") if check else REPOSITORY
-        pipeline = export_checkpoint(root / CHECKPOINT, Path(scratch, "config"))
+        pipeline = export_checkpoint(root / CHECKPOINT)
         export_golden(pipeline, root / GOLDEN)
         if check:
             compare(root)
 
 
-def export_checkpoint(path: Path, scratch: Path):
+def export_checkpoint(path: Path):
     say("the tiny checkpoint")
     pipeline = tiny.build(SEED)
     pipeline.set_progress_bar_config(disable=True)
     tiny.save(pipeline, path)
-    tiny.check_reads_back(pipeline, path, scratch)
+    tiny.check_reads_back(pipeline, path)
     tiny.mend_clip_skip()
     return pipeline
 

@@ -10,11 +10,11 @@ from diffusers import (
     LCMScheduler,
 )
 
+import sd15
+
 COMMON = dict(
     num_train_timesteps=1000,
-    beta_schedule="scaled_linear",
-    beta_start=0.00085,
-    beta_end=0.012,
+    **sd15.BETAS,
     prediction_type="epsilon",
     timestep_spacing="leading",
     steps_offset=1,
