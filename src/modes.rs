@@ -145,7 +145,7 @@ impl fmt::Display for Size {
 }
 
 /// A sampling algorithm by the name that users write. `engine/scheduler` has one file for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SchedulerId {
     Ddim,

@@ -17,6 +17,9 @@ pub(super) const LATENT_CHANNELS: usize = 4;
 /// Latents are this much smaller than what the autoencoder makes of an image (SD1.x).
 const LATENT_SCALE: f64 = 0.18215;
 
+/// Denoised latents that the most far-sighted scheduler looks back on, the newest included.
+const MAX_HISTORY: usize = 2;
+
 /// The three networks of a checkpoint.
 pub(super) struct Models {
     pub text_encoder: ClipTextEncoder,
@@ -73,12 +76,17 @@ pub(super) fn draw(
 }
 
 /// Text embeddings `[1, 77, c]`; with guidance `[2, 77, c]`, those of the negative prompt first.
+/// Layers are skipped for the prompt alone, as the reference does.
 fn encode(models: &Models, request: &GenerateRequest, guided: bool) -> nn::Result<Tensor> {
-    let mut prompts = vec![tokenize(&request.prompt)];
-    if guided {
-        prompts.insert(0, tokenize(request.negative_prompt.as_deref().unwrap_or_default()));
+    let encode = |prompt: &str, clip_skip: u32| {
+        models.text_encoder.encode(&[tokenize(prompt)], clip_skip as usize)
+    };
+    let with = encode(&request.prompt, request.clip_skip)?;
+    if !guided {
+        return Ok(with);
     }
-    models.text_encoder.encode(&prompts, request.clip_skip as usize)
+    let without = encode(request.negative_prompt.as_deref().unwrap_or_default(), 0)?;
+    Tensor::cat(&[&without, &with], 0)
 }
 
 /// The model's answer for the latents, with classifier-free guidance where a scale is given
@@ -102,8 +110,9 @@ fn predict(
     }
 }
 
-/// Executes one step of any scheduler's plan.
-fn advance(
+/// Executes one step of any scheduler's plan: from latents and the model's output for them to the
+/// next latents. `history` is the caller's to keep between steps, empty at first.
+pub fn advance(
     latents: Tensor,
     output: &Tensor,
     step: &PlanStep,
@@ -116,7 +125,7 @@ fn advance(
     for (denoised, weight) in history.iter().zip(&step.history) {
         next = next.add(&denoised.scale(*weight)?)?;
     }
-    history.truncate(step.history.len().max(2));
+    history.truncate(MAX_HISTORY);
     if step.noise != 0.0 {
         let [_, h, w, _] = next.dims4()?;
         next = next.add(&noise(generator, h, w)?.scale(step.noise)?)?;

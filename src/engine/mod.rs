@@ -6,7 +6,7 @@
 //! - [`diffusion`]: encode → denoise → decode.
 
 pub mod checkpoint;
-mod diffusion;
+pub mod diffusion;
 pub mod model;
 pub mod nn;
 pub mod noise;

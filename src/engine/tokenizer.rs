@@ -15,12 +15,13 @@ const START: u32 = 49_406;
 const END: u32 = 49_407;
 /// What the special tokens look like where a prompt spells them out.
 const SPECIALS: [(&str, u32); 2] = [("<|startoftext|>", START), ("<|endoftext|>", END)];
+/// What the tokenizer's crate takes for special tokens, and the reference does not.
+const CRATE_SPECIALS: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
 
 /// The prompt's ids, [`LENGTH`] of them.
 pub fn tokenize(prompt: &str) -> Vec<u32> {
-    let text: String = prompt.nfc().collect::<String>().to_lowercase();
     let mut ids = vec![START];
-    encode(&text, &mut ids);
+    encode(prompt, &mut ids);
     ids.truncate(LENGTH - 1);
     ids.resize(LENGTH, END);
     ids
@@ -43,7 +44,17 @@ fn encode(text: &str, ids: &mut Vec<u32>) {
 
 fn encode_plain(text: &str, ids: &mut Vec<u32>) {
     static BPE: OnceLock<Bpe> = OnceLock::new();
+    let bpe = BPE.get_or_init(Bpe::new);
+    // Letter by letter: the reference knows no special form of a sigma at a word's end.
+    let text: String = text.nfc().flat_map(char::to_lowercase).collect();
     let mut tokens = Vec::new();
-    BPE.get_or_init(Bpe::new).encode(text, &mut tokens);
+    let mut rest = text.as_str();
+    // The crate has names of its own for the special tokens; split, they are plain text again.
+    while let Some(at) = CRATE_SPECIALS.iter().filter_map(|name| rest.find(name)).min() {
+        let (before, after) = rest.split_at(at + 1);
+        bpe.encode(before, &mut tokens);
+        rest = after;
+    }
+    bpe.encode(rest, &mut tokens);
     ids.extend(tokens.into_iter().map(Token::to_u16).map(u32::from));
 }

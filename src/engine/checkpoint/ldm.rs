@@ -64,8 +64,9 @@ impl Layout {
         canonical.to_owned()
     }
 
+    /// Whether the file has the module of that name, or others inside it.
     pub fn has_module(&self, canonical: &str) -> bool {
-        self.modules.iter().any(|module| module.canonical == canonical)
+        self.modules.iter().any(|module| below(&module.canonical, canonical).is_some())
     }
 
     fn add(&mut self, canonical: impl Into<String>, file: impl Into<String>, parts: Parts) {
