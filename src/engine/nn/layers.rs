@@ -6,6 +6,7 @@ use super::{
         conv::{self, Geometry},
         gemm::{Dense, Finish, PackedWeights, Product},
         norm::{self, Affine},
+        winograd::{Winograd, WinogradWeights},
     },
 };
 use crate::engine::checkpoint::{self, Weights};
@@ -126,60 +127,91 @@ fn expect_channels(x: &Tensor, expected: usize) -> Result<()> {
     }
 }
 
+fn expect_dims<'a>(x: &'a Tensor, dims: &[usize]) -> Result<&'a Tensor> {
+    if x.dims() == dims { Ok(x) } else { Err(shape_error(x, &format!("{dims:?}"))) }
+}
+
 fn shape_error(x: &Tensor, expected: &str) -> Error {
     candle_core::Error::msg(format!("a tensor {:?} where {expected} belongs", x.dims())).into()
 }
 
 /// A square convolution with zero padding.
 pub struct Conv2d {
-    weights: PackedWeights,
+    weights: ConvWeights,
     bias: Vec<f32>,
     kernel: usize,
     stride: usize,
-    /// Zeros before and after.
-    padding: [usize; 2],
+    out_channels: usize,
+}
+
+/// By which algorithm a convolution runs; chosen when it is loaded.
+enum ConvWeights {
+    Direct(PackedWeights),
+    Winograd(WinogradWeights),
+}
+
+impl ConvWeights {
+    /// Winograd's weights are four times as large. That pays where there are many pixels for few
+    /// weights, and not in the innermost blocks (1280 × 1280 channels, 8 × 8 pixels).
+    const MAX_WINOGRAD: usize = 1_300_000;
+    /// With fewer channels the transforms cost more than they save.
+    const MIN_CHANNELS: usize = 32;
+
+    fn new(source: &[f32], channels: usize, n: usize, kernel: usize, stride: usize) -> Self {
+        let wide = channels.min(n) >= Self::MIN_CHANNELS && channels * n <= Self::MAX_WINOGRAD;
+        if kernel == 3 && stride == 1 && wide {
+            return Self::Winograd(WinogradWeights::new(source, channels, n));
+        }
+        let taps = kernel * kernel;
+        let at = |n: usize, tap: usize, c: usize| source[(n * channels + c) * taps + tap];
+        Self::Direct(PackedWeights::pack(taps, channels, n, at))
+    }
 }
 
 impl Conv2d {
     /// Reads `weight`, `[n, channels, kernel, kernel]`, and `bias`. Padding keeps the size.
     pub fn load(w: &Weights<'_>, channels: usize, kernel: usize) -> Load<Self> {
-        let n = w.dims("weight")?[0];
-        let (taps, bias) = (kernel * kernel, w.load("bias", &[n])?);
-        let source = w.load("weight", &[n, channels, kernel, kernel])?;
-        let padding = [kernel / 2; 2];
-        let weights = if w.is_check() {
-            PackedWeights::unpacked(n)
-        } else {
-            PackedWeights::pack(taps, channels, n, |n, tap, c| {
-                source[(n * channels + c) * taps + tap]
-            })
-        };
-        Ok(Self { weights, bias, kernel, stride: 1, padding })
+        Self::load_strided(w, channels, kernel, 1)
     }
 
-    /// The same, at every other pixel: the UNet's downsampling.
+    /// 3×3 at every other pixel: the UNet's downsampling.
     pub fn load_stride2(w: &Weights<'_>, channels: usize) -> Load<Self> {
-        Ok(Self { stride: 2, ..Self::load(w, channels, 3)? })
+        Self::load_strided(w, channels, 3, 2)
+    }
+
+    fn load_strided(w: &Weights<'_>, channels: usize, kernel: usize, stride: usize) -> Load<Self> {
+        let n = w.dims("weight")?[0];
+        let bias = w.load("bias", &[n])?;
+        let source = w.load("weight", &[n, channels, kernel, kernel])?;
+        let weights = if w.is_check() {
+            ConvWeights::Direct(PackedWeights::default())
+        } else {
+            ConvWeights::new(&source, channels, n, kernel, stride)
+        };
+        Ok(Self { weights, bias, kernel, stride, out_channels: n })
     }
 
     pub fn out_channels(&self) -> usize {
-        self.weights.n
+        self.out_channels
     }
 
     pub fn bytes(&self) -> usize {
-        self.weights.bytes()
+        match &self.weights {
+            ConvWeights::Direct(weights) => weights.bytes(),
+            ConvWeights::Winograd(weights) => weights.bytes(),
+        }
     }
 
     /// `[b, h, w, c]` → `[b, h/stride, w/stride, n]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.bias, Finish::Store)
+        self.run(x, [h, w], &self.bias, None)
     }
 
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.bias, Finish::Add(&residual.data()?))
+        self.run(x, [h, w], &self.bias, Some(residual))
     }
 
     /// `forward(x) + shift`, with a `[b, n]` shift for all pixels of an image.
@@ -187,12 +219,12 @@ impl Conv2d {
         let [_, h, w, _] = x.dims4()?;
         let bias: Vec<f32> =
             shift.data()?.iter().zip(self.bias.iter().cycle()).map(|(s, b)| s + b).collect();
-        self.run(x, [h, w], &bias, Finish::Store)
+        self.run(x, [h, w], &bias, None)
     }
 
     /// The convolution of `x` enlarged to `size` by nearest neighbour, without enlarging it.
     pub fn forward_enlarged(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
-        self.run(x, size, &self.bias, Finish::Store)
+        self.run(x, size, &self.bias, None)
     }
 
     fn run(
@@ -200,24 +232,48 @@ impl Conv2d {
         x: &Tensor,
         seen: [usize; 2],
         bias: &[f32],
-        finish: Finish<'_>,
+        residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let [batch, h, w, _] = x.dims4()?;
-        expect_channels(x, self.weights.k)?;
-        let [before, after] = self.padding;
-        let out = seen.map(|size| (size + before + after - self.kernel) / self.stride + 1);
+        let [images, h, w, _] = x.dims4()?;
+        let padding = self.kernel / 2;
+        let out = seen.map(|size| (size + 2 * padding - self.kernel) / self.stride + 1);
+        let dims = [images, out[0], out[1], self.out_channels];
         let geometry = Geometry {
             kernel: self.kernel,
             stride: self.stride,
-            pad_before: before,
+            pad_before: padding,
             stored: [h, w],
             seen,
             out,
         };
         let data = x.data()?;
-        Tensor::build(&[batch, out[0], out[1], self.weights.n], |out| {
-            conv::conv2d(&data, batch, geometry, &self.weights, Some(bias), finish, out);
-        })
+        let residual = residual.map(|residual| expect_dims(residual, &dims)?.data()).transpose()?;
+        let residual = residual.as_deref();
+        match &self.weights {
+            ConvWeights::Direct(weights) => {
+                expect_channels(x, weights.k)?;
+                let finish = residual.map_or(Finish::Store, Finish::Add);
+                Tensor::build(&dims, |out| {
+                    conv::conv2d(&data, images, geometry, weights, Some(bias), finish, out);
+                })
+            }
+            ConvWeights::Winograd(weights) => {
+                expect_channels(x, weights.channels)?;
+                let [rows, columns] = [0, 1]
+                    .map(|axis| (0..seen[axis]).map(geometry.stored_at(axis)).collect::<Vec<_>>());
+                let winograd = Winograd {
+                    weights,
+                    x: &data,
+                    images,
+                    stored: [h, w],
+                    rows: &rows,
+                    columns: &columns,
+                    bias,
+                    residual,
+                };
+                Tensor::build(&dims, |out| winograd.run(out))
+            }
+        }
     }
 }
 

@@ -20,6 +20,16 @@ pub(crate) struct Geometry {
     pub out: [usize; 2],
 }
 
+impl Geometry {
+    /// For each row (axis 0) or column (axis 1) that the kernel sees, the one that is stored.
+    pub fn stored_at(&self, axis: usize) -> impl Fn(usize) -> usize + use<> {
+        let (stored, seen) = (self.stored[axis], self.seen[axis]);
+        // The reference's nearest neighbour: the index scaled in f32, rounded down.
+        let scale = stored as f32 / seen as f32;
+        move |at| ((at as f32 * scale) as usize).min(stored - 1)
+    }
+}
+
 /// `out[b, y, x, n]`, with the weights' taps in the order of the kernel's rows, then columns.
 pub(crate) fn conv2d(
     x: &[f32],
@@ -58,13 +68,10 @@ impl<'a> Indirect<'a> {
         let image_len = height * width * channels;
         assert_eq!(x.len(), images * image_len, "the image is as large as its shape says");
         let axis = |axis: usize, step: usize| {
-            let (stored, seen) = (g.stored[axis], g.seen[axis]);
-            // The reference's nearest neighbour: the index scaled in f32, rounded down.
-            let scale = stored as f32 / seen as f32;
-            let nearest = move |at: usize| ((at as f32 * scale) as usize).min(stored - 1) * step;
+            let (seen, stored_at) = (g.seen[axis], g.stored_at(axis));
             (0..g.out[axis] * g.kernel)
                 .map(|i| (i / g.kernel * g.stride + i % g.kernel).wrapping_sub(g.pad_before))
-                .map(|at| if at < seen { nearest(at) } else { OUTSIDE })
+                .map(|at| if at < seen { stored_at(at) * step } else { OUTSIDE })
                 .collect()
         };
         Self {

@@ -50,11 +50,6 @@ impl PackedWeights {
         packed
     }
 
-    /// Weights that are only as wide as their layer says, for a walk that keeps nothing.
-    pub fn unpacked(n: usize) -> Self {
-        Self { n, ..Self::default() }
-    }
-
     /// Packs the `[2·half, k]` weights of a GEGLU projection, value rows first, so that both
     /// halves start at a panel's edge. The bias is laid out to match.
     pub fn pack_geglu(k: usize, half: usize, rows: &[f32], bias: &[f32]) -> (Self, Vec<f32>) {
