@@ -1,6 +1,10 @@
 //! What is wrong with a configuration file, and where: plain data and its one-line form.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// One thing to say about the file, in the form in which compilers say it:
 /// `modes.yaml:7:5: error: modes.portrait.default_stps: unknown key; did you mean 'default_steps'?`
@@ -13,7 +17,10 @@ pub struct Diagnostic {
     pub at: Option<Position>,
     /// Empty where the file as a whole is meant.
     pub key: KeyPath,
+    /// Names files as the configuration does, so that clients may read it.
     pub message: String,
+    /// Where a file that is not there was looked for: for the operator's eyes.
+    pub looked_for: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +113,11 @@ impl fmt::Display for Diagnostic {
         if let Some(Position { line, column }) = self.at {
             write!(f, ":{line}:{column}")?;
         }
-        write!(f, ": {}: {}", self.severity, self.text())
+        write!(f, ": {}: {}", self.severity, self.text())?;
+        match &self.looked_for {
+            Some(path) => write!(f, " (looked for {})", path.display()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
                 at: Some(mention.at),
                 key: mention.key.clone(),
                 message: problem(mention)?,
+                looked_for: Some(mention.path.clone()),
             })
         })
         .collect();
@@ -33,7 +34,7 @@ pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
 fn problem(mention: &Mention) -> Option<String> {
     let Mention { name, path, root, .. } = mention;
     let Some(root) = root else {
-        return (!path.is_dir()).then(|| format!("there is no folder '{}'", path.display()));
+        return (!path.is_dir()).then(|| "there is no such folder".into());
     };
     if !root.is_dir() || path.is_file() {
         return None; // The missing root has its own warning.
@@ -42,7 +43,7 @@ fn problem(mention: &Mention) -> Option<String> {
         return Some(format!("'{name}' is a folder; a .safetensors file is expected"));
     }
     let hint = did_you_mean(nearest_neighbour(mention).as_deref());
-    Some(format!("there is no file '{name}' in '{}'{hint}", root.display()))
+    Some(format!("there is no file '{name}'{hint}"))
 }
 
 /// The file in the same folder that was most likely meant, written as `mention.name` is.

@@ -113,6 +113,7 @@ fn read(path: &Path) -> Result<Snapshot, ConfigErrors> {
             at,
             key: KeyPath::default(),
             message,
+            looked_for: None,
         }],
     };
     let text = read_text(path).map_err(|(at, message)| fail(at, message))?;
@@ -131,8 +132,8 @@ fn read_text(path: &Path) -> Result<String, (Option<Position>, String)> {
     let whole = |message: String| (None, message);
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => {
-            let path = path.display();
-            whole(format!("there is no such file; make one with: cp modes.yaml.example {path}"))
+            let name = path.file_name().unwrap_or_default().display();
+            whole(format!("there is no such file; make one with: cp modes.yaml.example {name}"))
         }
         _ => whole(format!("cannot be read: {error}")),
     };
@@ -165,4 +166,4 @@ fn end_of(text: &str) -> Position {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

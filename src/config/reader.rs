@@ -29,6 +29,7 @@ impl Errors {
             at: Some(at),
             key,
             message: message.into(),
+            looked_for: None,
         });
     }
 

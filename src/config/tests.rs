@@ -104,9 +104,9 @@ fn missing_files_are_warnings_with_the_nearest_name() {
     let folder = folder.path().to_str().unwrap();
     let lines: Vec<_> =
         manager.warnings().iter().map(|w| w.to_string().replace(folder, "~")).collect();
-    insta::assert_snapshot!(lines.join("\n"), @r#"
-    ~/modes.yaml:2:12: warning: lora_root: there is no folder '~/nowhere'
-    ~/modes.yaml:5:14: warning: modes.a.model: there is no file 'sd15/dreamlik.safetensors' in '~/models'; did you mean 'sd15/dreamlike.safetensors'?
-    ~/modes.yaml:6:14: warning: modes.b.model: 'sd15' is a folder; a .safetensors file is expected
-    "#);
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    ~/modes.yaml:2:12: warning: lora_root: there is no such folder (looked for ~/nowhere)
+    ~/modes.yaml:5:14: warning: modes.a.model: there is no file 'sd15/dreamlik.safetensors'; did you mean 'sd15/dreamlike.safetensors'? (looked for ~/models/sd15/dreamlik.safetensors)
+    ~/modes.yaml:6:14: warning: modes.b.model: 'sd15' is a folder; a .safetensors file is expected (looked for ~/models/sd15)
+    ");
 }
