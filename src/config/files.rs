@@ -1,7 +1,11 @@
 //! Looks whether the files that a configuration names are there. A missing one is a warning: it
 //! may be on its way, and the other modes work without it.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     diagnostic::{Diagnostic, Severity},
@@ -42,20 +46,25 @@ fn problem(mention: &Mention) -> Option<String> {
     if path.is_dir() {
         return Some(format!("'{name}' is a folder; a .safetensors file is expected"));
     }
+    if path.is_symlink() {
+        return Some(format!("'{name}' is a symbolic link that leads nowhere"));
+    }
     let hint = did_you_mean(nearest_neighbour(mention).as_deref());
     Some(format!("there is no file '{name}'{hint}"))
 }
 
-/// The file in the same folder that was most likely meant, written as `mention.name` is.
+/// The file in the same folder that was most likely meant, written as `mention.name` is. The
+/// extension, which most files share, says nothing about that.
 fn nearest_neighbour(mention: &Mention) -> Option<String> {
-    let folder = mention.path.parent()?;
-    let wanted = mention.path.file_name()?.to_str()?;
-    let names: Vec<String> = std::fs::read_dir(folder)
+    let wanted = mention.path.file_stem()?.to_str()?;
+    let neighbours: Vec<PathBuf> = std::fs::read_dir(mention.path.parent()?)
         .ok()?
         .flatten()
         .take(MAX_NAMES)
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|entry| PathBuf::from(entry.file_name()))
         .collect();
-    let nearest = nearest_name(wanted, names.iter().map(String::as_str))?;
-    Some(Path::new(&mention.name).with_file_name(nearest).display().to_string())
+    let stems = || neighbours.iter().map(|file| file.file_stem().and_then(OsStr::to_str));
+    let nearest = nearest_name(wanted, stems().flatten())?;
+    let file = &neighbours[stems().position(|stem| stem == Some(&nearest))?];
+    Some(Path::new(&mention.name).with_file_name(file).display().to_string())
 }
