@@ -1,7 +1,7 @@
 //! `modes.yaml` → a valid, immutable [`Modes`]: the one owner of that file.
 //!
-//! The way: bytes → [`raw`] (a tree with positions) → [`resolve`] (typed, or every error at once)
-//! → [`files`] (warnings for what is not on disk) → the current snapshot, which a reload replaces
+//! The way: bytes → `raw` (a tree with positions) → `resolve` (typed, or every error at once)
+//! → `files` (warnings for what is not on disk) → the current snapshot, which a reload replaces
 //! as a whole or not at all. Knows nothing of queue, worker or HTTP; who watches for changes
 //! calls [`ModeConfigManager::reload`].
 

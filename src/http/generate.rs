@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use utoipa::ToSchema;
 
 use super::{
     Api, accept,
@@ -27,6 +28,12 @@ const X_MODE: HeaderName = HeaderName::from_static("x-mode");
 const X_SEED: HeaderName = HeaderName::from_static("x-seed");
 const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
 
+/// The bytes of an image file.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body that is bytes")]
+pub struct ImageFile(Vec<u8>);
+
 /// Draws an image and answers with it. Hanging up cancels the job.
 #[utoipa::path(
     post, path = "/generate", tag = "images", request_body = Overrides,
@@ -34,7 +41,7 @@ const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
         "`image/png` (the default), `image/jpeg` or `image/webp`")),
     responses(
         (status = 200, description = "The image, with its parameters embedded",
-         content((Vec<u8> = "image/png"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/webp")),
+         content((ImageFile = "image/png"), (ImageFile = "image/jpeg"), (ImageFile = "image/webp")),
          headers(
             ("X-Mode" = String, description = "The mode that drew it"),
             ("X-Seed" = u64, description = "The seed that it was drawn with"),

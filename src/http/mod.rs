@@ -2,7 +2,7 @@
 //!
 //! It reads published snapshots (the modes, the dispatcher's status and job table) and submits
 //! jobs; it never touches the engine, and no GET waits for work that is being done. Every error,
-//! axum's own included, leaves as problem+json through [`problem`]; no path on disk leaves at all.
+//! axum's own included, leaves as problem+json through `problem`; no path on disk leaves at all.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub struct Api {
     pub dispatcher: Handle,
 }
 
-/// All routes. [`openapi`] describes them; its test holds the two together.
+/// All routes. `openapi` describes them; `tests/daemon` holds the two together.
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(status::welcome))
