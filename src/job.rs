@@ -62,9 +62,14 @@ pub enum JobState {
     Queued,
     /// Its pipeline is being loaded.
     Loading,
-    Running { step: u32, steps: u32 },
+    Running {
+        step: u32,
+        steps: u32,
+    },
     Done,
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     Cancelled,
 }
 

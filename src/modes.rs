@@ -100,7 +100,7 @@ impl Size {
     pub const MAX_PIXELS: u64 = 2048 * 2048;
 
     pub fn new(width: u32, height: u32) -> Result<Self, InvalidSize> {
-        if width == 0 || height == 0 || !width.is_multiple_of(8) || !height.is_multiple_of(8) {
+        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(8)) {
             return Err(InvalidSize::NotAMultipleOf8 { width, height });
         }
         if u64::from(width) * u64::from(height) > Self::MAX_PIXELS {
@@ -152,7 +152,7 @@ impl fmt::Display for Size {
 }
 
 /// A sampling algorithm by the name that users write. `engine/scheduler` has one file for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SchedulerId {
     Ddim,

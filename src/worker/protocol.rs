@@ -32,15 +32,35 @@ pub enum ToWorker {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromWorker {
     /// The first message: the worker is up and computes on that device.
-    Ready { device: String },
+    Ready {
+        device: String,
+    },
     /// 0 ..= 1, at most about ten times a second.
-    Loading { job: JobId, fraction: f32 },
-    Loaded { job: JobId, report: LoadReport },
-    Step { job: JobId, step: u32, steps: u32 },
+    Loading {
+        job: JobId,
+        fraction: f32,
+    },
+    Loaded {
+        job: JobId,
+        report: LoadReport,
+    },
+    Step {
+        job: JobId,
+        step: u32,
+        steps: u32,
+    },
     /// The frame's raw bytes are the RGB rows, top to bottom, three bytes a pixel.
-    Image { job: JobId, drawn: DrawnReport },
-    Failed { job: JobId, error: WorkerError },
-    Cancelled { job: JobId },
+    Image {
+        job: JobId,
+        drawn: DrawnReport,
+    },
+    Failed {
+        job: JobId,
+        error: WorkerError,
+    },
+    Cancelled {
+        job: JobId,
+    },
 }
 
 /// What loading a pipeline took and cost.
