@@ -276,13 +276,13 @@ fn a_full_queue_says_when_to_come_back() {
 fn hanging_up_cancels_a_job_that_waits_and_one_that_runs() {
     let daemon = Daemon::start();
     let size = |size: u64| move |status: &Value| status["queue_size"] == size;
-    let running = daemon.begin_post("/generate", &long_request());
-    let waiting = daemon.begin_post("/generate", &long_request());
+    let streams = [(); 2].map(|()| daemon.begin_post("/generate", &long_request()));
     daemon.wait_for_status("one job to wait", size(1));
-    drop(waiting);
-    daemon.wait_for_status("the one that waits to go", size(0));
-    drop(running);
-    // Drawn only when the long one has made way.
+    let [first, second] = streams; // one runs and one waits; which one is for the network to say
+    drop(first);
+    daemon.wait_for_status("no job to wait", size(0));
+    drop(second);
+    // Drawn only when both have made way.
     let answer = daemon.post("/generate", &json!({"prompt": "x", "num_inference_steps": 1}));
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
