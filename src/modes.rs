@@ -80,6 +80,13 @@ pub struct Defaults {
     pub clip_skip: u32,
 }
 
+/// The bounds that a mode's defaults and a caller's own values keep to alike.
+impl Defaults {
+    pub const MAX_STEPS: u32 = 1000;
+    pub const MAX_GUIDANCE_SCALE: f32 = 100.0;
+    pub const MAX_CLIP_SKIP: u32 = 12;
+}
+
 /// Width and height of an image in pixels, each a positive multiple of 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

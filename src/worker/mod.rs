@@ -4,5 +4,6 @@
 //! - [`process`]: the daemon's side: spawn, supervise, restart;
 //! - [`child`]: the loop inside, around the engine. The only part that may use it.
 
+pub mod child;
 pub mod process;
 pub mod protocol;
