@@ -93,13 +93,18 @@ fn like_the_worker() {
 fn measure(pipeline: &Pipeline, options: &Options, seconds: &mut Seconds) -> anyhow::Result<()> {
     let (text_encoder, unet, vae) = pipeline.parts();
     let [h, w] = [options.size.height, options.size.width].map(|s| s as usize / vae.scale());
-    let numbers = |len: usize| (0..len).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
+    let numbers =
+        |len: usize| (0..len).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
     for batch in [2, 1] {
         let latents = Tensor::from_vec(numbers(batch * h * w * 4), &[batch, h, w, 4])?;
         let width = text_encoder.width();
         let context = Tensor::from_vec(numbers(batch * 77 * width), &[batch, 77, width])?;
         let step = || unet.forward(&latents, &vec![501.0; batch], &context).map(drop);
-        repeat(options.runs, step, seconds.entry(format!("unet_step, batch {batch}")).or_default())?;
+        repeat(
+            options.runs,
+            step,
+            seconds.entry(format!("unet_step, batch {batch}")).or_default(),
+        )?;
     }
     let latents = Tensor::from_vec(numbers(h * w * 4), &[1, h, w, 4])?;
     let decode = || vae.decode(&latents).map(drop);

@@ -3,9 +3,13 @@
 use std::cell::Cell;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{Checkpoint, Error};
+
+/// Numbers that a thread converts at a time.
+const CHUNK: usize = 64 << 10;
 
 /// One walk of a model's loading code over a checkpoint: first as a check, which looks at names
 /// and shapes alone, then to load. So that a file is refused before anything else had to go.
@@ -120,13 +124,30 @@ impl Weights<'_> {
 }
 
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let pairs = || bytes.as_chunks::<2>().0.iter().copied();
-    match dtype {
-        Dtype::F16 => {
-            let source: Vec<f16> = pairs().map(f16::from_le_bytes).collect();
-            source.to_f32_vec()
+    let mut numbers = vec![0.0; bytes.len() / dtype_bytes(dtype)];
+    let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype_bytes(dtype)));
+    chunks.for_each(|(numbers, bytes)| {
+        let pairs = bytes.as_chunks::<2>().0;
+        match dtype {
+            Dtype::F16 => {
+                let halves: Vec<f16> = pairs.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
+                halves.convert_to_f32_slice(numbers);
+            }
+            Dtype::BF16 => {
+                for (number, pair) in numbers.iter_mut().zip(pairs) {
+                    *number = bf16::from_le_bytes(*pair).to_f32();
+                }
+            }
+            _ => {
+                for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
+                    *number = f32::from_le_bytes(*bytes);
+                }
+            }
         }
-        Dtype::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
-        _ => bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect(),
-    }
+    });
+    numbers
+}
+
+fn dtype_bytes(dtype: Dtype) -> usize {
+    if dtype == Dtype::F32 { 4 } else { 2 }
 }

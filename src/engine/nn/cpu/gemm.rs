@@ -40,14 +40,28 @@ impl PackedWeights {
         n: usize,
         at: impl Fn(usize, usize, usize) -> f32 + Sync,
     ) -> Self {
-        let mut packed = Self { taps, k, n, data: AlignedBuffer::zeroed(padded(n) * taps * k) };
-        let full = panel_width() * taps * k;
-        if full > 0 {
-            packed.data.as_mut_slice().par_chunks_mut(full).enumerate().for_each(|(p, panel)| {
-                pack_panel(panel, p * panel_width(), taps, k, n, &at);
-            });
-        }
+        let mut packed = Self::zeroed(taps, k, n);
+        let panel_len = (panel_width() * taps * k).max(1);
+        packed.data.as_mut_slice().par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
+            pack_panel(panel, p * panel_width(), taps, k, n, &at);
+        });
         packed
+    }
+
+    /// Weights that are still to be written (see [`Self::place_of`]).
+    pub fn zeroed(taps: usize, k: usize, n: usize) -> Self {
+        Self { taps, k, n, data: AlignedBuffer::zeroed(padded(n) * taps * k) }
+    }
+
+    /// Where the weights of output `n` start, and how far they lie apart from one `k` to the next.
+    pub fn place_of(&self, n: usize) -> (usize, usize) {
+        let panel = n / panel_width();
+        let width = (padded(self.n) - panel * panel_width()).min(panel_width());
+        (panel * panel_width() * self.taps * self.k + n % panel_width(), width)
+    }
+
+    pub fn as_out(&mut self) -> OutPtr {
+        OutPtr::new(self.data.as_mut_slice())
     }
 
     /// Packs the `[2·half, k]` weights of a GEGLU projection, value rows first, so that both
@@ -125,16 +139,16 @@ fn pack_panel(
 ) {
     let width = panel.len() / (taps * k);
     let cols = (n - n0).min(width);
-    // Columns outside: each reads one row of the source from end to end.
-    for tap in 0..taps {
-        for col in 0..cols {
-            for depth in 0..k {
+    // In the order in which checkpoints hold them, so that the source is read from end to end.
+    for col in 0..cols {
+        for depth in 0..k {
+            for tap in 0..taps {
                 panel[(tap * k + depth) * width + col] = at(n0 + col, tap, depth);
             }
         }
-        for line in panel[tap * k * width..(tap + 1) * k * width].chunks_exact_mut(width) {
-            line[cols..].fill(0.0);
-        }
+    }
+    for line in panel.chunks_exact_mut(width) {
+        line[cols..].fill(0.0);
     }
 }
 

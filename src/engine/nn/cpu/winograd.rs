@@ -31,26 +31,20 @@ pub(crate) struct WinogradWeights {
 impl WinogradWeights {
     /// From `[n, channels, 3, 3]`.
     pub fn new(source: &[f32], channels: usize, n: usize) -> Self {
-        const G: [[f64; 3]; IN] = [
-            [0.25, 0.0, 0.0],
-            [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
-            [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
-            [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
-            [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
-            [0.0, 0.0, 1.0],
-        ];
-        let place = |place: usize| {
-            let (row, column) = (G[place / IN], G[place % IN]);
-            let mut weights = [0.0; 9];
-            for (i, weight) in weights.iter_mut().enumerate() {
-                *weight = row[i / 3] * column[i % 3];
+        let mut places: Vec<_> =
+            (0..PLACES).map(|_| PackedWeights::zeroed(1, channels, n)).collect();
+        let outs: Vec<_> = places.iter_mut().map(PackedWeights::as_out).collect();
+        (0..n).into_par_iter().for_each(|row| {
+            let (start, step) = places[0].place_of(row);
+            for c in 0..channels {
+                let taps = &source[(row * channels + c) * 9..][..9];
+                for (out, weight) in outs.iter().zip(weight_places(taps)) {
+                    // SAFETY: this row's column of the panel is nobody else's.
+                    unsafe { out.slice_mut(start + c * step, 1)[0] = weight };
+                }
             }
-            PackedWeights::pack(1, channels, n, |n, _, c| {
-                let taps = &source[(n * channels + c) * 9..][..9];
-                taps.iter().zip(&weights).map(|(x, w)| f64::from(*x) * w).sum::<f64>() as f32
-            })
-        };
-        Self { places: (0..PLACES).map(place).collect(), channels }
+        });
+        Self { places, channels }
     }
 
     pub fn bytes(&self) -> usize {
@@ -61,6 +55,21 @@ impl WinogradWeights {
     pub fn n(&self) -> usize {
         self.places[0].n
     }
+}
+
+/// `G·g·Gᵀ` of a kernel's nine weights.
+fn weight_places(g: &[f32]) -> [f32; PLACES] {
+    let one = |[a, b, c]: [f32; 3]| {
+        let (even, odd) = ((a + c) / -6.0, b / 6.0);
+        let (even2, odd2) = (a / 24.0 + c / 6.0, b / 12.0);
+        [a / 4.0, even - odd, even + odd, even2 + odd2, even2 - odd2, c]
+    };
+    let columns = [0, 1, 2].map(|column| one([g[column], g[3 + column], g[6 + column]]));
+    let mut places = [0.0; PLACES];
+    for (row, places) in places.chunks_exact_mut(IN).enumerate() {
+        places.copy_from_slice(&one(columns.map(|column| column[row])));
+    }
+    places
 }
 
 /// A convolution with padding 1 and stride 1 over a batch of images.
