@@ -7,19 +7,27 @@ fetched: the same list that OpenAI published as `bpe_simple_vocab_16e6.txt`.
 import os
 from pathlib import Path
 
-from transformers import CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer
 
 VOCABULARY_SIZE = 49408
 CONTEXT = 77
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 # Two tokens a byte (inside a word and at its end), one a merge, and the start and the end of a text.
 MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 
 
 def tokenizer() -> CLIPTokenizer:
-    """The tokenizer as `StableDiffusionPipeline.from_pretrained` builds it for SD1.x."""
+    """The tokenizer as `StableDiffusionPipeline.from_pretrained` builds it for SD1.x, from what SD1.5's files say."""
     merges = _merges()
-    vocab = _vocab(merges)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+    start, end = (AddedToken(token, normalized=True) for token in SPECIAL_TOKENS)
+    return CLIPTokenizer(
+        vocab=_vocab(merges),
+        merges=merges,
+        bos_token=start,
+        eos_token=end,
+        unk_token=end,
+        model_max_length=CONTEXT,
+    )
 
 
 def _merges() -> list[tuple[str, str]]:
@@ -39,7 +47,7 @@ def _source() -> Path:
 def _vocab(merges: list[tuple[str, str]]) -> dict[str, int]:
     alphabet = _byte_alphabet()
     tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(pair) for pair in merges]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    tokens += SPECIAL_TOKENS
     assert len(tokens) == len(set(tokens)) == VOCABULARY_SIZE
     return {token: id for id, token in enumerate(tokens)}
 

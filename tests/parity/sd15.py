@@ -86,6 +86,8 @@ def load(path: Path, unet: dict = UNET, vae: dict = VAE, text_encoder: dict = TE
 
     The file must hold every weight of the models, and no other under the models' names.
     """
+    if not path.is_file():
+        raise SystemExit(f"There is no file {path}.")
     with init_empty_weights():
         empty = assemble(unet, vae, text_encoder)
     with tempfile.TemporaryDirectory() as folder:
