@@ -1,5 +1,7 @@
 //! The binary: arguments in, exit code out.
 
+use diffused::dispatcher::CustomJobs;
+
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    diffused::cli::main(CustomJobs::new())
 }

@@ -80,6 +80,13 @@ pub struct Defaults {
     pub clip_skip: u32,
 }
 
+/// The bounds that a mode's defaults and a caller's own values keep to alike.
+impl Defaults {
+    pub const MAX_STEPS: u32 = 1000;
+    pub const MAX_GUIDANCE_SCALE: f32 = 100.0;
+    pub const MAX_CLIP_SKIP: u32 = 12;
+}
+
 /// Width and height of an image in pixels, each a positive multiple of 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -93,7 +100,7 @@ impl Size {
     pub const MAX_PIXELS: u64 = 2048 * 2048;
 
     pub fn new(width: u32, height: u32) -> Result<Self, InvalidSize> {
-        if width == 0 || height == 0 || width % 8 != 0 || height % 8 != 0 {
+        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(8)) {
             return Err(InvalidSize::NotAMultipleOf8 { width, height });
         }
         if u64::from(width) * u64::from(height) > Self::MAX_PIXELS {
@@ -145,7 +152,7 @@ impl fmt::Display for Size {
 }
 
 /// A sampling algorithm by the name that users write. `engine/scheduler` has one file for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum SchedulerId {
     Ddim,

@@ -1,1 +1,112 @@
-//! (being built)
+//! Arguments in, exit code out: one file a subcommand. Uses every other room; nothing uses it.
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::dispatcher::CustomJobs;
+
+mod check;
+mod lock;
+mod serve;
+mod signals;
+
+/// The configuration is at fault (`EX_CONFIG` of sysexits.h): trying again will not help.
+const EXIT_CONFIG: u8 = 78;
+
+/// Draws images: named modes from one YAML file, a queue, one accelerator.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Arguments,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  diffused                                serve modes.yaml on 127.0.0.1:4200
+  diffused check                          say what is wrong with modes.yaml, line by line
+  diffused serve --listen 0.0.0.0:8080    serve to the whole network (there is no password!)
+
+  curl -o fox.png -H 'content-type: application/json' \\
+       -d '{\"prompt\": \"a red fox in the snow\"}' http://127.0.0.1:4200/generate
+
+Signals:
+  SIGHUP           read the configuration file again
+  SIGTERM, SIGINT  finish the running job and end; a second one ends at once
+
+Exit codes:
+  0 success, 1 failure, 2 wrong arguments, 78 wrong configuration";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the API (what happens without a subcommand, too)
+    Serve(serve::Arguments),
+    /// Say what is wrong with a configuration file; exit code 0 if nothing is, 78 otherwise
+    Check {
+        /// The configuration file
+        #[arg(default_value = "modes.yaml", env = "MODES_CONFIG")]
+        file: PathBuf,
+    },
+    /// The process that owns the accelerator; `serve` starts it
+    #[command(hide = true)]
+    Worker,
+}
+
+/// The whole program. A binary of your own calls it with the handlers that its custom jobs need;
+/// the one that comes with this crate has none.
+pub fn main(custom: CustomJobs) -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
+        Command::Serve(arguments) => {
+            log_to_stderr();
+            serve::run(arguments, custom)
+        }
+        Command::Check { file } => check::run(file),
+        Command::Worker => {
+            log_to_stderr();
+            crate::worker::child::run()
+        }
+    }
+}
+
+/// `RUST_LOG` says how much; stdout stays free for what scripts read.
+fn log_to_stderr() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+        .from_env_lossy();
+    let stderr = std::io::stderr;
+    let ansi = stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_happens_without_a_subcommand() {
+        for arguments in [
+            &["diffused", "--listen", "[::1]:0", "--queue-max", "3"][..],
+            &["diffused", "serve", "--listen", "[::1]:0", "--queue-max", "3"],
+        ] {
+            let parsed = Arguments::try_parse_from(arguments).unwrap();
+            let Command::Serve(serve) = parsed.command.unwrap_or(Command::Serve(parsed.serve))
+            else {
+                panic!("{arguments:?}")
+            };
+            assert_eq!((serve.address(), serve.queue_max), ("[::1]:0".into(), 3));
+        }
+        assert!(Arguments::try_parse_from(["diffused", "--queue-max", "0"]).is_err());
+    }
+}

@@ -1,1 +1,55 @@
-//! (being built)
+//! The API: requests in, answers out. The only room that names a status code.
+//!
+//! It reads published snapshots (the modes, the dispatcher's status and job table) and submits
+//! jobs; it never touches the engine, and no GET waits for work that is being done. Every error,
+//! axum's own included, leaves as problem+json through `problem`; no path on disk leaves at all.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware,
+    routing::{get, post},
+};
+
+use crate::{config::ModeConfigManager, dispatcher::Handle};
+
+mod accept;
+mod body;
+mod generate;
+mod jobs;
+mod modes;
+mod openapi;
+mod problem;
+mod status;
+
+/// A prompt is a few hundred bytes.
+const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub config: Arc<ModeConfigManager>,
+    pub dispatcher: Handle,
+}
+
+/// All routes. `openapi` describes them; `tests/daemon` holds the two together.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/", get(status::welcome))
+        .route("/health", get(status::health))
+        .route("/generate", post(generate::generate))
+        .route("/api/models/status", get(status::models_status))
+        .route("/api/vram", get(status::vram))
+        .route("/api/modes", get(modes::list))
+        .route("/api/modes/switch", post(modes::switch))
+        .route("/api/modes/reload", post(modes::reload))
+        .route("/api/jobs/custom", post(jobs::submit_custom))
+        .route("/api/jobs/{id}", get(jobs::show))
+        .route("/openapi.json", get(openapi::document))
+        .fallback(problem::no_such_route)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(problem::render))
+        .with_state(api)
+}

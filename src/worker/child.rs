@@ -4,8 +4,9 @@
 //! of modes or of HTTP. The only part of the daemon that may use the engine.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
-    io::{self, Write},
+    io,
     ops::ControlFlow,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,7 +24,10 @@ use super::protocol::{
     self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
 };
 use crate::{
-    engine::{DrawError, Drawn, LoadError, Pipeline, Step},
+    engine::{
+        DrawError, Drawn, Pipeline, Step,
+        checkpoint::{self, Checkpoint},
+    },
     job::JobId,
     modes::{PipelineSpec, Size},
     request::GenerateRequest,
@@ -87,8 +91,8 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
     })?;
     let mut worker = Worker { socket, pipeline: None };
     worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
-    // The engine works on the main thread: what that one frees stays mapped (see `TUNABLES` in
-    // `process`), while glibc gives other threads arenas of their own, with small heaps.
+    // The engine works on the main thread: what that one frees stays mapped (see
+    // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
     to_do.into_iter().try_for_each(|task| worker.work(task))
 }
 
@@ -140,25 +144,20 @@ impl Worker {
     }
 
     fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
-        if let Err(error) = refuse_loras(spec) {
-            return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
-        }
-        // Both do not fit into memory at once.
-        self.pipeline = None;
         let started = Instant::now();
-        let mut reported = started;
-        let mut on_progress = |fraction| {
-            if reported.elapsed() >= PROGRESS_INTERVAL {
-                reported = Instant::now();
-                // If the daemon is gone, the other thread ends the process.
-                let _ = send(&mut self.socket, &FromWorker::Loading { job, fraction }, &[]);
+        let checkpoint = match guarded(|| open(spec)) {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
             }
         };
-        let result = guarded(|| {
-            Pipeline::load(&spec.checkpoint.path, &mut on_progress)
-                .map_err(|error| load_error(spec, &error))
+        // Both do not fit into memory at once.
+        self.pipeline = None;
+        let on_progress = progress(&self.socket, job);
+        let loaded = guarded(|| {
+            Pipeline::load(&checkpoint, &on_progress).map_err(|error| load_error(&error))
         });
-        match result {
+        match loaded {
             Ok(pipeline) => {
                 let report = LoadReport {
                     family: pipeline.family().name().to_owned(),
@@ -182,7 +181,7 @@ impl Worker {
             let error = internal("no pipeline is loaded");
             return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
         };
-        let socket = &mut self.socket;
+        let socket = &self.socket;
         let mut on_step = |Step { step, steps }| {
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
@@ -197,9 +196,8 @@ impl Worker {
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
-            Ok(Err(error @ DrawError::Internal(_))) => {
-                tracing::error!(%job, "drawing failed: {error}");
-                let error = internal("drawing failed; the daemon's log says why");
+            Ok(Err(error)) => {
+                let error = draw_error(job, &error);
                 self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
             }
             Err(error) => {
@@ -210,13 +208,13 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-        send(&mut self.socket, message, payload)
+    fn send(&self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+        send(&self.socket, message, payload)
     }
 }
 
-fn send(to: &mut impl Write, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-    protocol::write(to, message, payload)
+fn send(mut to: &UnixStream, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+    protocol::write(&mut to, message, payload)
 }
 
 /// Runs a piece of the engine; a panic in it (which the log has by then) costs the job alone.
@@ -230,31 +228,49 @@ fn internal(message: &str) -> WorkerError {
     WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
 }
 
-fn refuse_loras(spec: &PipelineSpec) -> Result<(), WorkerError> {
-    if spec.loras.is_empty() {
-        return Ok(());
+/// Opens a checkpoint and looks through all that will be needed of it, without reading weights:
+/// what is refused here costs nothing that is loaded.
+fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
+    if !spec.loras.is_empty() {
+        let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
+        let message = format!(
+            "LoRA merging is not in this version; take {} out of the mode to draw without",
+            names.join(", ")
+        );
+        return Err(WorkerError { kind: WorkerErrorKind::Unsupported, message });
     }
-    let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
-    let message = format!(
-        "LoRA merging is not in this version; take {} out of the mode to draw without",
-        names.join(", ")
-    );
-    Err(WorkerError { kind: WorkerErrorKind::Unsupported, message })
+    let checkpoint = Checkpoint::open(&spec.checkpoint).map_err(|error| load_error(&error))?;
+    Pipeline::check(&checkpoint).map_err(|error| load_error(&error))?;
+    Ok(checkpoint)
 }
 
-/// The engine's reason, with the file named as the user does.
-fn load_error(spec: &PipelineSpec, error: &LoadError) -> WorkerError {
-    let checkpoint = &spec.checkpoint;
-    let LoadError::Unusable(reason) = error;
-    let path = checkpoint.path.display().to_string();
-    tracing::error!("{path} cannot be loaded: {reason}");
-    let reason = reason.replace(&path, &checkpoint.name);
-    let message = if reason.contains(&checkpoint.name) {
-        reason
-    } else {
-        format!("{}: {reason}", checkpoint.name)
-    };
-    WorkerError { kind: WorkerErrorKind::UnusableModel, message }
+fn load_error(error: &checkpoint::Error) -> WorkerError {
+    // The engine names the file as the user does.
+    WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
+}
+
+fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
+    match error {
+        DrawError::TooManySteps(_) | DrawError::ClipSkip { .. } => {
+            WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
+        }
+        DrawError::Cancelled | DrawError::Engine(_) => {
+            tracing::error!(%job, "drawing failed: {error}");
+            internal("drawing failed; the daemon's log says why")
+        }
+    }
+}
+
+/// Tells the daemon how far a load is, now and then.
+fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
+    let reported = Cell::new(Instant::now());
+    move |fraction| {
+        if reported.get().elapsed() >= PROGRESS_INTERVAL {
+            reported.set(Instant::now());
+            // If the daemon is gone, the other thread ends the process.
+            let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
+        }
+    }
 }
 
 fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {

@@ -3,7 +3,7 @@
 //! Owns the child and our end of its socket. Knows nothing of jobs or restarts.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io,
     os::{
         fd::OwnedFd,
@@ -32,6 +32,16 @@ use super::protocol::{self, FromWorker, ToWorker};
 
 /// A program and its arguments that speak the protocol over their standard input, a socket.
 pub type WorkerCommand = (PathBuf, Vec<OsString>);
+
+/// How glibc shall allocate in the worker, unless the user has said so. A denoising step frees and
+/// allocates the same hundreds of megabytes: given back to the kernel each time, they cost a page
+/// fault for every 4 KiB, a third of a step. So nothing is mapped singly (`mmap_max`), nothing is
+/// given back (`trim_threshold`), and huge pages are asked for (`hugetlb=1` is madvise; from glibc
+/// 2.35 on). Names that a C library does not know it ignores.
+pub const ALLOCATOR: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x7fffffffffffffff:glibc.malloc.hugetlb=1",
+);
 
 /// Messages that may wait for the dispatcher before the worker has to.
 const INBOX_MESSAGES: usize = 16;
@@ -66,8 +76,9 @@ impl Process {
             // A group of its own: an interrupt from the terminal is for the daemon, which lets
             // the running job finish.
             .process_group(0);
-        if let Some(tunables) = tunables(std::env::var_os(TUNABLES_NAME).as_deref()) {
-            command.env(TUNABLES_NAME, tunables);
+        let (name, value) = ALLOCATOR;
+        if std::env::var_os(name).is_none() {
+            command.env(name, value);
         }
         let child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         Ok(Self::attend(UnixStream::from_std(ours)?, Some(child)))
@@ -184,22 +195,6 @@ async fn send_all(mut to: OwnedWriteHalf, mut to_send: mpsc::UnboundedReceiver<T
             tracing::debug!("a message to the worker was not sent: {error}");
         }
     }
-}
-
-const TUNABLES_NAME: &str = "GLIBC_TUNABLES";
-
-/// How glibc shall allocate in the worker. A denoising step frees and allocates the same hundreds
-/// of megabytes: given back to the kernel each time, they cost a page fault and a zeroed page per
-/// 4 KiB, a third of a step. So nothing is mapped singly (`mmap_max`), nothing is given back
-/// (`trim_threshold`), and huge pages are asked for (`hugetlb=1` is madvise; glibc 2.35 and later,
-/// earlier ones and other C libraries ignore names that they do not know).
-const TUNABLES: &str = "glibc.malloc.mmap_max=0\
-    :glibc.malloc.trim_threshold=0x7fffffffffffffff\
-    :glibc.malloc.hugetlb=1";
-
-/// What to set for the child, unless the user has set something.
-fn tunables(set_by_user: Option<&OsStr>) -> Option<&'static str> {
-    set_by_user.is_none().then_some(TUNABLES)
 }
 
 /// How a process ended, in words.

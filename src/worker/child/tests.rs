@@ -1,6 +1,8 @@
 //! The loop over a real socket, with the test at the daemon's end. What needs a checkpoint that
 //! draws is tested with the whole daemon.
 
+use std::io::Write;
+
 use super::*;
 use crate::modes::{CheckpointRef, LoraRef};
 
@@ -105,19 +107,4 @@ fn a_panic_in_the_engine_is_an_internal_error() {
     let error = guarded(|| -> Result<(), _> { panic!("out of buffers") }).unwrap_err();
     assert_eq!(error.kind, WorkerErrorKind::Internal);
     assert!(!error.message.contains("buffers"), "{error}");
-}
-
-#[test]
-fn a_reason_names_the_file_once_and_without_its_folder() {
-    let spec = spec(&[]);
-    for (reason, message) in [
-        ("the header ends early", "sd15/missing.safetensors: the header ends early"),
-        (
-            "/nowhere/sd15/missing.safetensors has no tensor 'a'",
-            "sd15/missing.safetensors has no tensor 'a'",
-        ),
-    ] {
-        let error = load_error(&spec, &LoadError::Unusable(reason.to_owned()));
-        assert_eq!(error.message, message);
-    }
 }

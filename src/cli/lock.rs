@@ -1,0 +1,77 @@
+//! The state folder belongs to one daemon at a time.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+/// Holds the folder until it is dropped, or the process is gone.
+#[derive(Debug)]
+pub struct StateDir {
+    _lock: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateDirError {
+    #[error("the state folder '{}' cannot be used: {error}", path.display())]
+    Unusable { path: PathBuf, error: io::Error },
+    #[error(
+        "another diffused{} uses the state folder '{}'; end it, or give this one a folder of its \
+         own with --state-dir",
+        .owner.as_deref().map(|pid| format!(" (process {pid})")).unwrap_or_default(),
+        path.display()
+    )]
+    InUse { path: PathBuf, owner: Option<String> },
+}
+
+impl StateDir {
+    /// Makes the folder where it is missing, and takes it.
+    pub fn acquire(path: &Path) -> Result<Self, StateDirError> {
+        let unusable = |error| StateDirError::Unusable { path: path.into(), error };
+        fs::create_dir_all(path).map_err(unusable)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut lock = options.open(path.join("lock")).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                let known = lock.read_to_string(&mut owner).is_ok() && !owner.trim().is_empty();
+                let owner = known.then(|| owner.trim().to_owned());
+                return Err(StateDirError::InUse { path: path.into(), owner });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        // Only for the message above; the lock itself is what counts.
+        lock.set_len(0).map_err(unusable)?;
+        writeln!(lock, "{}", std::process::id()).map_err(unusable)?;
+        Ok(Self { _lock: lock })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_once_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        let first = StateDir::acquire(&path).unwrap();
+        let error = StateDir::acquire(&path).unwrap_err().to_string();
+        let owner = format!("another diffused (process {})", std::process::id());
+        assert!(error.starts_with(&owner), "{error}");
+        drop(first);
+        StateDir::acquire(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "").unwrap();
+        let error = StateDir::acquire(&path).unwrap_err().to_string();
+        assert!(error.contains("file' cannot be used"), "{error}");
+    }
+}

@@ -1,0 +1,284 @@
+//! Raw → typed: a tree of values becomes [`Modes`], or every error in it is found. Pure: no file
+//! is looked at.
+
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    diagnostic::{Diagnostic, KeyPath, Position},
+    raw::{Entry, Node, Value},
+    reader::{Errors, Field, Table},
+};
+use crate::modes::{
+    CheckpointRef, Defaults, LoraRef, Mode, Modes, PipelineSpec, Size, did_you_mean, nearest_name,
+};
+
+const ROOT_KEYS: [&str; 4] = ["model_root", "lora_root", "default_mode", "modes"];
+const MODE_KEYS: [&str; 9] = [
+    "model",
+    "loras",
+    "default_size",
+    "default_steps",
+    "default_guidance",
+    "default_scheduler",
+    "default_negative_prompt",
+    "clip_skip",
+    "metadata",
+];
+const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
+
+/// What a file means.
+#[derive(Debug)]
+pub struct Resolved {
+    pub modes: Modes,
+    /// Every file and folder that is named, to be checked by who may look at the disk.
+    pub mentions: Vec<Mention>,
+}
+
+/// A file or folder and where it is named.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mention {
+    /// As the user wrote it.
+    pub name: String,
+    pub path: PathBuf,
+    /// The folder that `name` is relative to; `None` for such a folder itself.
+    pub root: Option<PathBuf>,
+    pub at: Position,
+    pub key: KeyPath,
+}
+
+/// Resolves the tree of `file`, whose relative paths start at the folder `base`.
+pub fn resolve(root: &Node, file: Arc<Path>, base: &Path) -> Result<Resolved, Vec<Diagnostic>> {
+    let mut resolver = Resolver { errors: Errors::new(file), mentions: Vec::new() };
+    let modes = resolver.file(root, base);
+    let errors = resolver.errors.into_sorted();
+    match modes {
+        Some(modes) if errors.is_empty() => Ok(Resolved { modes, mentions: resolver.mentions }),
+        _ => Err(errors),
+    }
+}
+
+struct Resolver {
+    errors: Errors,
+    mentions: Vec<Mention>,
+}
+
+/// The folders that models and LoRAs are relative to. `None`: already reported as wrong.
+struct Roots {
+    model: Option<PathBuf>,
+    lora: Option<PathBuf>,
+}
+
+impl Resolver {
+    fn file(&mut self, root: &Node, base: &Path) -> Option<Modes> {
+        let field = Field { node: root, key: KeyPath::default() };
+        if root.value == Value::Null {
+            field.error(
+                &mut self.errors,
+                "the file is empty; modes.yaml.example shows what it needs",
+            );
+            return None;
+        }
+        let table =
+            Table::read(&field, Position { line: 1, column: 1 }, &ROOT_KEYS, &mut self.errors)?;
+        let model_root = table.require("model_root", &mut self.errors);
+        let model = model_root.and_then(|field| self.root(&field, base));
+        let lora = match table.get("lora_root") {
+            Some(field) => self.root(&field, base),
+            None => model.clone(),
+        };
+        let default_mode = table.require("default_mode", &mut self.errors);
+        let modes = table.require("modes", &mut self.errors);
+        let roots = Roots { model, lora };
+        let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
+        let Some((field, entries)) = declared else {
+            // Its type is still worth a word.
+            default_mode.and_then(|field| field.text(&mut self.errors));
+            return None;
+        };
+        if entries.is_empty() {
+            field.error(&mut self.errors, "declares no mode; at least one is needed");
+        }
+        let default_mode = default_mode.and_then(|field| self.default_mode(&field, entries));
+        let modes: BTreeMap<String, Arc<Mode>> = entries
+            .iter()
+            .filter_map(|entry| self.mode(entry, &field.key, &roots))
+            .map(|mode| (mode.name.clone(), Arc::new(mode)))
+            .collect();
+        Some(Modes { default_mode: default_mode?, modes })
+    }
+
+    fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
+        let name = field.text(&mut self.errors)?;
+        if name.is_empty() {
+            field.error(&mut self.errors, "is empty; write '.' for the folder of this file");
+            return None;
+        }
+        let path = base.join(name);
+        self.mentions.push(Mention {
+            name: name.to_owned(),
+            path: path.clone(),
+            root: None,
+            at: field.node.at,
+            key: field.key.clone(),
+        });
+        Some(path)
+    }
+
+    fn default_mode(&mut self, field: &Field, declared: &[Entry]) -> Option<String> {
+        let name = field.text(&mut self.errors)?;
+        if declared.iter().any(|entry| entry.key == name) {
+            return Some(name.to_owned());
+        }
+        let nearest = nearest_name(name, declared.iter().map(|entry| entry.key.as_str()));
+        let hint = did_you_mean(nearest.as_deref());
+        field.error(&mut self.errors, format!("there is no mode '{name}'{hint}"));
+        None
+    }
+
+    fn mode(&mut self, entry: &Entry, parent: &KeyPath, roots: &Roots) -> Option<Mode> {
+        let field = Field { node: &entry.value, key: parent.key(&entry.key) };
+        if let Err(reason) = check_mode_name(&entry.key) {
+            self.errors.add(entry.key_at, field.key.clone(), reason);
+        }
+        let table = Table::read(&field, entry.key_at, &MODE_KEYS, &mut self.errors)?;
+        let model = table.require("model", &mut self.errors);
+        let checkpoint = model.and_then(|field| {
+            let (name, path) = self.file_name(&field, roots.model.as_deref())?;
+            Some(CheckpointRef { name, path })
+        });
+        let loras = self.loras(&table, roots.lora.as_deref());
+        let defaults = self.defaults(&table);
+        let metadata = match table.get("metadata") {
+            Some(field) => field.json_object(&mut self.errors)?,
+            None => serde_json::Map::new(),
+        };
+        let pipeline = PipelineSpec { checkpoint: checkpoint?, loras };
+        Some(Mode { name: entry.key.clone(), pipeline, defaults, metadata })
+    }
+
+    /// A wrong value is reported and stands as its default: nothing is made of it afterwards.
+    fn defaults(&mut self, table: &Table) -> Defaults {
+        let errors = &mut self.errors;
+        let guidance = table.get("default_guidance");
+        Defaults {
+            size: table
+                .get("default_size")
+                .and_then(|field| field.parsed(errors))
+                .unwrap_or(Size { width: 512, height: 512 }),
+            steps: table
+                .get("default_steps")
+                .and_then(|field| field.whole_number(1..=Defaults::MAX_STEPS, errors))
+                .unwrap_or(4),
+            guidance_scale: guidance
+                .and_then(|field| guidance_scale(&field, errors))
+                .unwrap_or(1.0),
+            scheduler: table.get("default_scheduler").and_then(|field| field.parsed(errors)),
+            negative_prompt: table
+                .get("default_negative_prompt")
+                .and_then(|field| field.text(errors))
+                .map(str::to_owned),
+            clip_skip: table
+                .get("clip_skip")
+                .and_then(|field| field.whole_number(0..=Defaults::MAX_CLIP_SKIP, errors))
+                .unwrap_or(0),
+        }
+    }
+
+    fn loras(&mut self, table: &Table, root: Option<&Path>) -> Vec<LoraRef> {
+        let items = table.get("loras").and_then(|field| field.items(&mut self.errors));
+        items.unwrap_or_default().iter().filter_map(|item| self.lora(item, root)).collect()
+    }
+
+    /// Either the file's name alone or a mapping.
+    fn lora(&mut self, item: &Field, root: Option<&Path>) -> Option<LoraRef> {
+        if let Value::Text(_) = item.node.value {
+            let (name, path) = self.file_name(item, root)?;
+            return Some(LoraRef { name, path, strength: 1.0, adapter_name: None });
+        }
+        if !matches!(item.node.value, Value::Map(_)) {
+            item.error(
+                &mut self.errors,
+                "expected a file name or a mapping {path, strength, adapter_name}",
+            );
+            return None;
+        }
+        let table = Table::read(item, item.node.at, &LORA_KEYS, &mut self.errors)?;
+        let file = table.require("path", &mut self.errors);
+        let file = file.and_then(|field| self.file_name(&field, root));
+        let strength = table.get("strength").map(|field| field.number(&mut self.errors));
+        let adapter_name = table.get("adapter_name").map(|field| field.text(&mut self.errors));
+        let (name, path) = file?;
+        Some(LoraRef {
+            name,
+            path,
+            strength: strength.unwrap_or(Some(1.0))?,
+            adapter_name: adapter_name.flatten().map(str::to_owned),
+        })
+    }
+
+    /// A file below `root`: its name as written, and its path. A symbolic link that leads out
+    /// of the folder is the user's own decision; a name that does is not.
+    fn file_name(&mut self, field: &Field, root: Option<&Path>) -> Option<(String, PathBuf)> {
+        let name = field.text(&mut self.errors)?;
+        if let Err(reason) = check_file_name(name) {
+            field.error(&mut self.errors, reason);
+            return None;
+        }
+        let root = root?;
+        let path = root.join(name);
+        self.mentions.push(Mention {
+            name: name.to_owned(),
+            path: path.clone(),
+            root: Some(root.to_owned()),
+            at: field.node.at,
+            key: field.key.clone(),
+        });
+        Some((name.to_owned(), path))
+    }
+}
+
+fn guidance_scale(field: &Field, errors: &mut Errors) -> Option<f32> {
+    let scale = field.number(errors)?;
+    if !(0.0..=Defaults::MAX_GUIDANCE_SCALE).contains(&scale) {
+        let max = Defaults::MAX_GUIDANCE_SCALE;
+        field.error(errors, format!("{scale} is not between 0 and {max}"));
+        return None;
+    }
+    Some(scale)
+}
+
+/// Mode names travel in URLs and HTTP headers.
+fn check_mode_name(name: &str) -> Result<(), &'static str> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.len() > 64 {
+        Err("a mode's name has at most 64 characters")
+    } else if !name.contains(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
+        Err("a mode's name is made of letters, digits, '.', '_' and '-'")
+    } else {
+        Ok(())
+    }
+}
+
+fn check_file_name(name: &str) -> Result<(), &'static str> {
+    let mut has_name = false;
+    for component in Path::new(name).components() {
+        match component {
+            Component::Normal(_) => has_name = true,
+            Component::CurDir => {}
+            Component::ParentDir => {
+                return Err("must stay inside its root folder: '..' is not allowed");
+            }
+            Component::RootDir | Component::Prefix(_) => {
+                return Err("must be relative to its root folder, not an absolute path");
+            }
+        }
+    }
+    if has_name { Ok(()) } else { Err("is not the name of a file") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+use super::*;
+use crate::{config::raw, modes::SchedulerId};
+
+fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
+    let root = raw::parse(text).unwrap();
+    resolve(&root, Path::new("modes.yaml").into(), Path::new("/home/x"))
+}
+
+fn errors(text: &str) -> String {
+    let errors = resolved(text).expect_err(text);
+    errors.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The errors of one mode's lines.
+fn errors_of_mode(lines: &str) -> String {
+    errors(&format!("model_root: m\ndefault_mode: a\nmodes:\n  a:\n    model: x\n    {lines}\n"))
+}
+
+#[test]
+fn a_full_file_resolves() {
+    let text = r#"
+model_root: models
+lora_root: /srv/loras
+default_mode: portrait
+modes:
+  sd15: {model: ./sd15/x.safetensors, loras: , default_size: 512X768}
+  portrait:
+    model: sd15/x.safetensors
+    loras: [a.safetensors, {path: sub/b.safetensors, strength: -0.8, adapter_name: portrait}]
+    default_size: "640x512"
+    default_steps: 20
+    default_guidance: 7.5
+    default_scheduler: dpmpp_2m_karras
+    default_negative_prompt: no
+    clip_skip: 1
+    metadata: {description: "…", any_key: [1, 2.5, null, true, {x: y}], big: 18446744073709551615}
+"#;
+    let Resolved { modes, mentions } = resolved(text).unwrap();
+    assert_eq!(modes.default_mode, "portrait");
+    let sd15 = &modes.modes["sd15"];
+    assert_eq!(sd15.name, "sd15");
+    assert_eq!(sd15.pipeline.checkpoint.name, "./sd15/x.safetensors");
+    assert_eq!(sd15.pipeline.checkpoint.path, Path::new("/home/x/models/./sd15/x.safetensors"));
+    assert_eq!(
+        sd15.defaults,
+        Defaults {
+            size: Size { width: 512, height: 768 },
+            steps: 4,
+            guidance_scale: 1.0,
+            scheduler: None,
+            negative_prompt: None,
+            clip_skip: 0
+        }
+    );
+    let portrait = &modes.modes["portrait"];
+    assert_eq!(
+        portrait.pipeline.loras,
+        [
+            LoraRef {
+                name: "a.safetensors".into(),
+                path: "/srv/loras/a.safetensors".into(),
+                strength: 1.0,
+                adapter_name: None
+            },
+            LoraRef {
+                name: "sub/b.safetensors".into(),
+                path: "/srv/loras/sub/b.safetensors".into(),
+                strength: -0.8,
+                adapter_name: Some("portrait".into())
+            }
+        ]
+    );
+    assert_eq!(portrait.defaults.scheduler, Some(SchedulerId::Dpmpp2mKarras));
+    assert_eq!(portrait.defaults.negative_prompt.as_deref(), Some("no"));
+    assert_eq!(
+        serde_json::Value::from(portrait.metadata.clone()),
+        serde_json::json!({
+            "description": "…", "any_key": [1, 2.5, null, true, {"x": "y"}], "big": u64::MAX
+        })
+    );
+    assert_eq!(mentions.len(), 6);
+}
+
+#[test]
+fn loras_are_looked_for_beside_the_models_where_no_folder_is_named() {
+    let text = "model_root: m\ndefault_mode: a\nmodes: {a: {model: x, loras: [y]}}";
+    let modes = resolved(text).unwrap().modes;
+    assert_eq!(modes.modes["a"].pipeline.loras[0].path, Path::new("/home/x/m/y"));
+}
+
+#[test]
+fn modes_share_lines_through_anchors_and_merges() {
+    let text = "model_root: m\ndefault_mode: b\nmodes:\n  a: &a {model: x, default_steps: 9}\n  \
+                b: {<<: *a, model: y}\n";
+    let modes = resolved(text).unwrap().modes;
+    assert_eq!(modes.modes["b"].defaults.steps, 9);
+    assert_eq!(modes.modes["b"].pipeline.checkpoint.name, "y");
+}
+
+#[test]
+fn every_error_of_a_file_is_reported_at_once() {
+    let text = r#"model_rot: models
+lora_root: 7
+default_mode: portrit
+modes:
+  portrait:
+    modle: x.safetensors
+    default_stps: 4
+    default_steps: 0
+    default_guidance: .inf
+    default_size: 500x500
+    default_scheduler: eulr
+    default_negative_prompt: [a]
+    clip_skip: "2"
+    loras:
+      - ../outside.safetensors
+      - {path: /etc/passwd, strength: strong, adaptor_name: x}
+      - {strength: 1}
+      - 5
+    metadata: {x: .nan, y: [1, -.inf]}
+  "bad name!":
+    model: ..
+    zzz: 1
+  nothing:
+  text: x
+"#;
+    insta::assert_snapshot!(errors(text), @r#"
+    modes.yaml:1:1: error: model_rot: unknown key; did you mean 'model_root'?
+    modes.yaml:1:1: error: required key 'model_root' is missing
+    modes.yaml:2:12: error: lora_root: expected text, found the number 7; put it in quotes
+    modes.yaml:3:15: error: default_mode: there is no mode 'portrit'; did you mean 'portrait'?
+    modes.yaml:5:3: error: modes.portrait: required key 'model' is missing
+    modes.yaml:6:5: error: modes.portrait.modle: unknown key; did you mean 'model'?
+    modes.yaml:7:5: error: modes.portrait.default_stps: unknown key; did you mean 'default_steps'?
+    modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 1000
+    modes.yaml:9:23: error: modes.portrait.default_guidance: expected a finite number
+    modes.yaml:10:19: error: modes.portrait.default_size: 500x500: width and height must be positive multiples of 8
+    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:12:30: error: modes.portrait.default_negative_prompt: expected text, found a list
+    modes.yaml:13:16: error: modes.portrait.clip_skip: expected a whole number, found the text '2'
+    modes.yaml:15:9: error: modes.portrait.loras[0]: must stay inside its root folder: '..' is not allowed
+    modes.yaml:16:16: error: modes.portrait.loras[1].path: must be relative to its root folder, not an absolute path
+    modes.yaml:16:39: error: modes.portrait.loras[1].strength: expected a number, found the text 'strong'
+    modes.yaml:16:47: error: modes.portrait.loras[1].adaptor_name: unknown key; did you mean 'adapter_name'?
+    modes.yaml:17:9: error: modes.portrait.loras[2]: required key 'path' is missing
+    modes.yaml:18:9: error: modes.portrait.loras[3]: expected a file name or a mapping {path, strength, adapter_name}
+    modes.yaml:19:19: error: modes.portrait.metadata.x: expected a finite number (JSON has no other)
+    modes.yaml:19:32: error: modes.portrait.metadata.y[1]: expected a finite number (JSON has no other)
+    modes.yaml:20:3: error: modes."bad name!": a mode's name is made of letters, digits, '.', '_' and '-'
+    modes.yaml:21:12: error: modes."bad name!".model: must stay inside its root folder: '..' is not allowed
+    modes.yaml:22:5: error: modes."bad name!".zzz: unknown key (known keys: model, loras, default_size, default_steps, default_guidance, default_scheduler, default_negative_prompt, clip_skip, metadata)
+    modes.yaml:23:10: error: modes.nothing: expected a mapping (key: value), found nothing
+    modes.yaml:24:9: error: modes.text: expected a mapping (key: value), found the text 'x'
+    "#);
+}
+
+#[test]
+fn a_value_that_does_not_fit_says_what_would() {
+    let table = [
+        "default_steps: 4.5",
+        "default_steps: 1001",
+        "default_steps: many",
+        "default_steps: -99999999999999999999999",
+        "default_guidance: -1",
+        "default_guidance: 1e300",
+        "default_guidance: true",
+        "default_size: 512",
+        "default_size: 4096x4096",
+        "clip_skip: 13",
+        "default_negative_prompt: 3",
+        "loras: a.safetensors",
+        "metadata: text",
+        "loras: [{path: a, strength: .nan}]",
+        "loras: ['']",
+        "loras: [.]",
+        "default_scheduler: true",
+    ];
+    let lines: Vec<_> = table.iter().map(|line| errors_of_mode(line)).collect();
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the number 4.5
+    modes.yaml:6:20: error: modes.a.default_steps: 1001 is not between 1 and 1000
+    modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the text 'many'
+    modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the number -100000000000000000000000
+    modes.yaml:6:23: error: modes.a.default_guidance: -1 is not between 0 and 100
+    modes.yaml:6:23: error: modes.a.default_guidance: expected a finite number
+    modes.yaml:6:23: error: modes.a.default_guidance: expected a number, found true
+    modes.yaml:6:19: error: modes.a.default_size: '512' is not a size; write it as WIDTHxHEIGHT, for example 512x512
+    modes.yaml:6:19: error: modes.a.default_size: 4096x4096 is larger than 4194304 pixels (2048x2048)
+    modes.yaml:6:16: error: modes.a.clip_skip: 13 is not between 0 and 12
+    modes.yaml:6:30: error: modes.a.default_negative_prompt: expected text, found the number 3; put it in quotes
+    modes.yaml:6:12: error: modes.a.loras: expected a list, found the text 'a.safetensors'
+    modes.yaml:6:15: error: modes.a.metadata: expected a mapping (key: value), found the text 'text'
+    modes.yaml:6:33: error: modes.a.loras[0].strength: expected a finite number
+    modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
+    modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
+    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    "#);
+}
+
+#[test]
+fn a_file_of_another_shape() {
+    let table = [
+        "[]",
+        "model_root: m",
+        "model_root: m\ndefault_mode: a\nmodes: {}",
+        "model_root: ''\ndefault_mode: 3\nmodes: {a: {model: x}}",
+        "model_root: m\ndefault_mode: [a]\nmodes: [a]",
+        "model_root: m\ndefault_mode: ..\nmodes: {..: {model: x}, '': {model: x}}",
+    ];
+    let lines: Vec<_> = table.iter().map(|text| errors(text)).collect();
+    insta::assert_snapshot!(lines.join("\n--\n"), @r#"
+    modes.yaml:1:1: error: expected a mapping (key: value), found a list
+    --
+    modes.yaml:1:1: error: required key 'default_mode' is missing
+    modes.yaml:1:1: error: required key 'modes' is missing
+    --
+    modes.yaml:2:15: error: default_mode: there is no mode 'a'
+    modes.yaml:3:8: error: modes: declares no mode; at least one is needed
+    --
+    modes.yaml:1:13: error: model_root: is empty; write '.' for the folder of this file
+    modes.yaml:2:15: error: default_mode: expected text, found the number 3; put it in quotes
+    --
+    modes.yaml:2:15: error: default_mode: expected text, found a list
+    modes.yaml:3:8: error: modes: expected a mapping (key: value), found a list
+    --
+    modes.yaml:3:9: error: modes."..": a mode's name is made of letters, digits, '.', '_' and '-'
+    modes.yaml:3:25: error: modes."": a mode's name is made of letters, digits, '.', '_' and '-'
+    "#);
+}

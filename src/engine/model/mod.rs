@@ -1,0 +1,13 @@
+//! The networks, as their papers draw them, over [`super::nn`]; nothing about devices or files.
+//!
+//! Channels, depths and widths are read off the checkpoint's tensors, so that every size of a
+//! family loads by the same code.
+
+mod clip;
+mod resnet;
+mod unet;
+mod vae;
+
+pub use clip::ClipTextEncoder;
+pub use unet::{Heads, UNet};
+pub use vae::VaeDecoder;

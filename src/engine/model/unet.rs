@@ -1,0 +1,368 @@
+//! The denoising UNet (Rombach et al., 2022, arXiv:2112.10752; diffusers' `UNet2DConditionModel`).
+
+use super::resnet::ResnetBlock;
+use crate::engine::{
+    checkpoint::{Error, Weights},
+    nn::{self, Activation, Columns, Conv2d, Geglu, GroupNorm, LayerNorm, Linear, Tensor},
+};
+
+const EPSILON: f32 = 1e-5;
+const TRANSFORMER_EPSILON: f32 = 1e-6;
+
+/// What the tensors' shapes cannot tell.
+#[derive(Debug, Clone, Copy)]
+pub enum Heads {
+    /// The same number at every width (SD1.x: 8).
+    Count(usize),
+}
+
+impl Heads {
+    fn count(self, _channels: usize) -> usize {
+        match self {
+            Self::Count(count) => count,
+        }
+    }
+}
+
+pub struct UNet {
+    time_linear1: Linear,
+    time_linear2: Linear,
+    conv_in: Conv2d,
+    down: Vec<DownBlock>,
+    mid_first: ResnetBlock,
+    mid: Vec<(Transformer, ResnetBlock)>,
+    up: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    in_channels: usize,
+}
+
+/// A residual block and, at most levels, a transformer behind it.
+struct Stage {
+    resnet: ResnetBlock,
+    transformer: Option<Transformer>,
+}
+
+struct DownBlock {
+    stages: Vec<Stage>,
+    downsample: Option<Conv2d>,
+}
+
+struct UpBlock {
+    stages: Vec<Stage>,
+    upsample: Option<Conv2d>,
+}
+
+/// What every block is loaded with.
+#[derive(Clone, Copy)]
+struct Sizes {
+    time: usize,
+    /// Width of the text embeddings.
+    context: usize,
+    heads: Heads,
+}
+
+impl UNet {
+    /// `context` is the width of the text embeddings that the caller will give it.
+    pub fn load(w: &Weights<'_>, context: usize, heads: Heads) -> Result<Self, Error> {
+        let in_channels = w.at("conv_in").dims("weight")?.get(1).copied().unwrap_or(0);
+        let conv_in = Conv2d::load(&w.at("conv_in"), in_channels, 3)?;
+        let base = conv_in.out_channels();
+        let time = w.at("time_embedding.linear_1").dims("weight")?[0];
+        let sizes = Sizes { time, context, heads };
+
+        let (mut channels, mut skips) = (base, vec![base]);
+        let blocks = w.at("down_blocks");
+        let mut down = Vec::new();
+        for i in 0..blocks.count() {
+            down.push(DownBlock::load(
+                &blocks.at(&i.to_string()),
+                &mut channels,
+                &mut skips,
+                sizes,
+            )?);
+        }
+
+        let mid = w.at("mid_block");
+        let resnet = |i: usize| mid.at(&format!("resnets.{i}"));
+        let mid_first = ResnetBlock::load(&resnet(0), channels, EPSILON, Some(time))?;
+        let depth = mid.at("attentions").count().max(usize::from(resnet(1).exists()));
+        let mid = (0..depth)
+            .map(|i| {
+                let transformer =
+                    Transformer::load(&mid.at(&format!("attentions.{i}")), channels, sizes)?;
+                Ok((transformer, ResnetBlock::load(&resnet(i + 1), channels, EPSILON, Some(time))?))
+            })
+            .collect::<Result<_, Error>>()?;
+
+        let blocks = w.at("up_blocks");
+        let mut up = Vec::new();
+        for i in 0..blocks.count() {
+            up.push(UpBlock::load(&blocks.at(&i.to_string()), &mut channels, &mut skips, sizes)?);
+        }
+        Ok(Self {
+            time_linear1: Linear::load_to(&w.at("time_embedding.linear_1"), base, time)?,
+            time_linear2: Linear::load_to(&w.at("time_embedding.linear_2"), time, time)?,
+            conv_in,
+            down,
+            mid_first,
+            mid,
+            up,
+            norm_out: GroupNorm::load(&w.at("conv_norm_out"), channels, EPSILON, Activation::Silu)?,
+            conv_out: Conv2d::load(&w.at("conv_out"), channels, 3)?,
+            in_channels,
+        })
+    }
+
+    /// Channels of the input: 4 of latents; 9 where a mask and a masked image come along.
+    pub fn in_channels(&self) -> usize {
+        self.in_channels
+    }
+
+    /// The model output for noisy latents `[b, h, w, 4]`, a timestep for each image and text
+    /// embeddings `[b, 77, context]`: `[b, h, w, 4]`.
+    pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor) -> nn::Result<Tensor> {
+        let time = self.time_embedding(timesteps)?;
+        let mut x = self.conv_in.forward(x)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down {
+            for stage in &block.stages {
+                x = stage.forward(&x, &time, context)?;
+                skips.push(x.clone());
+            }
+            if let Some(downsample) = &block.downsample {
+                x = downsample.forward(&x)?;
+                skips.push(x.clone());
+            }
+        }
+        x = self.mid_first.forward(&x, Some(&time))?;
+        for (transformer, resnet) in &self.mid {
+            x = resnet.forward(&transformer.forward(&x, context)?, Some(&time))?;
+        }
+        for block in &self.up {
+            for stage in &block.stages {
+                if let Some(skip) = skips.pop() {
+                    x = Tensor::cat(&[&x, &skip], 3)?;
+                }
+                x = stage.forward(&x, &time, context)?;
+            }
+            if let (Some(upsample), Some(skip)) = (&block.upsample, skips.last()) {
+                // To the skip's size, which for odd sizes is not the double.
+                let [_, h, w, _] = skip.dims4()?;
+                x = upsample.forward_enlarged(&x, [h, w])?;
+            }
+        }
+        self.conv_out.forward(&self.norm_out.forward(&x)?)
+    }
+
+    /// silu of the embedded timesteps, `[b, time]`: every block takes it through a silu first.
+    fn time_embedding(&self, timesteps: &[f32]) -> nn::Result<Tensor> {
+        let width = self.conv_in.out_channels();
+        let x = Tensor::from_vec(sinusoids(timesteps, width), &[timesteps.len(), width])?;
+        let x = nn::activate(&self.time_linear1.forward(&x)?, Activation::Silu)?;
+        nn::activate(&self.time_linear2.forward(&x)?, Activation::Silu)
+    }
+
+    pub fn bytes(&self) -> usize {
+        let stages = |stages: &[Stage]| stages.iter().map(Stage::bytes).sum::<usize>();
+        let conv = |conv: &Option<Conv2d>| conv.as_ref().map_or(0, Conv2d::bytes);
+        let down: usize = self.down.iter().map(|b| stages(&b.stages) + conv(&b.downsample)).sum();
+        let up: usize = self.up.iter().map(|b| stages(&b.stages) + conv(&b.upsample)).sum();
+        let mid: usize = self.mid.iter().map(|(t, r)| t.bytes() + r.bytes()).sum();
+        let time = self.time_linear1.bytes() + self.time_linear2.bytes();
+        let ends = self.conv_in.bytes() + self.conv_out.bytes() + self.mid_first.bytes();
+        time + ends + down + mid + up
+    }
+}
+
+/// `[cos(t·f), sin(t·f)]` with f falling from 1 to 1/10000, in f32 as the reference computes it
+/// (diffusers' `get_timestep_embedding` with `flip_sin_to_cos` and no shift).
+fn sinusoids(timesteps: &[f32], width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let frequency = |i: usize| (-(10_000f32.ln()) * i as f32 / half as f32).exp();
+    let angles = |t: f32| (0..half).map(move |i| t * frequency(i));
+    timesteps
+        .iter()
+        .flat_map(|t| angles(*t).map(f32::cos).chain(angles(*t).map(f32::sin)))
+        .collect()
+}
+
+impl Stage {
+    fn load(w: &Weights<'_>, i: usize, channels: usize, sizes: Sizes) -> Result<Self, Error> {
+        let resnet = w.at(&format!("resnets.{i}"));
+        let resnet = ResnetBlock::load(&resnet, channels, EPSILON, Some(sizes.time))?;
+        let transformer = w.at(&format!("attentions.{i}"));
+        let load = || Transformer::load(&transformer, resnet.out_channels(), sizes);
+        let transformer = transformer.exists().then(load).transpose()?;
+        Ok(Self { resnet, transformer })
+    }
+
+    fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+        let x = self.resnet.forward(x, Some(time))?;
+        match &self.transformer {
+            Some(transformer) => transformer.forward(&x, context),
+            None => Ok(x),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.resnet.bytes() + self.transformer.as_ref().map_or(0, Transformer::bytes)
+    }
+}
+
+impl DownBlock {
+    /// Notes in `skips` the channels of every feature map that an up block will take.
+    fn load(
+        w: &Weights<'_>,
+        channels: &mut usize,
+        skips: &mut Vec<usize>,
+        sizes: Sizes,
+    ) -> Result<Self, Error> {
+        let mut stages = Vec::new();
+        for i in 0..w.at("resnets").count().max(1) {
+            let stage = Stage::load(w, i, *channels, sizes)?;
+            *channels = stage.resnet.out_channels();
+            skips.push(*channels);
+            stages.push(stage);
+        }
+        let conv = w.at("downsamplers.0.conv");
+        let load = || Conv2d::load_stride2(&conv, *channels);
+        let downsample = conv.exists().then(load).transpose()?;
+        if downsample.is_some() {
+            skips.push(*channels);
+        }
+        Ok(Self { stages, downsample })
+    }
+}
+
+impl UpBlock {
+    fn load(
+        w: &Weights<'_>,
+        channels: &mut usize,
+        skips: &mut Vec<usize>,
+        sizes: Sizes,
+    ) -> Result<Self, Error> {
+        let mut stages = Vec::new();
+        for i in 0..w.at("resnets").count().max(1) {
+            let stage = Stage::load(w, i, *channels + skips.pop().unwrap_or(0), sizes)?;
+            *channels = stage.resnet.out_channels();
+            stages.push(stage);
+        }
+        let conv = w.at("upsamplers.0.conv");
+        let upsample = conv.exists().then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
+        Ok(Self { stages, upsample })
+    }
+}
+
+/// diffusers' `Transformer2DModel`: tokens are pixels, and the text is attended to.
+struct Transformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    blocks: Vec<TransformerBlock>,
+    proj_out: Linear,
+}
+
+/// diffusers' `BasicTransformerBlock`.
+struct TransformerBlock {
+    norm1: LayerNorm,
+    self_qkv: Linear,
+    self_out: Linear,
+    norm2: LayerNorm,
+    cross_q: Linear,
+    cross_kv: Linear,
+    cross_out: Linear,
+    norm3: LayerNorm,
+    geglu: Geglu,
+    ff_out: Linear,
+    heads: usize,
+    width: usize,
+}
+
+impl Transformer {
+    fn load(w: &Weights<'_>, channels: usize, sizes: Sizes) -> Result<Self, Error> {
+        let proj_in = w.at("proj_in");
+        let width = proj_in.dims("weight")?[0];
+        let blocks = w.at("transformer_blocks");
+        let heads = sizes.heads.count(width);
+        if width % heads != 0 {
+            proj_in.refuse("weight", &format!("a multiple of {heads} heads"))?;
+        }
+        Ok(Self {
+            norm: GroupNorm::load(&w.at("norm"), channels, TRANSFORMER_EPSILON, Activation::None)?,
+            proj_in: Linear::load_to(&proj_in, channels, width)?,
+            blocks: (0..blocks.count().max(1))
+                .map(|i| TransformerBlock::load(&blocks.at(&i.to_string()), width, sizes))
+                .collect::<Result<_, _>>()?,
+            proj_out: Linear::load_to(&w.at("proj_out"), width, channels)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+        let [b, h, w, channels] = x.dims4()?;
+        let mut tokens = self.norm.forward(x)?.reshape(&[b, h * w, channels])?;
+        tokens = self.proj_in.forward(&tokens)?;
+        for block in &self.blocks {
+            tokens = block.forward(&tokens, context)?;
+        }
+        let x = x.reshape(&[b, h * w, channels])?;
+        self.proj_out.forward_add(&tokens, &x)?.reshape(&[b, h, w, channels])
+    }
+
+    fn bytes(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(TransformerBlock::bytes).sum();
+        self.proj_in.bytes() + blocks + self.proj_out.bytes()
+    }
+}
+
+impl TransformerBlock {
+    fn load(w: &Weights<'_>, width: usize, sizes: Sizes) -> Result<Self, Error> {
+        let part = |attention: &str, names: &[&str]| -> Vec<_> {
+            names.iter().map(|name| w.at(&format!("{attention}.{name}"))).collect()
+        };
+        let (qkv, kv) =
+            (part("attn1", &["to_q", "to_k", "to_v"]), part("attn2", &["to_k", "to_v"]));
+        let geglu = Geglu::load(&w.at("ff.net.0.proj"), width)?;
+        let inner = geglu.out_channels();
+        Ok(Self {
+            norm1: LayerNorm::load(&w.at("norm1"), width)?,
+            self_qkv: Linear::stack(&[&qkv[0], &qkv[1], &qkv[2]], width, &[width; 3])?,
+            self_out: Linear::load_to(&w.at("attn1.to_out.0"), width, width)?,
+            norm2: LayerNorm::load(&w.at("norm2"), width)?,
+            cross_q: Linear::load_to(&w.at("attn2.to_q"), width, width)?,
+            cross_kv: Linear::stack(&[&kv[0], &kv[1]], sizes.context, &[width; 2])?,
+            cross_out: Linear::load_to(&w.at("attn2.to_out.0"), width, width)?,
+            norm3: LayerNorm::load(&w.at("norm3"), width)?,
+            geglu,
+            ff_out: Linear::load_to(&w.at("ff.net.2"), inner, width)?,
+            heads: sizes.heads.count(width),
+            width,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+        let (heads, head_dim) = (self.heads, self.width / self.heads);
+        let qkv = self.self_qkv.forward(&self.norm1.forward(x)?)?;
+        let parts = [0, 1, 2].map(|i| Columns { tensor: &qkv, first: i * self.width });
+        let x = self.self_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, x)?;
+
+        let q = self.cross_q.forward(&self.norm2.forward(&x)?)?;
+        let kv = self.cross_kv.forward(context)?;
+        let parts = [(&q, 0), (&kv, 0), (&kv, self.width)];
+        let parts = parts.map(|(tensor, first)| Columns { tensor, first });
+        let x = self.cross_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, &x)?;
+
+        self.ff_out.forward_add(&self.geglu.forward(&self.norm3.forward(&x)?)?, &x)
+    }
+
+    fn bytes(&self) -> usize {
+        let linears = [
+            &self.self_qkv,
+            &self.self_out,
+            &self.cross_q,
+            &self.cross_kv,
+            &self.cross_out,
+            &self.ff_out,
+        ];
+        linears.iter().map(|l| l.bytes()).sum::<usize>() + self.geglu.bytes()
+    }
+}

@@ -1,0 +1,363 @@
+//! Layers: weights taken from a checkpoint once, then only run.
+
+use super::{
+    Activation, Error, Result, Tensor,
+    cpu::{
+        conv::{self, Geometry},
+        gemm::{Dense, Finish, PackedWeights, Product},
+        norm::{self, Affine},
+        winograd::{Winograd, WinogradWeights},
+    },
+};
+use crate::engine::checkpoint::{self, Weights};
+
+type Load<T> = std::result::Result<T, checkpoint::Error>;
+
+/// `x·Wᵀ + b` over the last dimension.
+pub struct Linear {
+    weights: PackedWeights,
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// Reads `weight` (`[n, k]`, or a 1×1 convolution's `[n, k, 1, 1]`) and, if there, `bias`.
+    pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
+        let n = w.dims("weight")?[0];
+        Self::stack(&[w], k, &[n])
+    }
+
+    /// The same, with a number of outputs that is known already.
+    pub fn load_to(w: &Weights<'_>, k: usize, n: usize) -> Load<Self> {
+        Self::stack(&[w], k, &[n])
+    }
+
+    /// Several layers over the same input as one: their outputs stand side by side.
+    pub fn stack(parts: &[&Weights<'_>], k: usize, sizes: &[usize]) -> Load<Self> {
+        let (mut rows, mut bias) = (Vec::new(), Vec::new());
+        for (w, n) in parts.iter().zip(sizes) {
+            let dims: &[usize] =
+                if w.dims("weight")?.len() == 4 { &[*n, k, 1, 1] } else { &[*n, k] };
+            rows.extend(w.load("weight", dims)?);
+            bias.extend(w.load_if_present("bias", &[*n])?.unwrap_or_default());
+        }
+        let n: usize = sizes.iter().sum();
+        let bias = (bias.len() == n).then_some(bias);
+        if parts.iter().any(|w| w.is_check()) {
+            return Ok(Self { weights: PackedWeights::default(), bias });
+        }
+        let weights = PackedWeights::pack(1, k, n, |n, _, d| rows[n * k + d]);
+        Ok(Self { weights, bias })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, Finish::Store)
+    }
+
+    /// `forward(x) + residual`.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(x, Finish::Add(&residual.data()?))
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    fn run(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
+        dense(x, &self.weights, self.bias.as_deref(), self.weights.n, finish)
+    }
+}
+
+/// A projection to twice the width, of which one half gates the other (Shazeer, 2020).
+pub struct Geglu {
+    weights: PackedWeights,
+    bias: Vec<f32>,
+    half: usize,
+}
+
+impl Geglu {
+    pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
+        let n = w.dims("weight")?[0];
+        let (rows, bias) = (w.load("weight", &[n, k])?, w.load("bias", &[n])?);
+        if w.is_check() {
+            return Ok(Self { weights: PackedWeights::default(), bias, half: n / 2 });
+        }
+        let (weights, bias) = PackedWeights::pack_geglu(k, n / 2, &rows, &bias);
+        Ok(Self { weights, bias, half: n / 2 })
+    }
+
+    /// `[.., k]` → `[.., half]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        dense(x, &self.weights, Some(&self.bias), self.half, Finish::Geglu)
+    }
+
+    pub fn out_channels(&self) -> usize {
+        self.half
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+}
+
+fn dense(
+    x: &Tensor,
+    weights: &PackedWeights,
+    bias: Option<&[f32]>,
+    columns: usize,
+    finish: Finish<'_>,
+) -> Result<Tensor> {
+    let k = weights.k;
+    let (mut dims, data) = (x.dims().to_vec(), x.data()?);
+    expect_channels(x, k)?;
+    let count = data.len() / k.max(1);
+    if let Some(last) = dims.last_mut() {
+        *last = columns;
+    }
+    let rows = Dense { data: &data, stride: k, count };
+    let (images, rows_per_image, out_stride) = (1, count, columns);
+    let product =
+        Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };
+    Tensor::build(&dims, |out| product.run(out))
+}
+
+fn expect_channels(x: &Tensor, expected: usize) -> Result<()> {
+    match x.dims().last() {
+        Some(last) if *last == expected => Ok(()),
+        _ => Err(shape_error(x, &format!("[.., {expected}]"))),
+    }
+}
+
+fn expect_dims<'a>(x: &'a Tensor, dims: &[usize]) -> Result<&'a Tensor> {
+    if x.dims() == dims { Ok(x) } else { Err(shape_error(x, &format!("{dims:?}"))) }
+}
+
+fn shape_error(x: &Tensor, expected: &str) -> Error {
+    candle_core::Error::msg(format!("a tensor {:?} where {expected} belongs", x.dims())).into()
+}
+
+/// A square convolution with zero padding.
+pub struct Conv2d {
+    weights: ConvWeights,
+    bias: Vec<f32>,
+    kernel: usize,
+    stride: usize,
+    out_channels: usize,
+}
+
+/// By which algorithm a convolution runs; chosen when it is loaded.
+enum ConvWeights {
+    Direct(PackedWeights),
+    Winograd(WinogradWeights),
+}
+
+impl ConvWeights {
+    /// Winograd's weights are four times as large. That pays where there are many pixels for few
+    /// weights, and not in the innermost blocks (1280 × 1280 channels, 8 × 8 pixels).
+    const MAX_WINOGRAD: usize = 1_300_000;
+    /// With fewer channels the transforms cost more than they save.
+    const MIN_CHANNELS: usize = 32;
+
+    fn new(source: &[f32], channels: usize, n: usize, kernel: usize, stride: usize) -> Self {
+        let wide = channels.min(n) >= Self::MIN_CHANNELS && channels * n <= Self::MAX_WINOGRAD;
+        if kernel == 3 && stride == 1 && wide {
+            return Self::Winograd(WinogradWeights::new(source, channels, n));
+        }
+        let taps = kernel * kernel;
+        let at = |n: usize, tap: usize, c: usize| source[(n * channels + c) * taps + tap];
+        Self::Direct(PackedWeights::pack(taps, channels, n, at))
+    }
+}
+
+impl Conv2d {
+    /// Reads `weight`, `[n, channels, kernel, kernel]`, and `bias`. Padding keeps the size.
+    pub fn load(w: &Weights<'_>, channels: usize, kernel: usize) -> Load<Self> {
+        Self::load_strided(w, channels, kernel, 1)
+    }
+
+    /// 3×3 at every other pixel: the UNet's downsampling.
+    pub fn load_stride2(w: &Weights<'_>, channels: usize) -> Load<Self> {
+        Self::load_strided(w, channels, 3, 2)
+    }
+
+    fn load_strided(w: &Weights<'_>, channels: usize, kernel: usize, stride: usize) -> Load<Self> {
+        let n = w.dims("weight")?[0];
+        let bias = w.load("bias", &[n])?;
+        let source = w.load("weight", &[n, channels, kernel, kernel])?;
+        let weights = if w.is_check() {
+            ConvWeights::Direct(PackedWeights::default())
+        } else {
+            ConvWeights::new(&source, channels, n, kernel, stride)
+        };
+        Ok(Self { weights, bias, kernel, stride, out_channels: n })
+    }
+
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            ConvWeights::Direct(weights) => weights.bytes(),
+            ConvWeights::Winograd(weights) => weights.bytes(),
+        }
+    }
+
+    /// `[b, h, w, c]` → `[b, h/stride, w/stride, n]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let [_, h, w, _] = x.dims4()?;
+        self.run(x, [h, w], &self.bias, None)
+    }
+
+    /// `forward(x) + residual`.
+    pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        let [_, h, w, _] = x.dims4()?;
+        self.run(x, [h, w], &self.bias, Some(residual))
+    }
+
+    /// `forward(x) + shift`, with a `[b, n]` shift for all pixels of an image.
+    pub fn forward_shift(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let [_, h, w, _] = x.dims4()?;
+        let bias: Vec<f32> =
+            shift.data()?.iter().zip(self.bias.iter().cycle()).map(|(s, b)| s + b).collect();
+        self.run(x, [h, w], &bias, None)
+    }
+
+    /// The convolution of `x` enlarged to `size` by nearest neighbour, without enlarging it.
+    pub fn forward_enlarged(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+        self.run(x, size, &self.bias, None)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        seen: [usize; 2],
+        bias: &[f32],
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let [images, h, w, _] = x.dims4()?;
+        let padding = self.kernel / 2;
+        let out = seen.map(|size| (size + 2 * padding - self.kernel) / self.stride + 1);
+        let dims = [images, out[0], out[1], self.out_channels];
+        let geometry = Geometry {
+            kernel: self.kernel,
+            stride: self.stride,
+            pad_before: padding,
+            stored: [h, w],
+            seen,
+            out,
+        };
+        let data = x.data()?;
+        let residual = residual.map(|residual| expect_dims(residual, &dims)?.data()).transpose()?;
+        let residual = residual.as_deref();
+        match &self.weights {
+            ConvWeights::Direct(weights) => {
+                expect_channels(x, weights.k)?;
+                let finish = residual.map_or(Finish::Store, Finish::Add);
+                Tensor::build(&dims, |out| {
+                    conv::conv2d(&data, images, geometry, weights, Some(bias), finish, out);
+                })
+            }
+            ConvWeights::Winograd(weights) => {
+                expect_channels(x, weights.channels)?;
+                let [rows, columns] = [0, 1]
+                    .map(|axis| (0..seen[axis]).map(geometry.stored_at(axis)).collect::<Vec<_>>());
+                let winograd = Winograd {
+                    weights,
+                    x: &data,
+                    images,
+                    stored: [h, w],
+                    rows: &rows,
+                    columns: &columns,
+                    bias,
+                    residual,
+                };
+                Tensor::build(&dims, |out| winograd.run(out))
+            }
+        }
+    }
+}
+
+/// The learned part of a normalisation.
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    epsilon: f32,
+}
+
+impl Norm {
+    fn load(w: &Weights<'_>, channels: usize, epsilon: f32) -> Load<Self> {
+        let (weight, bias) = (w.load("weight", &[channels])?, w.load("bias", &[channels])?);
+        Ok(Self { weight, bias, epsilon })
+    }
+
+    fn affine(&self) -> Affine<'_> {
+        Affine { weight: &self.weight, bias: &self.bias, epsilon: self.epsilon }
+    }
+}
+
+/// Group normalisation with 32 groups and an activation, in one pass over the output.
+pub struct GroupNorm {
+    norm: Norm,
+    activation: Activation,
+}
+
+impl GroupNorm {
+    const GROUPS: usize = 32;
+
+    pub fn load(
+        w: &Weights<'_>,
+        channels: usize,
+        epsilon: f32,
+        activation: Activation,
+    ) -> Load<Self> {
+        w.expect_multiple_of("weight", Self::GROUPS)?;
+        Ok(Self { norm: Norm::load(w, channels, epsilon)?, activation })
+    }
+
+    /// `[b, .., c]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let data = x.data()?;
+        expect_channels(x, self.norm.weight.len())?;
+        let (images, affine) = (x.dims()[0], self.norm.affine());
+        Tensor::build(x.dims(), |out| {
+            norm::group_norm(&data, images, Self::GROUPS, &affine, self.activation, out);
+        })
+    }
+}
+
+/// Layer normalisation over the last dimension.
+pub struct LayerNorm(Norm);
+
+impl LayerNorm {
+    pub fn load(w: &Weights<'_>, channels: usize) -> Load<Self> {
+        Ok(Self(Norm::load(w, channels, 1e-5)?))
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let data = x.data()?;
+        expect_channels(x, self.0.weight.len())?;
+        Tensor::build(x.dims(), |out| norm::layer_norm(&data, &self.0.affine(), out))
+    }
+}
+
+/// A table of vectors that are looked up by index.
+pub struct Embedding {
+    rows: Vec<f32>,
+    width: usize,
+}
+
+impl Embedding {
+    /// Reads `weight`, `[count, width]`.
+    pub fn load(w: &Weights<'_>, count: usize, width: usize) -> Load<Self> {
+        Ok(Self { rows: w.load("weight", &[count, width])?, width })
+    }
+
+    /// The row of that index; indices come from the tokenizer, which knows the table's size.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.rows[index * self.width..][..self.width]
+    }
+
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.rows.as_slice())
+    }
+}

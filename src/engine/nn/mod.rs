@@ -1,0 +1,62 @@
+//! The seam to the backends: tensors, layers and the few verbs that models are written in.
+//!
+//! The only room that names candle. Candle holds the tensors; on the CPU the work is done by the
+//! kernels in [`cpu`]. Feature maps are channels last, `[b, h, w, c]`, so that the tokens of a
+//! transformer block, `[b, h·w, c]`, are the same memory. A layer takes its weights once, packs
+//! them as the kernels like them, and then only runs.
+
+mod cpu;
+mod layers;
+mod tensor;
+
+pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
+pub use tensor::{Error, Result, Tensor};
+
+use cpu::{
+    attention::{Attention, Heads},
+    norm,
+};
+
+/// What a layer does to its output, element by element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    Silu,
+    /// With the exact error function.
+    Gelu,
+    /// x·sigmoid(1.702·x), as OpenAI's CLIP has it.
+    QuickGelu,
+}
+
+/// The activation of every element.
+pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    let data = x.data()?;
+    Tensor::build(x.dims(), |out| norm::activate(&data, activation, out))
+}
+
+/// The parts of [`attention`]'s inputs that lie in one tensor side by side.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// `[b, len, c]`, of which the heads are columns `first .. first + heads·head_dim`.
+    pub tensor: &'a Tensor,
+    pub first: usize,
+}
+
+/// Multi-head scaled dot-product attention (Vaswani et al., 2017): `[b, q_len, heads·head_dim]`.
+pub fn attention(
+    [q, k, v]: [Columns<'_>; 3],
+    heads: usize,
+    head_dim: usize,
+    causal: bool,
+) -> Result<Tensor> {
+    let (q_data, k_data, v_data) = (q.tensor.data()?, k.tensor.data()?, v.tensor.data()?);
+    let part = |columns: &Columns<'_>, data| {
+        let [batch, len, stride] = columns.tensor.dims3()?;
+        Ok::<_, Error>((batch, Heads { data, stride, offset: columns.first, len }))
+    };
+    let (batch, q) = part(&q, &q_data)?;
+    let (k, v) = (part(&k, &k_data)?.1, part(&v, &v_data)?.1);
+    let dims = [batch, q.len, heads * head_dim];
+    let attention = Attention { q, k, v, batch, heads, head_dim, causal };
+    Tensor::build(&dims, |out| attention.run(out))
+}

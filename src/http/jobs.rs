@@ -1,0 +1,189 @@
+//! `/api/jobs`: what becomes of a job; jobs of one's own.
+
+use axum::{
+    Json,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    Api,
+    body::JsonBody,
+    generate::X_JOB_ID,
+    problem::{Kind, Problem},
+};
+use crate::{
+    dispatcher::JobView,
+    job::{Job, JobId, JobState},
+    modes::{did_you_mean, nearest_name},
+    request::{Fields, GenerateRequest},
+};
+
+/// A job and where it is on its way. Times are in milliseconds since 1970.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobInfo {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    id: String,
+    #[serde(rename = "type")]
+    kind: JobKind,
+    state: StateName,
+    /// While running: the denoising steps that are done, and how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u32>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Of a generation or a mode switch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<String>,
+    /// Of a generation: what is drawn, all defaults filled in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<GenerateRequest>,
+    /// Of a custom job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// How often it was begun: 2 if the worker died under it once.
+    attempts: u32,
+    created_unix_ms: u64,
+    started_unix_ms: Option<u64>,
+    finished_unix_ms: Option<u64>,
+    /// What a custom job returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    Generation,
+    ModeSwitch,
+    Custom,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateName {
+    Queued,
+    Loading,
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+/// What is known of a job. Finished ones are forgotten after a while.
+#[utoipa::path(get, path = "/api/jobs/{id}", tag = "jobs",
+    params(("id" = String, Path, description = "From X-Job-Id or Location")),
+    responses(
+        (status = 200, body = JobInfo),
+        (status = 404, description = "No such job"),
+    ))]
+pub async fn show(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<JobInfo>, Problem> {
+    let view = id.parse().ok().and_then(|id: JobId| api.dispatcher.job(id));
+    let unknown = || Problem::new(Kind::UnknownJob, "there is no such job, or it is long finished");
+    view.map(|view| Json(view.into())).ok_or_else(unknown)
+}
+
+impl From<JobView> for JobInfo {
+    fn from(view: JobView) -> Self {
+        // Neither arm takes the pipeline along: it holds paths on disk.
+        let (kind, mode, request, name) = match view.job {
+            Job::Generation { request, pipeline: _ } => {
+                (JobKind::Generation, Some(request.mode.clone()), Some(request), None)
+            }
+            Job::ModeSwitch { mode, pipeline: _, asked_by: _ } => {
+                (JobKind::ModeSwitch, Some(mode), None, None)
+            }
+            Job::Custom { name, args: _ } => (JobKind::Custom, None, None, Some(name)),
+        };
+        let (state, step, steps, reason) = match view.state {
+            JobState::Queued => (StateName::Queued, None, None, None),
+            JobState::Loading => (StateName::Loading, None, None, None),
+            JobState::Running { step, steps } => {
+                (StateName::Running, Some(step), Some(steps), None)
+            }
+            JobState::Done => (StateName::Done, None, None, None),
+            JobState::Failed { reason } => (StateName::Failed, None, None, Some(reason)),
+            JobState::Cancelled => (StateName::Cancelled, None, None, None),
+        };
+        Self {
+            id: view.id.to_string(),
+            kind,
+            state,
+            step,
+            steps,
+            reason,
+            mode,
+            request,
+            name,
+            attempts: view.attempts,
+            created_unix_ms: view.created_unix_ms,
+            started_unix_ms: view.started_unix_ms,
+            finished_unix_ms: view.finished_unix_ms,
+            result: view.result,
+        }
+    }
+}
+
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub struct CustomRequest {
+    /// The name that the handler was registered under.
+    name: String,
+    /// Anything; the handler knows what to do with it.
+    args: Option<Value>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Accepted {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    id: String,
+    state: StateName,
+}
+
+/// Queues a job for a handler that this daemon was built with.
+#[utoipa::path(post, path = "/api/jobs/custom", tag = "jobs", request_body = CustomRequest,
+    responses(
+        (status = 202, description = "Queued; Location has the job", body = Accepted),
+        (status = 400, description = "The body is not JSON"),
+        (status = 404, description = "No such handler"),
+        (status = 422, description = "Invalid fields"),
+        (status = 429, description = "The queue is full; see Retry-After"),
+        (status = 503, description = "Shutting down"),
+    ))]
+pub async fn submit_custom(
+    State(api): State<Api>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let mut fields = Fields::read(&body, &["name", "args"])?;
+    let name = fields.text("name");
+    fields.require("name");
+    let args = fields.get("args").cloned().unwrap_or_default();
+    let name = fields.finish(name)?.unwrap_or_default();
+    let known = api.dispatcher.custom_names();
+    if !known.contains(&name) {
+        return Err(unknown_handler(&name, known));
+    }
+    let id = api.dispatcher.submit(Job::Custom { name, args }).await?.detach();
+    let headers = [(header::LOCATION, format!("/api/jobs/{id}")), (X_JOB_ID, id.to_string())];
+    let accepted = Accepted { id: id.to_string(), state: StateName::Queued };
+    Ok((StatusCode::ACCEPTED, headers, Json(accepted)).into_response())
+}
+
+fn unknown_handler(name: &str, mut known: Vec<String>) -> Problem {
+    known.sort();
+    let nearest = nearest_name(name, known.iter().map(String::as_str));
+    let hint = did_you_mean(nearest.as_deref());
+    let list = if known.is_empty() { "none is registered".into() } else { known.join(", ") };
+    let detail = format!("there is no custom job '{name}'{hint} (there are: {list})");
+    Problem::new(Kind::UnknownHandler, detail)
+}

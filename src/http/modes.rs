@@ -1,0 +1,208 @@
+//! `/api/modes`: what is declared, switching to it, reading it again.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    Api,
+    body::JsonBody,
+    generate::{X_JOB_ID, refuse_loras},
+    problem::Problem,
+};
+use crate::{
+    config::{Diagnostic, ReloadReport},
+    dispatcher::SubmitError,
+    job::{Job, SwitchOrigin},
+    modes::{LoraRef, Mode, Modes},
+    request::{FieldError, Fields},
+};
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModeList {
+    /// What a request gets that names no mode, until somebody switches.
+    default_mode: String,
+    modes: BTreeMap<String, ModeInfo>,
+}
+
+/// A mode as `modes.yaml` declares it, its defaults filled in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModeInfo {
+    /// Relative to `model_root`.
+    #[schema(example = "sd15/dreamlike.safetensors")]
+    model: String,
+    loras: Vec<LoraInfo>,
+    #[schema(example = "512x512")]
+    default_size: String,
+    default_steps: u32,
+    default_guidance: f32,
+    /// `null`: the model family's own.
+    default_scheduler: Option<&'static str>,
+    default_negative_prompt: Option<String>,
+    clip_skip: u32,
+    /// As it was written.
+    metadata: serde_json::Map<String, Value>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LoraInfo {
+    /// Relative to `lora_root`.
+    path: String,
+    strength: f32,
+    adapter_name: Option<String>,
+}
+
+/// Every mode that a request can name.
+#[utoipa::path(get, path = "/api/modes", tag = "modes",
+    responses((status = 200, body = ModeList)))]
+pub async fn list(State(api): State<Api>) -> Json<ModeList> {
+    Json(ModeList::from(&*api.config.current()))
+}
+
+impl From<&Modes> for ModeList {
+    fn from(modes: &Modes) -> Self {
+        let info = |(name, mode): (&String, &Arc<Mode>)| (name.clone(), ModeInfo::from(&**mode));
+        Self {
+            default_mode: modes.default_mode.clone(),
+            modes: modes.modes.iter().map(info).collect(),
+        }
+    }
+}
+
+impl From<&Mode> for ModeInfo {
+    fn from(mode: &Mode) -> Self {
+        let Mode { name: _, pipeline, defaults, metadata } = mode;
+        Self {
+            model: pipeline.checkpoint.name.clone(),
+            loras: pipeline.loras.iter().map(LoraInfo::from).collect(),
+            default_size: defaults.size.to_string(),
+            default_steps: defaults.steps,
+            default_guidance: defaults.guidance_scale,
+            default_scheduler: defaults.scheduler.map(|id| id.name()),
+            default_negative_prompt: defaults.negative_prompt.clone(),
+            clip_skip: defaults.clip_skip,
+            metadata: metadata.clone(),
+        }
+    }
+}
+
+impl From<&LoraRef> for LoraInfo {
+    fn from(lora: &LoraRef) -> Self {
+        let LoraRef { name, path: _, strength, adapter_name } = lora;
+        Self { path: name.clone(), strength: *strength, adapter_name: adapter_name.clone() }
+    }
+}
+
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub struct SwitchRequest {
+    /// A name from `GET /api/modes`.
+    mode: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SwitchAnswer {
+    status: SwitchStatus,
+    /// What is loaded now; `null` if nothing is.
+    from_mode: Option<String>,
+    to_mode: String,
+    message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchStatus {
+    Queued,
+    AlreadyLoaded,
+}
+
+/// Loads a mode behind the work that is waiting; requests that name no mode follow it.
+#[utoipa::path(post, path = "/api/modes/switch", tag = "modes", request_body = SwitchRequest,
+    responses(
+        (status = 200, description = "Already loaded", body = SwitchAnswer),
+        (status = 202, description = "Queued; Location has the job", body = SwitchAnswer),
+        (status = 400, description = "The body is not JSON"),
+        (status = 404, description = "No such mode"),
+        (status = 422, description = "Invalid fields"),
+        (status = 429, description = "The queue is full; see Retry-After"),
+        (status = 503, description = "Shutting down"),
+    ))]
+pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<Response, Problem> {
+    let mut fields = Fields::read(&body, &["mode"])?;
+    let name = fields.text("mode");
+    fields.require("mode");
+    let name = fields.finish(name)?.unwrap_or_default();
+    let modes = api.config.current();
+    let mode = modes.get(&name)?;
+    refuse_loras(mode)?;
+    let from_mode = api.dispatcher.status().current_mode.clone();
+    let answer = |status, message| SwitchAnswer { status, from_mode, to_mode: name, message };
+
+    let pipeline = mode.pipeline.clone();
+    let job = Job::ModeSwitch { mode: mode.name.clone(), pipeline, asked_by: SwitchOrigin::User };
+    match api.dispatcher.submit(job).await {
+        Ok(ticket) => {
+            let id = ticket.detach();
+            let message =
+                format!("mode '{}' is loaded when the jobs before it are done", mode.name);
+            let headers =
+                [(header::LOCATION, format!("/api/jobs/{id}")), (X_JOB_ID, id.to_string())];
+            let answer = Json(answer(SwitchStatus::Queued, message));
+            Ok((StatusCode::ACCEPTED, headers, answer).into_response())
+        }
+        Err(SubmitError::AlreadyLoaded) => {
+            let message = format!("mode '{}' is loaded already", mode.name);
+            Ok(Json(answer(SwitchStatus::AlreadyLoaded, message)).into_response())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What a reload changed; names of modes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ReloadAnswer {
+    added: Vec<String>,
+    removed: Vec<String>,
+    changed: Vec<String>,
+    /// As of now.
+    default_mode: String,
+    /// What will fail when it is used, such as a model file that is not there.
+    warnings: Vec<FieldError>,
+}
+
+/// Reads the configuration file again. A file with errors changes nothing.
+#[utoipa::path(post, path = "/api/modes/reload", tag = "modes",
+    responses(
+        (status = 200, body = ReloadAnswer),
+        (status = 422, description = "The file has errors"),
+    ))]
+pub async fn reload(State(api): State<Api>) -> Result<Json<ReloadAnswer>, Problem> {
+    let config = api.config.clone();
+    let reload = tokio::task::spawn_blocking(move || config.reload());
+    let ReloadReport { diff, warnings } = reload.await.map_err(Problem::internal)??;
+    tracing::info!(?diff, "configuration reloaded");
+    Ok(Json(ReloadAnswer {
+        added: diff.added,
+        removed: diff.removed,
+        changed: diff.changed,
+        default_mode: api.config.current().default_mode.clone(),
+        warnings: warnings.iter().map(field_error).collect(),
+    }))
+}
+
+/// A diagnostic without the file's path.
+pub fn field_error(diagnostic: &Diagnostic) -> FieldError {
+    let place = diagnostic.at.map(|at| format!("line {}, column {}: ", at.line, at.column));
+    FieldError {
+        pointer: diagnostic.key.to_pointer(),
+        detail: format!("{}{}", place.unwrap_or_default(), diagnostic.message),
+    }
+}

@@ -1,0 +1,279 @@
+//! Every error as problem+json (RFC 9457).
+//!
+//! A handler returns a [`Problem`]; it travels as an extension of its response to [`render`], the
+//! outermost layer, which writes the body and gives axum's own errors (405, 413 …) the same form.
+
+use axum::{
+    extract::Request,
+    http::{HeaderValue, StatusCode, Uri, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::generate::X_JOB_ID;
+use crate::{
+    config::ConfigErrors,
+    dispatcher::{FailureKind, JobFailure, SubmitError},
+    job::JobId,
+    modes::UnknownMode,
+    request::{FieldError, InvalidFields},
+};
+
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// An error that a client is told of.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    kind: Kind,
+    detail: String,
+    errors: Vec<FieldError>,
+    retry_after_secs: Option<u64>,
+    job: Option<JobId>,
+}
+
+/// The kinds of problems; each has one status, type and title.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    MalformedRequest,
+    NotFound,
+    UnknownMode,
+    UnknownJob,
+    UnknownHandler,
+    MethodNotAllowed,
+    NotAcceptable,
+    Cancelled,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    InvalidRequest,
+    InvalidConfiguration,
+    Unsupported,
+    QueueFull,
+    ModelUnusable,
+    WorkerDied,
+    HandlerFailed,
+    Internal,
+    ShuttingDown,
+    /// A status of the framework that has no kind of its own.
+    Other(StatusCode),
+}
+
+impl Kind {
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::MalformedRequest => (S::BAD_REQUEST, "malformed-request", "Malformed request"),
+            Self::NotFound => (S::NOT_FOUND, "not-found", "No such address"),
+            Self::UnknownMode => (S::NOT_FOUND, "unknown-mode", "No such mode"),
+            Self::UnknownJob => (S::NOT_FOUND, "unknown-job", "No such job"),
+            Self::UnknownHandler => (S::NOT_FOUND, "unknown-handler", "No such custom job"),
+            Self::MethodNotAllowed => {
+                (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
+            }
+            Self::NotAcceptable => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable format"),
+            Self::Cancelled => (S::CONFLICT, "cancelled", "The job was cancelled"),
+            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
+            Self::UnsupportedMediaType => {
+                (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
+            }
+            Self::InvalidRequest => {
+                (S::UNPROCESSABLE_ENTITY, "invalid-request", "The request is not valid")
+            }
+            Self::InvalidConfiguration => (
+                S::UNPROCESSABLE_ENTITY,
+                "invalid-configuration",
+                "The configuration file is not valid",
+            ),
+            Self::Unsupported => {
+                (S::UNPROCESSABLE_ENTITY, "unsupported", "Not supported in this version")
+            }
+            Self::QueueFull => (S::TOO_MANY_REQUESTS, "queue-full", "The queue is full"),
+            Self::ModelUnusable => {
+                (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
+            }
+            Self::WorkerDied => (S::INTERNAL_SERVER_ERROR, "worker-died", "The worker died"),
+            Self::HandlerFailed => {
+                (S::INTERNAL_SERVER_ERROR, "handler-failed", "The custom job failed")
+            }
+            Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+            Self::ShuttingDown => (S::SERVICE_UNAVAILABLE, "shutting-down", "Shutting down"),
+            Self::Other(status) => {
+                (status, "about:blank", status.canonical_reason().unwrap_or("Error"))
+            }
+        }
+    }
+
+    fn of_status(status: StatusCode) -> Self {
+        match status {
+            StatusCode::BAD_REQUEST => Self::MalformedRequest,
+            StatusCode::NOT_FOUND => Self::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Self::MethodNotAllowed,
+            StatusCode::PAYLOAD_TOO_LARGE => Self::BodyTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::UnsupportedMediaType,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// A problem as it is sent (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody<'a> {
+    /// Names the kind of problem; stable, for programs.
+    #[serde(rename = "type")]
+    #[schema(example = "queue-full")]
+    kind: &'a str,
+    title: &'a str,
+    #[schema(example = 429)]
+    status: u16,
+    /// What is wrong with this request and what to do about it, for people.
+    detail: &'a str,
+    /// The path of the request.
+    #[schema(example = "/generate")]
+    instance: &'a str,
+    /// At 422: each field that is wrong.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<FieldError>)]
+    errors: &'a [FieldError],
+}
+
+impl Problem {
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), errors: vec![], retry_after_secs: None, job: None }
+    }
+
+    /// An error that the client cannot help: the details go to the log.
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        tracing::error!("{error}");
+        Self::new(Kind::Internal, "something went wrong; the daemon's log says what")
+    }
+
+    /// The same, of that field of the request.
+    pub fn at(mut self, pointer: &str) -> Self {
+        self.errors.push(FieldError { pointer: pointer.into(), detail: self.detail.clone() });
+        self
+    }
+
+    /// The job that failed.
+    pub fn of_job(failure: JobFailure, job: JobId) -> Self {
+        let kind = match failure.kind {
+            FailureKind::UnusableModel => Kind::ModelUnusable,
+            FailureKind::Unsupported => Kind::Unsupported,
+            FailureKind::WorkerDied => Kind::WorkerDied,
+            FailureKind::Handler => Kind::HandlerFailed,
+            FailureKind::ShuttingDown => Kind::ShuttingDown,
+            FailureKind::Internal => Kind::Internal,
+        };
+        let retry_after_secs = (kind == Kind::ShuttingDown).then_some(SHUTDOWN_RETRY_SECS);
+        Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
+    }
+
+    pub fn cancelled(job: JobId) -> Self {
+        Self { job: Some(job), ..Self::new(Kind::Cancelled, "the job was cancelled") }
+    }
+
+    fn to_response(&self, instance: &str) -> Response {
+        let (status, kind, title) = self.kind.parts();
+        let body = ProblemBody {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail: &self.detail,
+            instance,
+            errors: &self.errors,
+        };
+        let mut response = (status, axum::Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if let Some(seconds) = self.retry_after_secs {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(job) = self.job.and_then(|job| HeaderValue::try_from(job.to_string()).ok()) {
+            headers.insert(X_JOB_ID, job);
+        }
+        response
+    }
+}
+
+/// By then the daemon is back, or it will not come back.
+const SHUTDOWN_RETRY_SECS: u64 = 30;
+
+impl IntoResponse for Problem {
+    /// Only the envelope: [`render`] knows the address and writes the rest.
+    fn into_response(self) -> Response {
+        let mut response = self.kind.parts().0.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// The layer around all routes.
+pub async fn render(request: Request, next: Next) -> Response {
+    let instance = request.uri().path().to_owned();
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        return problem.to_response(&instance);
+    }
+    let status = response.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return response;
+    }
+    let detail = match status {
+        StatusCode::METHOD_NOT_ALLOWED => format!("{instance} does not answer to {method}"),
+        _ => status.canonical_reason().unwrap_or("the request failed").to_owned(),
+    };
+    Problem::new(Kind::of_status(status), detail).to_response(&instance)
+}
+
+pub async fn no_such_route(uri: Uri) -> Problem {
+    let detail = format!("there is nothing at {}; GET /openapi.json lists all", uri.path());
+    Problem::new(Kind::NotFound, detail)
+}
+
+impl From<InvalidFields> for Problem {
+    fn from(invalid: InvalidFields) -> Self {
+        let detail = match &invalid.0[..] {
+            [FieldError { pointer, detail }] if pointer.is_empty() => detail.clone(),
+            [FieldError { pointer, detail }] => format!("{pointer}: {detail}"),
+            many => format!("{} fields cannot be used; errors lists them", many.len()),
+        };
+        Self { errors: invalid.0, ..Self::new(Kind::InvalidRequest, detail) }
+    }
+}
+
+impl From<UnknownMode> for Problem {
+    fn from(unknown: UnknownMode) -> Self {
+        Self::new(Kind::UnknownMode, format!("{unknown} (GET /api/modes lists all)"))
+    }
+}
+
+impl From<SubmitError> for Problem {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull { limit, retry_after_secs } => {
+                let detail = format!("{limit} jobs are waiting already; try again later");
+                let retry_after_secs = Some(retry_after_secs);
+                Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
+            }
+            SubmitError::ShuttingDown => {
+                let retry_after_secs = Some(SHUTDOWN_RETRY_SECS);
+                let detail = "the daemon is shutting down and takes no new jobs";
+                Self { retry_after_secs, ..Self::new(Kind::ShuttingDown, detail) }
+            }
+            SubmitError::UnknownHandler { .. } => {
+                Self::new(Kind::UnknownHandler, "there is no custom job of that name")
+            }
+            SubmitError::AlreadyLoaded => Self::internal("only a mode switch can be superfluous"),
+        }
+    }
+}
+
+impl From<ConfigErrors> for Problem {
+    fn from(errors: ConfigErrors) -> Self {
+        let detail = "nothing was reloaded: the modes are what they were before";
+        let errors = errors.diagnostics.iter().map(super::modes::field_error).collect();
+        Self { errors, ..Self::new(Kind::InvalidConfiguration, detail) }
+    }
+}

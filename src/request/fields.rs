@@ -1,0 +1,151 @@
+//! Reads a JSON object by hand, so that everything wrong with it is found at once and each error
+//! has the pointer to its field.
+
+use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::MAX_PROMPT_BYTES;
+use crate::modes::{Defaults, did_you_mean, nearest_name};
+
+/// What is wrong with one field of a JSON document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// A JSON pointer (RFC 6901); empty for the document itself.
+    #[schema(example = "/size")]
+    pub pointer: String,
+    #[schema(example = "500x500: width and height must be positive multiples of 8")]
+    pub detail: String,
+}
+
+/// Everything that is wrong with a JSON document; never empty.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{} of its fields cannot be used", .0.len())]
+pub struct InvalidFields(pub Vec<FieldError>);
+
+/// The fields of an object and the errors found in them so far. A reader returns `None` for what
+/// is absent and for what it has reported.
+pub struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+impl<'a> Fields<'a> {
+    /// Refuses what is not an object; reports each field that is not `known`.
+    pub fn read(document: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
+        let Some(object) = document.as_object() else {
+            let detail = format!("expected a JSON object, found {}", describe(document));
+            return Err(InvalidFields(vec![FieldError { pointer: String::new(), detail }]));
+        };
+        let mut fields = Self { object, errors: Vec::new() };
+        for name in object.keys().filter(|name| !known.contains(&name.as_str())) {
+            let nearest = nearest_name(name, known.iter().copied());
+            let hint = match &nearest {
+                Some(_) => did_you_mean(nearest.as_deref()),
+                None => format!(" (known fields: {})", known.join(", ")),
+            };
+            fields.error(name, format!("unknown field{hint}"));
+        }
+        Ok(fields)
+    }
+
+    /// The value, if no field had an error.
+    pub fn finish<T>(self, value: T) -> Result<T, InvalidFields> {
+        if self.errors.is_empty() { Ok(value) } else { Err(InvalidFields(self.errors)) }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Reports a field that is absent.
+    pub fn require(&mut self, name: &str) {
+        if self.get(name).is_none() {
+            self.error(name, "is required");
+        }
+    }
+
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        match self.get(name)? {
+            Value::String(text) => Some(text.clone()),
+            other => self.wrong_type(name, "a string", other),
+        }
+    }
+
+    pub fn prompt(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        if text.len() > MAX_PROMPT_BYTES {
+            let message = format!("is {} bytes long; {MAX_PROMPT_BYTES} is the most", text.len());
+            return self.refuse(name, message);
+        }
+        if text.contains('\0') {
+            return self.refuse(name, "contains the character U+0000");
+        }
+        Some(text)
+    }
+
+    /// Text that is parsed further; what parsing says becomes the detail.
+    pub fn parsed<T: FromStr<Err: Display>>(&mut self, name: &str) -> Option<T> {
+        match self.text(name)?.parse() {
+            Ok(value) => Some(value),
+            Err(error) => self.refuse(name, error.to_string()),
+        }
+    }
+
+    pub fn whole_number<T>(&mut self, name: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: TryFrom<u64> + PartialOrd + Display,
+    {
+        let value = self.get(name)?;
+        if !value.is_number() {
+            return self.wrong_type(name, "a whole number", value);
+        }
+        let number = value.as_u64().and_then(|n| T::try_from(n).ok());
+        match number.filter(|n| range.contains(n)) {
+            Some(number) => Some(number),
+            None => {
+                let (min, max) = (range.start(), range.end());
+                self.refuse(name, format!("{value} is not a whole number from {min} to {max}"))
+            }
+        }
+    }
+
+    pub fn guidance_scale(&mut self, name: &str) -> Option<f32> {
+        let value = self.get(name)?;
+        let Some(number) = value.as_f64() else {
+            return self.wrong_type(name, "a number", value);
+        };
+        let max = Defaults::MAX_GUIDANCE_SCALE;
+        if !(0.0..=f64::from(max)).contains(&number) {
+            return self.refuse(name, format!("{value} is not between 0 and {max}"));
+        }
+        Some(number as f32)
+    }
+
+    pub fn error(&mut self, name: &str, detail: impl Into<String>) {
+        let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
+        self.errors.push(FieldError { pointer, detail: detail.into() });
+    }
+
+    fn refuse<T>(&mut self, name: &str, detail: impl Into<String>) -> Option<T> {
+        self.error(name, detail);
+        None
+    }
+
+    fn wrong_type<T>(&mut self, name: &str, expected: &str, found: &Value) -> Option<T> {
+        self.refuse(name, format!("expected {expected}, found {}", describe(found)))
+    }
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

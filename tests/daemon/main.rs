@@ -1,0 +1,6 @@
+//! The real binary over real HTTP, signals and files. Nothing in here sleeps for a fixed time:
+//! it waits for something that can be observed.
+
+mod api;
+mod life;
+mod support;

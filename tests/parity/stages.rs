@@ -1,0 +1,98 @@
+//! Tokens, text embeddings, noise, one UNet step, one VAE decode.
+
+use std::collections::BTreeMap;
+
+use diffused::engine::{noise::Generator, tokenizer::tokenize};
+use serde::Deserialize;
+
+use crate::golden::{Tensors, assert_close, json, pipeline};
+
+#[test]
+fn tokens_are_the_references() {
+    #[derive(Deserialize)]
+    struct Golden {
+        prompts: Vec<Prompt>,
+    }
+    #[derive(Deserialize)]
+    struct Prompt {
+        prompt: String,
+        ids: Vec<u32>,
+    }
+    let golden: Golden = json("tokens.json");
+    assert!(golden.prompts.len() > 40);
+    let differing: Vec<_> = golden
+        .prompts
+        .iter()
+        .filter(|golden| tokenize(&golden.prompt) != golden.ids)
+        .map(|golden| {
+            format!("{:?}\n{:?}\n{:?}", golden.prompt, tokenize(&golden.prompt), golden.ids)
+        })
+        .collect();
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn text_embeddings_are_the_references() {
+    #[derive(Deserialize)]
+    struct Golden {
+        prompts: Vec<String>,
+    }
+    let (golden, tensors): (Golden, _) = (json("text.json"), Tensors::open("text.safetensors"));
+    let (text_encoder, ..) = pipeline().parts();
+    for (i, prompt) in golden.prompts.iter().enumerate() {
+        for clip_skip in [0, 1] {
+            let name = format!("{i}.clip_skip_{clip_skip}");
+            let found = text_encoder.encode(&[tokenize(prompt)], clip_skip).unwrap();
+            let (expected, dims) = tensors.plain(&name);
+            assert_eq!(found.dims(), dims);
+            assert_close(&name, &found.to_vec().unwrap(), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn noise_is_torchs() {
+    let tensors = Tensors::open("noise.safetensors");
+    for seed in [0, 42, (1 << 32) + 5, (1 << 63) + 1] {
+        for size in ["8x8", "8x12", "5x7", "1x1", "1x3"] {
+            let mut generator = Generator::new(seed);
+            for draw in ["first", "second"] {
+                let name = format!("{seed}.{size}.{draw}");
+                let (expected, _) = tensors.plain(&name);
+                assert_close(&name, &generator.randn(expected.len()), &expected, 5e-7);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_unet_step_is_the_references() {
+    #[derive(Deserialize)]
+    struct Golden {
+        timesteps: BTreeMap<String, f32>,
+    }
+    let (golden, tensors): (Golden, _) = (json("unet.json"), Tensors::open("unet.safetensors"));
+    let (_, unet, _) = pipeline().parts();
+    for (name, timestep) in golden.timesteps {
+        let part = |part: &str| tensors.get(&format!("{name}.{part}"));
+        let (latents, expected) = (part("latents"), part("out"));
+        let timesteps = vec![timestep; latents.dims()[0]];
+        let found = unet.forward(&latents, &timesteps, &part("context")).unwrap();
+        assert_eq!(found.dims(), expected.dims());
+        let (found, expected) = (found.to_vec().unwrap(), expected.to_vec().unwrap());
+        assert_close(&name, &found, &expected, 2e-5);
+    }
+}
+
+#[test]
+fn a_vae_decode_is_the_references() {
+    let tensors = Tensors::open("vae.safetensors");
+    let (_, _, vae) = pipeline().parts();
+    for name in ["8x8", "8x12", "5x7"] {
+        let latents = tensors.get(&format!("{name}.latents"));
+        let found = vae.decode(&latents.scale(1.0 / 0.18215).unwrap()).unwrap();
+        let expected = tensors.get(&format!("{name}.image"));
+        assert_eq!(found.dims(), expected.dims());
+        assert_close(name, &found.to_vec().unwrap(), &expected.to_vec().unwrap(), 2e-5);
+    }
+}
