@@ -1,5 +1,286 @@
-//! STAND-IN until the real one is merged.
+//! The worker process from the inside: one loop around the engine.
+//!
+//! Owns the device and the loaded pipeline, and does what it is told. Knows nothing of the queue,
+//! of modes or of HTTP. The only part of the daemon that may use the engine.
 
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    io::{self, Write},
+    ops::ControlFlow,
+    os::{fd::AsFd, unix::net::UnixStream},
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::protocol::{
+    self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
+};
+use crate::{
+    engine::{
+        DrawError, Drawn, Pipeline, Step,
+        checkpoint::{self, Checkpoint},
+    },
+    job::JobId,
+    modes::{PipelineSpec, Size},
+    request::GenerateRequest,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// What the engine of this version computes on.
+const DEVICE: &str = "cpu";
+
+/// How often a load reports its progress at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Does what the daemon at the other end of the standard input says, until it hangs up.
+pub fn run() -> ExitCode {
+    volunteer_for_the_oom_killer();
+    let socket = match socket_on_stdin() {
+        Ok(socket) => socket,
+        Err(error) => {
+            eprintln!(
+                "the worker is started by the daemon, with a socket as its standard input: {error}"
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    // Where the daemon is gone there is nobody to work for, whatever the engine is doing just
+    // now. This serves where PR_SET_PDEATHSIG would not: that signal comes when the *thread* that
+    // spawned the child ends, which in the daemon is one of a pool's.
+    match serve(socket, || std::process::exit(0)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("the worker lost its connection to the daemon: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// If memory runs out, this process shall go and not the daemon with its queue. Best effort.
+fn volunteer_for_the_oom_killer() {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "1000") {
+        tracing::debug!("oom_score_adj stays as it is: {error}");
+    }
+}
+
+fn socket_on_stdin() -> io::Result<UnixStream> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Refused by anything that is not a socket of this kind.
+    socket.peer_addr()?;
+    Ok(socket)
+}
+
+/// Works until the connection ends; `on_hang_up` is called at once then, on another thread.
+fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let reading = socket.try_clone()?;
+    let (tasks, to_do) = mpsc::channel();
+    thread::Builder::new().name("commands".to_owned()).spawn(move || {
+        let end = read_commands(reading, &tasks);
+        tracing::debug!("the daemon hung up: {end}");
+        on_hang_up();
+    })?;
+    let mut worker = Worker { socket, pipeline: None };
+    worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
+    // The engine works on the main thread: what that one frees stays mapped (see `ALLOCATOR` in
+    // `process`), while glibc gives other threads arenas of their own, with small heaps.
+    to_do.into_iter().try_for_each(|task| worker.work(task))
+}
+
+/// Something to do that takes its time.
+enum Task {
+    Load { job: JobId, pipeline: PipelineSpec },
+    Generate { job: JobId, request: GenerateRequest, cancelled: Arc<AtomicBool> },
+}
+
+/// Hands tasks on and raises the flags of those that are cancelled. Returns why it ended.
+fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error {
+    let mut flags: HashMap<JobId, Weak<AtomicBool>> = HashMap::new();
+    loop {
+        let task = match protocol::read::<ToWorker>(&mut from) {
+            Ok((ToWorker::Load { job, pipeline }, _)) => Task::Load { job, pipeline },
+            Ok((ToWorker::Generate { job, request }, _)) => {
+                let cancelled = Arc::new(AtomicBool::new(false));
+                flags.retain(|_, flag| flag.strong_count() > 0);
+                flags.insert(job, Arc::downgrade(&cancelled));
+                Task::Generate { job, request, cancelled }
+            }
+            Ok((ToWorker::Cancel { job }, _)) => {
+                if let Some(flag) = flags.get(&job).and_then(Weak::upgrade) {
+                    flag.store(true, Ordering::Relaxed);
+                }
+                continue;
+            }
+            Err(error) => return error,
+        };
+        if tasks.send(task).is_err() {
+            return io::Error::other("the engine's thread has stopped");
+        }
+    }
+}
+
+/// The engine's side: what is loaded, and where the answers go.
+struct Worker {
+    socket: UnixStream,
+    pipeline: Option<Pipeline>,
+}
+
+impl Worker {
+    /// Does one task. Fails only where the daemon cannot be told of it any more.
+    fn work(&mut self, task: Task) -> io::Result<()> {
+        match task {
+            Task::Load { job, pipeline } => self.load(job, &pipeline),
+            Task::Generate { job, request, cancelled } => self.generate(job, &request, &cancelled),
+        }
+    }
+
+    fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
+        if let Err(error) = refuse_loras(spec) {
+            return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
+        }
+        let started = Instant::now();
+        // Everything that can be refused is refused before the old pipeline has to go.
+        let checkpoint = match guarded(|| open(spec)) {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
+            }
+        };
+        // Both do not fit into memory at once.
+        self.pipeline = None;
+        let reporter = RefCell::new((&mut self.socket, started));
+        let on_progress = |fraction| {
+            let (socket, reported) = &mut *reporter.borrow_mut();
+            if reported.elapsed() >= PROGRESS_INTERVAL {
+                *reported = Instant::now();
+                // If the daemon is gone, the other thread ends the process.
+                let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
+            }
+        };
+        let result =
+            guarded(|| Pipeline::load(&checkpoint, &on_progress).map_err(|e| unusable(spec, &e)));
+        match result {
+            Ok(pipeline) => {
+                let report = LoadReport {
+                    family: pipeline.family().name().to_owned(),
+                    weights_bytes: pipeline.weights_bytes(),
+                    load_ms: millis(started.elapsed()),
+                };
+                self.pipeline = Some(pipeline);
+                self.send(&FromWorker::Loaded { job, report }, &[])
+            }
+            Err(error) => self.send(&FromWorker::Failed { job, error, still_loaded: false }, &[]),
+        }
+    }
+
+    fn generate(
+        &mut self,
+        job: JobId,
+        request: &GenerateRequest,
+        cancelled: &AtomicBool,
+    ) -> io::Result<()> {
+        let Some(pipeline) = &self.pipeline else {
+            let error = internal("no pipeline is loaded");
+            return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
+        };
+        let socket = &mut self.socket;
+        let mut on_step = |Step { step, steps }| {
+            if cancelled.load(Ordering::Relaxed) {
+                return ControlFlow::Break(());
+            }
+            // If the daemon is gone, the other thread ends the process.
+            let _ = send(socket, &FromWorker::Step { job, step, steps }, &[]);
+            ControlFlow::Continue(())
+        };
+        match guarded(|| Ok(pipeline.draw(request, &mut on_step))) {
+            Ok(Ok(drawn)) => {
+                let (drawn, rgb) = report(drawn);
+                self.send(&FromWorker::Image { job, drawn }, &rgb)
+            }
+            Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
+            Ok(Err(error @ (DrawError::TooManySteps(_) | DrawError::ClipSkip { .. }))) => {
+                let (kind, message) = (WorkerErrorKind::Unsupported, error.to_string());
+                let error = WorkerError { kind, message };
+                self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
+            }
+            Ok(Err(error @ DrawError::Engine(_))) => {
+                tracing::error!(%job, "drawing failed: {error}");
+                let error = internal("drawing failed; the daemon's log says why");
+                self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
+            }
+            Err(error) => {
+                // What a panic left of the pipeline's buffers is anybody's guess.
+                self.pipeline = None;
+                self.send(&FromWorker::Failed { job, error, still_loaded: false }, &[])
+            }
+        }
+    }
+
+    fn send(&mut self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+        send(&mut self.socket, message, payload)
+    }
+}
+
+fn send(to: &mut impl Write, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+    protocol::write(to, message, payload)
+}
+
+/// Runs a piece of the engine; a panic in it (which the log has by then) costs the job alone.
+fn guarded<T>(engine: impl FnOnce() -> Result<T, WorkerError>) -> Result<T, WorkerError> {
+    // Unwind safe: the callers drop the pipeline that was worked on.
+    catch_unwind(AssertUnwindSafe(engine))
+        .unwrap_or_else(|_| Err(internal("the engine failed; the daemon's log says why")))
+}
+
+fn internal(message: &str) -> WorkerError {
+    WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
+}
+
+fn refuse_loras(spec: &PipelineSpec) -> Result<(), WorkerError> {
+    if spec.loras.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
+    let message = format!(
+        "LoRA merging is not in this version; take {} out of the mode to draw without",
+        names.join(", ")
+    );
+    Err(WorkerError { kind: WorkerErrorKind::Unsupported, message })
+}
+
+/// Opens the checkpoint and looks whether a pipeline can be made of it.
+fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
+    Checkpoint::open(&spec.checkpoint)
+        .and_then(|checkpoint| Pipeline::check(&checkpoint).map(|()| checkpoint))
+        .map_err(|error| unusable(spec, &error))
+}
+
+/// The engine's reason; it names the file as the user does, and the log has its place as well.
+fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
+    tracing::error!("{}: {error}", spec.checkpoint.path.display());
+    WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
+}
+
+fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {
+    let report = DrawnReport {
+        size: Size { width: drawn.width, height: drawn.height },
+        scheduler: drawn.scheduler,
+        encode_ms: millis(drawn.encode),
+        denoise_ms: millis(drawn.denoise),
+        decode_ms: millis(drawn.decode),
+    };
+    (report, drawn.rgb)
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
 }

@@ -1,9 +1,11 @@
 //! The process that owns the device.
 //!
 //! - [`protocol`]: what daemon and child say to each other;
-//! - [`process`]: the daemon's side: spawn, supervise, restart;
+//! - [`supervisor`]: the daemon's side: a worker that comes back when it died;
+//! - [`process`]: one such process: spawned, written to, read from, ended;
 //! - [`child`]: the loop inside, around the engine. The only part that may use it.
 
 pub mod child;
 pub mod process;
 pub mod protocol;
+pub mod supervisor;

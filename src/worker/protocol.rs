@@ -19,8 +19,9 @@ pub const MAX_FRAME_BYTES: usize = 64 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Make this the loaded pipeline. Answered by `Loaded` or `Failed`; on failure the worker
-    /// keeps what it had wherever the new file could be refused before the old one had to go.
+    /// Make this the loaded pipeline. Answered by `Loaded` or `Failed`, perhaps after some
+    /// `Loading`; on failure the worker keeps what it had wherever the new file could be refused
+    /// before the old one had to go.
     Load { job: JobId, pipeline: PipelineSpec },
     /// Draw with the loaded pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
     Generate { job: JobId, request: GenerateRequest },
@@ -54,13 +55,30 @@ pub enum FromWorker {
         job: JobId,
         drawn: DrawnReport,
     },
+    /// `still_loaded`: whether the pipeline that was loaded before this job still is.
     Failed {
         job: JobId,
         error: WorkerError,
+        still_loaded: bool,
     },
     Cancelled {
         job: JobId,
     },
+}
+
+impl FromWorker {
+    /// The job that it is about.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Self::Ready { .. } => None,
+            Self::Loading { job, .. }
+            | Self::Loaded { job, .. }
+            | Self::Step { job, .. }
+            | Self::Image { job, .. }
+            | Self::Failed { job, .. }
+            | Self::Cancelled { job } => Some(*job),
+        }
+    }
 }
 
 /// What loading a pipeline took and cost.

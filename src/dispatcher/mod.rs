@@ -1,0 +1,251 @@
+//! Takes the next job, drives the worker and says what became of it: the one writer of job state.
+//!
+//! Owns the queue, the job table and the worker, in one task ([`actor`]) that is reached through
+//! a [`Handle`]. Whatever that task is busy with, it answers at once; and what can be read
+//! ([`Handle::status`], [`Handle::job`]) is published, so that readers do not even ask it.
+//! Knows nothing of HTTP, configuration files or the engine.
+
+mod actor;
+mod custom;
+mod pace;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+pub use self::{
+    custom::{CustomJobs, JobContext},
+    table::JobView,
+};
+use crate::{
+    job::{Job, JobId},
+    modes::{PipelineSpec, did_you_mean},
+    vram,
+    worker::{process::WorkerCommand, protocol::DrawnReport, supervisor::Supervisor},
+};
+use actor::{Actor, Command};
+use table::SharedJobs;
+
+/// What a dispatcher needs to know to start.
+pub struct DispatcherConfig {
+    /// How many jobs may wait; at least 2, as a generation may bring a switch along.
+    pub queue_max: usize,
+    /// The program that is the worker, and its arguments.
+    pub worker_command: WorkerCommand,
+    /// The mode of requests that name none, until a user switches.
+    pub selected_mode: String,
+    /// A mode and its pipeline, to be loaded before anybody asks.
+    pub preload: Option<(String, PipelineSpec)>,
+    pub custom: CustomJobs,
+}
+
+/// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
+pub fn start(config: DispatcherConfig) -> (Handle, DispatcherShutdown) {
+    let worker = Supervisor::new(config.worker_command.clone());
+    start_with(config, worker)
+}
+
+fn start_with(config: DispatcherConfig, worker: Supervisor) -> (Handle, DispatcherShutdown) {
+    let (commands, to_do) = mpsc::unbounded_channel();
+    let jobs = SharedJobs::default();
+    let custom_names = config.custom.names();
+    let (actor, status) = Actor::new(config, worker, to_do, jobs.clone());
+    let task = tokio::spawn(actor.run());
+    let handle = Handle { commands: commands.clone(), jobs, status, custom_names };
+    (handle, DispatcherShutdown { commands, task })
+}
+
+/// The dispatcher, to all who have work for it or want to know how it stands.
+#[derive(Clone)]
+pub struct Handle {
+    // Unbounded, but never long: every sender waits for the answer, or has gone.
+    commands: mpsc::UnboundedSender<Command>,
+    jobs: SharedJobs,
+    status: watch::Receiver<Arc<Status>>,
+    custom_names: Vec<String>,
+}
+
+impl Handle {
+    /// Puts a job into the queue, and before a generation the switch that it needs: both or
+    /// neither. If the caller loses interest before this returns, the job is cancelled.
+    pub async fn submit(&self, job: Job) -> Result<Ticket, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Submit { job, reply, commands: self.commands.clone() });
+        answer.await.unwrap_or(Err(SubmitError::ShuttingDown))
+    }
+
+    /// How a job stands; also one of the last 1,000 that have ended.
+    pub fn job(&self, id: JobId) -> Option<JobView> {
+        self.jobs.get(id)
+    }
+
+    /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its
+    /// next step. False if nothing comes of it: the job is unknown, has ended, or is a mode switch
+    /// whose pipeline is being loaded, which cannot be stopped.
+    pub async fn cancel(&self, id: JobId) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Cancel { id, reply: Some(reply) });
+        answer.await.unwrap_or(false)
+    }
+
+    /// How everything stands.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.borrow().clone()
+    }
+
+    /// The names under which custom jobs were registered, sorted.
+    pub fn custom_names(&self) -> Vec<String> {
+        self.custom_names.clone()
+    }
+}
+
+/// A caller's interest in a job: dropped before the outcome is there, the job is cancelled.
+#[derive(Debug)]
+pub struct Ticket {
+    id: JobId,
+    outcome: oneshot::Receiver<Outcome>,
+    /// Where to cancel; `None` once that is not to be done any more.
+    commands: Option<mpsc::UnboundedSender<Command>>,
+}
+
+impl Ticket {
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Waits until the job has ended.
+    pub async fn outcome(mut self) -> Outcome {
+        let outcome = (&mut self.outcome).await;
+        self.commands = None;
+        outcome.unwrap_or_else(|_| Outcome::Failed(JobFailure::shutting_down()))
+    }
+
+    /// Leaves the job to itself; it is done in its turn.
+    pub fn detach(mut self) -> JobId {
+        self.commands = None;
+        self.id
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(Command::Cancel { id: self.id, reply: None });
+        }
+    }
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    Image(DrawnImage),
+    Switched,
+    Custom(serde_json::Value),
+    Failed(JobFailure),
+    Cancelled,
+}
+
+/// An image: rows top to bottom, three bytes a pixel, and how it came about.
+#[derive(Clone, PartialEq)]
+pub struct DrawnImage {
+    pub rgb: Vec<u8>,
+    pub report: DrawnReport,
+}
+
+impl std::fmt::Debug for DrawnImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DrawnImage({:?}, {} bytes)", self.report, self.rgb.len())
+    }
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct JobFailure {
+    pub kind: FailureKind,
+    /// May be shown to clients: it names files as the user does, and quotes no driver.
+    pub message: String,
+}
+
+impl JobFailure {
+    fn shutting_down() -> Self {
+        Self { kind: FailureKind::ShuttingDown, message: "the daemon is shutting down".to_owned() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The checkpoint or a LoRA cannot be used as it is on disk.
+    UnusableModel,
+    /// This version does not do what was asked (yet).
+    Unsupported,
+    /// The worker died, or would not start, twice while it was this job's turn.
+    WorkerDied,
+    /// A custom job's handler failed or panicked.
+    Handler,
+    /// The daemon was shut down before the job was done.
+    ShuttingDown,
+    /// Anything that should not have happened.
+    Internal,
+}
+
+/// Why a job was not accepted; nothing was queued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error("the queue is full ({limit} jobs wait); try again in {retry_after_secs} s")]
+    QueueFull {
+        limit: usize,
+        /// When a place may be free: the mean time that a job took lately, at least 1.
+        retry_after_secs: u64,
+    },
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// A user's switch to what will be loaded anyway when its turn comes.
+    #[error("the mode is already loaded")]
+    AlreadyLoaded,
+    #[error(
+        "there is no custom job '{name}'{} (there are: {})",
+        did_you_mean(.nearest.as_deref()),
+        if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+    )]
+    UnknownHandler { name: String, nearest: Option<String>, known: Vec<String> },
+}
+
+/// How everything stands.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Status {
+    /// The mode whose pipeline the worker holds.
+    pub current_mode: Option<String>,
+    /// The mode of requests that name none.
+    pub selected_mode: String,
+    /// How many jobs wait, without the running one.
+    pub queue_size: usize,
+    pub running: Option<JobId>,
+    pub vram: vram::Snapshot,
+    /// How many times the worker was started again.
+    pub worker_restarts: u64,
+}
+
+/// Ends the dispatcher.
+pub struct DispatcherShutdown {
+    commands: mpsc::UnboundedSender<Command>,
+    task: JoinHandle<()>,
+}
+
+impl DispatcherShutdown {
+    /// From now on nothing is accepted, and what waits fails. Returns when the running job has
+    /// ended, which it has a minute for, and the worker with it.
+    pub async fn drain(self) {
+        let _ = self.commands.send(Command::Drain);
+        if let Err(error) = self.task.await {
+            tracing::error!("the dispatcher had failed before it was shut down: {error}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The job table: written by the dispatcher alone, read by everybody.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use super::Outcome;
+use crate::{
+    job::{Job, JobId, JobState},
+    queue::Entry,
+};
+
+/// How many jobs that have ended are remembered.
+const FINISHED_KEPT: usize = 1000;
+
+/// A job and how it stands. Times are in milliseconds since the Unix epoch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobView {
+    pub id: JobId,
+    pub job: Job,
+    pub state: JobState,
+    /// How many times it was begun: 2 if the worker died in the first attempt.
+    pub attempts: u32,
+    pub created_unix_ms: u64,
+    pub started_unix_ms: Option<u64>,
+    pub finished_unix_ms: Option<u64>,
+    /// What a custom job returned. (An image goes to its caller and is not kept.)
+    pub result: Option<serde_json::Value>,
+}
+
+/// The table behind its lock, which is never held for longer than a look or a stroke.
+#[derive(Clone, Default)]
+pub struct SharedJobs(Arc<RwLock<JobTable>>);
+
+#[derive(Default)]
+struct JobTable {
+    views: HashMap<JobId, JobView>,
+    /// Those that have ended, oldest first.
+    finished: VecDeque<JobId>,
+}
+
+impl SharedJobs {
+    pub fn get(&self, id: JobId) -> Option<JobView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).views.get(&id).cloned()
+    }
+
+    pub fn insert(&self, entry: Entry) {
+        let view = JobView {
+            id: entry.id,
+            job: entry.job,
+            state: JobState::Queued,
+            attempts: 0,
+            created_unix_ms: unix_ms(),
+            started_unix_ms: None,
+            finished_unix_ms: None,
+            result: None,
+        };
+        self.0.write().unwrap_or_else(PoisonError::into_inner).views.insert(view.id, view);
+    }
+
+    /// An attempt at the job begins.
+    pub fn begin(&self, id: JobId, state: JobState) {
+        self.update(id, |view| {
+            view.attempts += 1;
+            view.state = state;
+            view.started_unix_ms.get_or_insert_with(unix_ms);
+        });
+    }
+
+    pub fn set_state(&self, id: JobId, state: JobState) {
+        self.update(id, |view| view.state = state);
+    }
+
+    /// The job has ended; if too many have, the oldest of them is forgotten.
+    pub fn finish(&self, id: JobId, outcome: &Outcome) {
+        self.update(id, |view| {
+            view.finished_unix_ms = Some(unix_ms());
+            view.state = match outcome {
+                Outcome::Image(_) | Outcome::Switched | Outcome::Custom(_) => JobState::Done,
+                Outcome::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
+                Outcome::Cancelled => JobState::Cancelled,
+            };
+            if let Outcome::Custom(value) = outcome {
+                view.result = Some(value.clone());
+            }
+        });
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        table.finished.push_back(id);
+        if table.finished.len() > FINISHED_KEPT
+            && let Some(oldest) = table.finished.pop_front()
+        {
+            table.views.remove(&oldest);
+        }
+    }
+
+    fn update(&self, id: JobId, change: impl FnOnce(&mut JobView)) {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = table.views.get_mut(&id) {
+            change(view);
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since_epoch.map_or(0, |duration| duration.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn custom() -> Entry {
+        let job = Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null };
+        Entry { id: JobId::new(), job }
+    }
+
+    #[test]
+    fn only_the_last_finished_jobs_are_remembered() {
+        let jobs = SharedJobs::default();
+        let waiting = custom();
+        jobs.insert(waiting.clone());
+        let finished: Vec<JobId> = (0..FINISHED_KEPT + 2)
+            .map(|_| {
+                let entry = custom();
+                jobs.insert(entry.clone());
+                jobs.finish(entry.id, &Outcome::Cancelled);
+                entry.id
+            })
+            .collect();
+        let known: Vec<bool> = finished.iter().map(|id| jobs.get(*id).is_some()).collect();
+        assert_eq!(known.iter().position(|known| *known), Some(2));
+        assert!(known[2..].iter().all(|known| *known));
+        assert!(jobs.get(waiting.id).is_some(), "one that waits is never forgotten");
+    }
+
+    #[test]
+    fn a_second_attempt_keeps_the_first_ones_start() {
+        let jobs = SharedJobs::default();
+        let entry = custom();
+        jobs.insert(entry.clone());
+        jobs.begin(entry.id, JobState::Loading);
+        let started = jobs.get(entry.id).unwrap().started_unix_ms;
+        assert!(started.is_some());
+        jobs.begin(entry.id, JobState::Loading);
+        let view = jobs.get(entry.id).unwrap();
+        assert_eq!((view.attempts, view.started_unix_ms), (2, started));
+    }
+}

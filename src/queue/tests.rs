@@ -1,0 +1,242 @@
+//! The queue as tables. A line is written in words: `b` is a generation in mode b, `>b` the switch
+//! that was put before it, `!b` a switch by a user and `*` a custom job.
+
+use super::*;
+use crate::{
+    modes::{CheckpointRef, Size},
+    request::GenerateRequest,
+};
+
+fn pipeline(mode: &str) -> PipelineSpec {
+    let name = format!("{mode}.safetensors");
+    PipelineSpec { checkpoint: CheckpointRef { path: name.clone().into(), name }, loras: vec![] }
+}
+
+fn target(mode: &str) -> Target {
+    Target { mode: mode.to_owned(), pipeline: pipeline(mode) }
+}
+
+fn job(word: &str) -> Job {
+    let switch = |mode: &str, asked_by| Job::ModeSwitch {
+        mode: mode.to_owned(),
+        pipeline: pipeline(mode),
+        asked_by,
+    };
+    match word.split_at(1) {
+        ("!", mode) => switch(mode, SwitchOrigin::User),
+        (">", mode) => switch(mode, SwitchOrigin::Generation),
+        ("*", _) => Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null },
+        _ => Job::Generation { request: request(word), pipeline: pipeline(word) },
+    }
+}
+
+fn request(mode: &str) -> GenerateRequest {
+    GenerateRequest {
+        mode: mode.to_owned(),
+        prompt: String::new(),
+        negative_prompt: None,
+        size: Size { width: 64, height: 64 },
+        steps: 4,
+        guidance_scale: 1.0,
+        seed: 0,
+        scheduler: None,
+        clip_skip: 0,
+    }
+}
+
+fn word(job: &Job) -> String {
+    match job {
+        Job::Generation { request, .. } => request.mode.clone(),
+        Job::ModeSwitch { mode, asked_by: SwitchOrigin::User, .. } => format!("!{mode}"),
+        Job::ModeSwitch { mode, asked_by: SwitchOrigin::Generation, .. } => format!(">{mode}"),
+        Job::Custom { .. } => "*".to_owned(),
+    }
+}
+
+fn words<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> String {
+    entries.into_iter().map(|entry| word(&entry.job)).collect::<Vec<_>>().join(" ")
+}
+
+fn queue(limit: usize, loaded: &str) -> Queue {
+    let mut queue = Queue::new(limit, "a".to_owned());
+    queue.set_loaded((!loaded.is_empty()).then(|| target(loaded)));
+    queue
+}
+
+/// Submits the words in turn; those that are refused leave no trace.
+fn submit_all(queue: &mut Queue, words: &str) {
+    for word in words.split_whitespace() {
+        let _ = queue.submit(job(word), JobId::new);
+    }
+}
+
+#[test]
+fn a_generation_brings_the_switch_that_it_needs() {
+    for (loaded, submitted, line) in [
+        ("", "a", ">a a"),
+        ("a", "a a", "a a"),
+        ("a", "b", ">b b"),
+        ("a", "b b a", ">b b b >a a"),
+        ("a", "* b * b", "* >b b * b"),
+        ("a", "!b b", "!b b"),
+        ("a", "!b a", "!b >a a"),
+        ("a", "b !c c", ">b b !c c"),
+    ] {
+        let mut queue = queue(64, loaded);
+        submit_all(&mut queue, submitted);
+        assert_eq!(words(&queue.waiting), line, "loaded '{loaded}', submitted '{submitted}'");
+    }
+}
+
+#[test]
+fn what_the_running_job_leaves_loaded_counts() {
+    // "a" is loaded; (submitted, and its first job started; submitted then; line behind it)
+    for (running, submitted, line) in
+        [("b", "b", "b b"), ("!b", "b", "b"), ("!b", "a", ">a a"), ("*", "a b", "a >b b")]
+    {
+        let mut queue = queue(64, "a");
+        submit_all(&mut queue, running);
+        queue.start_next();
+        submit_all(&mut queue, submitted);
+        assert_eq!(words(&queue.waiting), line, "running '{running}', submitted '{submitted}'");
+    }
+}
+
+#[test]
+fn the_same_mode_over_another_file_is_another_target() {
+    let mut queue = queue(64, "a");
+    let generation = Job::Generation { request: request("a"), pipeline: pipeline("a-v2") };
+    let submitted = queue.submit(generation, JobId::new).unwrap();
+    assert_eq!(words(&submitted.switch), ">a");
+    assert_eq!(words(&queue.waiting), ">a a");
+}
+
+#[test]
+fn a_switch_and_its_generation_go_in_together_or_not_at_all() {
+    // (limit, submitted before, submitted last, whether that is refused, line)
+    for (limit, before, last, refused, line) in [
+        (3, "a a", "a", false, "a a a"),
+        (3, "a a a", "a", true, "a a a"),
+        (3, "a", "b", false, "a >b b"),
+        (3, "a a", "b", true, "a a"),
+        (3, "a a", "*", false, "a a *"),
+        (3, "a a", "!b", false, "a a !b"),
+        (3, "a a *", "!b", true, "a a *"),
+        (1, "", "b", false, ">b b"),
+    ] {
+        let mut queue = queue(limit, "a");
+        submit_all(&mut queue, before);
+        let result = queue.submit(job(last), JobId::new);
+        assert_eq!(result.err(), refused.then_some(Refused::Full), "'{before}' then '{last}'");
+        assert_eq!(words(&queue.waiting), line, "'{before}' then '{last}'");
+    }
+}
+
+#[test]
+fn cancelling_takes_along_the_switches_that_nobody_needs_any_more() {
+    // "a" is loaded; (submitted, the index that is cancelled, taken out, line)
+    for (submitted, index, removed, line) in [
+        ("a a", 0, "a", "a"),
+        ("b", 1, "b >b", ""),
+        ("b b", 1, "b", ">b b"),
+        ("b b", 2, "b", ">b b"),
+        ("b * b", 1, "b", ">b * b"),
+        ("b *", 1, "b >b", "*"),
+        // Without b there is no way back to a either.
+        ("b a", 1, "b >b >a", "a"),
+        ("b c", 1, "b >b", ">c c"),
+        ("b !c c", 1, "b >b", "!c c"),
+        // A user's switch is a wish of its own.
+        ("!b b", 1, "b", "!b"),
+        ("!b b", 0, "!b", "b"),
+        ("*", 0, "*", ""),
+    ] {
+        let mut queue = queue(64, "a");
+        submit_all(&mut queue, submitted);
+        let id = queue.waiting[index].id;
+        let taken_out = queue.cancel(id);
+        let context = format!("'{submitted}' without its job {index}");
+        assert_eq!(words(&taken_out), removed, "{context}");
+        assert_eq!(words(&queue.waiting), line, "{context}");
+    }
+}
+
+#[test]
+fn what_does_not_wait_cannot_be_taken_out() {
+    let mut queue = queue(64, "a");
+    let id = queue.submit(job("a"), JobId::new).unwrap().job.id;
+    queue.start_next();
+    assert!(queue.cancel(id).is_empty());
+    assert!(queue.cancel(JobId::new()).is_empty());
+}
+
+#[test]
+fn one_job_runs_at_a_time_in_the_order_of_arrival() {
+    let mut queue = queue(64, "a");
+    submit_all(&mut queue, "a * b");
+    let mut order = Vec::new();
+    while let Some(entry) = queue.start_next().cloned() {
+        assert_eq!(queue.start_next(), None, "a second one beside {entry:?}");
+        order.push(entry);
+        queue.finish_running(true);
+    }
+    assert_eq!(words(&order), "a * >b b");
+}
+
+#[test]
+fn a_users_switch_selects_from_its_arrival_until_it_fails() {
+    let mut queue = queue(64, "a");
+    submit_all(&mut queue, "!b b");
+    assert_eq!(queue.selected_mode(), "b", "while it waits");
+    queue.start_next();
+    assert_eq!(queue.selected_mode(), "b", "while it runs");
+    queue.finish_running(false);
+    assert_eq!(queue.selected_mode(), "a", "after it failed");
+
+    submit_all(&mut queue, "!c");
+    while queue.start_next().is_some() {
+        queue.finish_running(true);
+    }
+    assert_eq!(queue.selected_mode(), "c", "after it succeeded");
+
+    submit_all(&mut queue, "!d");
+    let id = queue.waiting[0].id;
+    queue.cancel(id);
+    assert_eq!(queue.selected_mode(), "c", "after the next one was cancelled");
+}
+
+#[test]
+fn a_generations_switch_selects_nothing() {
+    let mut queue = queue(64, "a");
+    submit_all(&mut queue, "b");
+    assert_eq!(queue.selected_mode(), "a");
+    queue.start_next();
+    queue.finish_running(true);
+    assert_eq!(queue.selected_mode(), "a");
+}
+
+#[test]
+fn a_switch_to_what_is_there_needs_no_job() {
+    // (loaded, submitted before, the switch, whether it is needless, selected afterwards)
+    for (loaded, before, switch, needless, selected) in [
+        ("", "", "!a", false, "a"),
+        ("a", "", "!a", true, "a"),
+        ("a", "!b", "!b", true, "b"),
+        ("a", "b", "!a", false, "a"),
+        ("a", "a", "!b", false, "b"),
+        // Loaded for a generation's sake: from now on it is selected too.
+        ("b", "", "!b", true, "b"),
+        ("b", "b", "!b", true, "b"),
+        // Not loaded yet: the selection must wait, and fail, with the loading.
+        ("a", "b", "!b", false, "b"),
+        // Loaded and selected, but another one is on its way.
+        ("a", "!b", "!a", false, "a"),
+    ] {
+        let mut queue = queue(64, loaded);
+        submit_all(&mut queue, before);
+        let result = queue.submit(job(switch), JobId::new);
+        let context = format!("'{loaded}' loaded, '{before}' waiting, then '{switch}'");
+        assert_eq!(result.err(), needless.then_some(Refused::AlreadyLoaded), "{context}");
+        assert_eq!(queue.selected_mode(), selected, "{context}");
+    }
+}
