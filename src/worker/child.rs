@@ -155,7 +155,7 @@ impl Worker {
         self.pipeline = None;
         let on_progress = progress(&self.socket, job);
         let loaded = guarded(|| {
-            Pipeline::load(&checkpoint, &on_progress).map_err(|error| load_error(&error))
+            Pipeline::load(&checkpoint, &on_progress).map_err(|error| unusable(spec, &error))
         });
         match loaded {
             Ok(pipeline) => {
@@ -239,13 +239,14 @@ fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
         );
         return Err(WorkerError { kind: WorkerErrorKind::Unsupported, message });
     }
-    let checkpoint = Checkpoint::open(&spec.checkpoint).map_err(|error| load_error(&error))?;
-    Pipeline::check(&checkpoint).map_err(|error| load_error(&error))?;
-    Ok(checkpoint)
+    Checkpoint::open(&spec.checkpoint)
+        .and_then(|checkpoint| Pipeline::check(&checkpoint).map(|()| checkpoint))
+        .map_err(|error| unusable(spec, &error))
 }
 
-fn load_error(error: &checkpoint::Error) -> WorkerError {
-    // The engine names the file as the user does.
+/// The engine's reason; it names the file as the user does, and the log has its place as well.
+fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
+    tracing::error!("{}: {error}", spec.checkpoint.path.display());
     WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
 }
 
