@@ -226,7 +226,7 @@ mod tests {
         };
         for (field, value, ok) in [
             ("num_inference_steps", json!(999), true),
-            ("num_inference_steps", json!(1001), false),
+            ("num_inference_steps", json!(1000), false),
             ("num_inference_steps", json!(u64::MAX), false),
             ("guidance_scale", json!(100), true),
             ("guidance_scale", json!(100.1), false),
