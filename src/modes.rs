@@ -82,7 +82,7 @@ pub struct Defaults {
 
 /// The bounds that a mode's defaults and a caller's own values keep to alike.
 impl Defaults {
-    pub const MAX_STEPS: u32 = 1000;
+    pub const MAX_STEPS: u32 = 999;
     pub const MAX_GUIDANCE_SCALE: f32 = 100.0;
     pub const MAX_CLIP_SKIP: u32 = 12;
 }

@@ -20,7 +20,7 @@ pub struct GenerateRequest {
     pub negative_prompt: Option<String>,
     #[schema(value_type = String, example = "512x512")]
     pub size: Size,
-    /// Denoising steps, 1 ..= 1000.
+    /// Denoising steps, 1 ..= 999.
     pub steps: u32,
     /// Classifier-free guidance; at 1 and below there is none, and a step costs half as much.
     pub guidance_scale: f32,
@@ -49,7 +49,7 @@ pub struct Overrides {
     #[schema(value_type = Option<String>, pattern = "^[0-9]+[xX][0-9]+$", example = "512x512")]
     pub size: Option<Size>,
     /// Denoising steps.
-    #[schema(minimum = 1, maximum = 1000)]
+    #[schema(minimum = 1, maximum = 999)]
     pub num_inference_steps: Option<u32>,
     /// Classifier-free guidance; at 1 and below there is none.
     #[schema(minimum = 0, maximum = 100)]
@@ -200,7 +200,7 @@ mod tests {
             ("/prompt", "is required"),
             ("/negative_prompt", "is 16385 bytes long; 16384 is the most"),
             ("/size", "500x500: width and height must be positive multiples of 8"),
-            ("/num_inference_steps", "0 is not a whole number from 1 to 1000"),
+            ("/num_inference_steps", "0 is not a whole number from 1 to 999"),
             ("/guidance_scale", "expected a number, found a string"),
             ("/seed", "-1 is not a whole number from 0 to 18446744073709551615"),
             (
@@ -225,8 +225,8 @@ mod tests {
             Overrides::parse(&body).is_ok()
         };
         for (field, value, ok) in [
-            ("num_inference_steps", json!(1000), true),
-            ("num_inference_steps", json!(1001), false),
+            ("num_inference_steps", json!(999), true),
+            ("num_inference_steps", json!(1000), false),
             ("num_inference_steps", json!(u64::MAX), false),
             ("guidance_scale", json!(100), true),
             ("guidance_scale", json!(100.1), false),

@@ -129,7 +129,7 @@ fn a_stop_finishes_what_runs_and_refuses_the_rest() {
 #[test]
 fn a_second_stop_ends_at_once() {
     let mut daemon = Daemon::start();
-    let request = json!({"prompt": "x", "num_inference_steps": 1000, "size": "512x512"});
+    let request = json!({"prompt": "x", "num_inference_steps": 999, "size": "512x512"});
     let streams = [(); 2].map(|()| daemon.begin_post("/generate", &request));
     daemon.wait_for_status("a job to wait", |status| status["queue_size"] == 1);
     daemon.signal("-TERM");

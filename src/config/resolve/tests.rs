@@ -132,7 +132,7 @@ modes:
     modes.yaml:5:3: error: modes.portrait: required key 'model' is missing
     modes.yaml:6:5: error: modes.portrait.modle: unknown key; did you mean 'model'?
     modes.yaml:7:5: error: modes.portrait.default_stps: unknown key; did you mean 'default_steps'?
-    modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 1000
+    modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 999
     modes.yaml:9:23: error: modes.portrait.default_guidance: expected a finite number
     modes.yaml:10:19: error: modes.portrait.default_size: 500x500: width and height must be positive multiples of 8
     modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
@@ -158,7 +158,7 @@ modes:
 fn a_value_that_does_not_fit_says_what_would() {
     let table = [
         "default_steps: 4.5",
-        "default_steps: 1001",
+        "default_steps: 1000",
         "default_steps: many",
         "default_steps: -99999999999999999999999",
         "default_guidance: -1",
@@ -178,7 +178,7 @@ fn a_value_that_does_not_fit_says_what_would() {
     let lines: Vec<_> = table.iter().map(|line| errors_of_mode(line)).collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
     modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the number 4.5
-    modes.yaml:6:20: error: modes.a.default_steps: 1001 is not between 1 and 1000
+    modes.yaml:6:20: error: modes.a.default_steps: 1000 is not between 1 and 999
     modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the text 'many'
     modes.yaml:6:20: error: modes.a.default_steps: expected a whole number, found the number -100000000000000000000000
     modes.yaml:6:23: error: modes.a.default_guidance: -1 is not between 0 and 100
