@@ -1,6 +1,6 @@
 //! Takes the next job, drives the worker and says what became of it: the one writer of job state.
 //!
-//! Owns the queue, the job table and the worker, in one task ([`actor`]) that is reached through
+//! Owns the queue, the job table and the worker, in one task (`actor`) that is reached through
 //! a [`Handle`]. Whatever that task is busy with, it answers at once; and what can be read
 //! ([`Handle::status`], [`Handle::job`]) is published, so that readers do not even ask it.
 //! Knows nothing of HTTP, configuration files or the engine.
