@@ -4,9 +4,9 @@
 //! of modes or of HTTP. The only part of the daemon that may use the engine.
 
 use std::{
-    cell::RefCell,
+    cell::Cell,
     collections::HashMap,
-    io::{self, Write},
+    io,
     ops::ControlFlow,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -91,8 +91,8 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
     })?;
     let mut worker = Worker { socket, pipeline: None };
     worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
-    // The engine works on the main thread: what that one frees stays mapped (see `ALLOCATOR` in
-    // `process`), while glibc gives other threads arenas of their own, with small heaps.
+    // The engine works on the main thread: what that one frees stays mapped (see
+    // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
     to_do.into_iter().try_for_each(|task| worker.work(task))
 }
 
@@ -144,11 +144,7 @@ impl Worker {
     }
 
     fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
-        if let Err(error) = refuse_loras(spec) {
-            return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
-        }
         let started = Instant::now();
-        // Everything that can be refused is refused before the old pipeline has to go.
         let checkpoint = match guarded(|| open(spec)) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
@@ -157,18 +153,11 @@ impl Worker {
         };
         // Both do not fit into memory at once.
         self.pipeline = None;
-        let reporter = RefCell::new((&mut self.socket, started));
-        let on_progress = |fraction| {
-            let (socket, reported) = &mut *reporter.borrow_mut();
-            if reported.elapsed() >= PROGRESS_INTERVAL {
-                *reported = Instant::now();
-                // If the daemon is gone, the other thread ends the process.
-                let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
-            }
-        };
-        let result =
-            guarded(|| Pipeline::load(&checkpoint, &on_progress).map_err(|e| unusable(spec, &e)));
-        match result {
+        let on_progress = progress(&self.socket, job);
+        let loaded = guarded(|| {
+            Pipeline::load(&checkpoint, &on_progress).map_err(|error| unusable(spec, &error))
+        });
+        match loaded {
             Ok(pipeline) => {
                 let report = LoadReport {
                     family: pipeline.family().name().to_owned(),
@@ -192,7 +181,7 @@ impl Worker {
             let error = internal("no pipeline is loaded");
             return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
         };
-        let socket = &mut self.socket;
+        let socket = &self.socket;
         let mut on_step = |Step { step, steps }| {
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
@@ -207,14 +196,8 @@ impl Worker {
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
-            Ok(Err(error @ (DrawError::TooManySteps(_) | DrawError::ClipSkip { .. }))) => {
-                let (kind, message) = (WorkerErrorKind::Unsupported, error.to_string());
-                let error = WorkerError { kind, message };
-                self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
-            }
-            Ok(Err(error @ DrawError::Engine(_))) => {
-                tracing::error!(%job, "drawing failed: {error}");
-                let error = internal("drawing failed; the daemon's log says why");
+            Ok(Err(error)) => {
+                let error = draw_error(job, &error);
                 self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
             }
             Err(error) => {
@@ -225,13 +208,13 @@ impl Worker {
         }
     }
 
-    fn send(&mut self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-        send(&mut self.socket, message, payload)
+    fn send(&self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+        send(&self.socket, message, payload)
     }
 }
 
-fn send(to: &mut impl Write, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-    protocol::write(to, message, payload)
+fn send(mut to: &UnixStream, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
+    protocol::write(&mut to, message, payload)
 }
 
 /// Runs a piece of the engine; a panic in it (which the log has by then) costs the job alone.
@@ -245,20 +228,17 @@ fn internal(message: &str) -> WorkerError {
     WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
 }
 
-fn refuse_loras(spec: &PipelineSpec) -> Result<(), WorkerError> {
-    if spec.loras.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
-    let message = format!(
-        "LoRA merging is not in this version; take {} out of the mode to draw without",
-        names.join(", ")
-    );
-    Err(WorkerError { kind: WorkerErrorKind::Unsupported, message })
-}
-
-/// Opens the checkpoint and looks whether a pipeline can be made of it.
+/// Opens a checkpoint and looks through all that will be needed of it, without reading weights:
+/// what is refused here costs nothing that is loaded.
 fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
+    if !spec.loras.is_empty() {
+        let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
+        let message = format!(
+            "LoRA merging is not in this version; take {} out of the mode to draw without",
+            names.join(", ")
+        );
+        return Err(WorkerError { kind: WorkerErrorKind::Unsupported, message });
+    }
     Checkpoint::open(&spec.checkpoint)
         .and_then(|checkpoint| Pipeline::check(&checkpoint).map(|()| checkpoint))
         .map_err(|error| unusable(spec, &error))
@@ -268,6 +248,30 @@ fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
 fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
     tracing::error!("{}: {error}", spec.checkpoint.path.display());
     WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
+}
+
+fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
+    match error {
+        DrawError::TooManySteps(_) | DrawError::ClipSkip { .. } => {
+            WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
+        }
+        DrawError::Cancelled | DrawError::Engine(_) => {
+            tracing::error!(%job, "drawing failed: {error}");
+            internal("drawing failed; the daemon's log says why")
+        }
+    }
+}
+
+/// Tells the daemon how far a load is, now and then.
+fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
+    let reported = Cell::new(Instant::now());
+    move |fraction| {
+        if reported.get().elapsed() >= PROGRESS_INTERVAL {
+            reported.set(Instant::now());
+            // If the daemon is gone, the other thread ends the process.
+            let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
+        }
+    }
 }
 
 fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {

@@ -33,6 +33,16 @@ use super::protocol::{self, FromWorker, ToWorker};
 /// A program and its arguments that speak the protocol over their standard input, a socket.
 pub type WorkerCommand = (PathBuf, Vec<OsString>);
 
+/// How glibc shall allocate in the worker, unless the user has said so. A denoising step frees and
+/// allocates the same hundreds of megabytes: given back to the kernel each time, they cost a page
+/// fault for every 4 KiB, a third of a step. So nothing is mapped singly (`mmap_max`), nothing is
+/// given back (`trim_threshold`), and huge pages are asked for (`hugetlb=1` is madvise; from glibc
+/// 2.35 on). Names that a C library does not know it ignores.
+pub const ALLOCATOR: (&str, &str) = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x7fffffffffffffff:glibc.malloc.hugetlb=1",
+);
+
 /// Messages that may wait for the dispatcher before the worker has to.
 const INBOX_MESSAGES: usize = 16;
 
@@ -186,18 +196,6 @@ async fn send_all(mut to: OwnedWriteHalf, mut to_send: mpsc::UnboundedReceiver<T
         }
     }
 }
-
-/// An environment variable for the worker, unless the user has set it: how glibc shall allocate. A denoising step frees and allocates the same hundreds
-/// of megabytes: given back to the kernel each time, they cost a page fault and a zeroed page per
-/// 4 KiB, a third of a step. So nothing is mapped singly (`mmap_max`), nothing is given back
-/// (`trim_threshold`), and huge pages are asked for (`hugetlb=1` is madvise; glibc 2.35 and later,
-/// earlier ones and other C libraries ignore names that they do not know).
-pub const ALLOCATOR: (&str, &str) = (
-    "GLIBC_TUNABLES",
-    "glibc.malloc.mmap_max=0\
-    :glibc.malloc.trim_threshold=0x7fffffffffffffff\
-    :glibc.malloc.hugetlb=1",
-);
 
 /// How a process ended, in words.
 fn describe(status: ExitStatus) -> String {

@@ -1,6 +1,8 @@
 //! The loop over a real socket, with the test at the daemon's end. What needs a checkpoint that
 //! draws is tested with the whole daemon.
 
+use std::io::Write;
+
 use super::*;
 use crate::modes::{CheckpointRef, LoraRef};
 
