@@ -1,7 +1,7 @@
 //! Checkpoints on disk: opened, recognised and read under one canonical naming.
 //!
 //! The canonical names are those of diffusers' modules, under `text_encoder.`, `unet.` and
-//! `vae.`; a [`Layout`] says what a file calls them. Nothing here knows what a tensor is for:
+//! `vae.`; a `Layout` says what a file calls them. Nothing here knows what a tensor is for:
 //! models ask by name, and a file that lacks what they ask for is refused with that name.
 
 mod ldm;

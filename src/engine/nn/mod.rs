@@ -1,7 +1,7 @@
 //! The seam to the backends: tensors, layers and the few verbs that models are written in.
 //!
 //! The only room that names candle. Candle holds the tensors; on the CPU the work is done by the
-//! kernels in [`cpu`]. Feature maps are channels last, `[b, h, w, c]`, so that the tokens of a
+//! kernels in `cpu`. Feature maps are channels last, `[b, h, w, c]`, so that the tokens of a
 //! transformer block, `[b, h·w, c]`, are the same memory. A layer takes its weights once, packs
 //! them as the kernels like them, and then only runs.
 
