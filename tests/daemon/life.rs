@@ -112,6 +112,8 @@ fn a_stop_finishes_what_runs_and_refuses_the_rest() {
     for signal in ["-TERM", "-INT"] {
         let mut daemon = Daemon::start();
         let request = json!({"prompt": "x", "num_inference_steps": 300, "size": "128x128"});
+        // What runs then is a generation and not the load that the daemon starts with.
+        daemon.wait_for_status("the default mode", |status| status["current_mode"].is_string());
         // One of them runs and the other waits; which one is for the network to say.
         let streams = [(); 2].map(|()| daemon.begin_post("/generate", &request));
         daemon.wait_for_status("a job to wait", |status| status["queue_size"] == 1);
