@@ -12,12 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{
-    Api,
-    body::JsonBody,
-    generate::{X_JOB_ID, refuse_loras},
-    problem::Problem,
-};
+use super::{Api, body::JsonBody, generate::refuse_loras, problem::Problem};
 use crate::{
     config::{Diagnostic, ReloadReport},
     dispatcher::SubmitError,
@@ -196,13 +191,4 @@ pub async fn reload(State(api): State<Api>) -> Result<Json<ReloadAnswer>, Proble
         default_mode: api.config.current().default_mode.clone(),
         warnings: warnings.iter().map(field_error).collect(),
     }))
-}
-
-/// A diagnostic without the file's path.
-pub fn field_error(diagnostic: &Diagnostic) -> FieldError {
-    let place = diagnostic.at.map(|at| format!("line {}, column {}: ", at.line, at.column));
-    FieldError {
-        pointer: diagnostic.key.to_pointer(),
-        detail: format!("{}{}", place.unwrap_or_default(), diagnostic.message),
-    }
 }

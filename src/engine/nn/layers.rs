@@ -4,8 +4,9 @@ use super::{
     Activation, Error, Result, Tensor,
     cpu::{
         conv::{self, Geometry},
-        gemm::{Dense, Finish, PackedWeights, Product},
+        gemm::{Dense, Finish, Product},
         norm::{self, Affine},
+        packed::PackedWeights,
         winograd::{Winograd, WinogradWeights},
     },
 };

@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::{
     OutPtr, arch,
-    gemm::{Dense, Finish, PackedWeights, Product},
+    gemm::{Dense, Finish, Product},
     math::exp_v,
+    packed::PackedWeights,
 };
 
 /// Scores of a block of queries, in floats (256 KiB).

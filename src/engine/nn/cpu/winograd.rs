@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::{
     OutPtr, arch,
-    gemm::{Dense, Finish, PackedWeights, Product},
+    gemm::{Dense, Finish, Product},
+    packed::PackedWeights,
 };
 
 /// Pixels of a tile's result along one side, and of what it is made from.
