@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::{
     Api, accept,
     body::JsonBody,
-    problem::{Kind, Problem},
+    problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::{DrawnImage, Outcome},

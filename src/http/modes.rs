@@ -12,9 +12,14 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{Api, body::JsonBody, generate::refuse_loras, problem::Problem};
+use super::{
+    Api,
+    body::JsonBody,
+    generate::refuse_loras,
+    problem::{Problem, X_JOB_ID, field_error},
+};
 use crate::{
-    config::{Diagnostic, ReloadReport},
+    config::ReloadReport,
     dispatcher::SubmitError,
     job::{Job, SwitchOrigin},
     modes::{LoraRef, Mode, Modes},

@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    config::ConfigErrors,
+    config::{ConfigErrors, Diagnostic},
     dispatcher::{FailureKind, JobFailure, SubmitError},
     job::JobId,
     modes::UnknownMode,
