@@ -114,7 +114,7 @@ fn dense(
     if let Some(last) = dims.last_mut() {
         *last = columns;
     }
-    let rows = Dense { data: &data, stride: k, count };
+    let rows = Dense::new(&data, k, count, k);
     let (images, rows_per_image, out_stride) = (1, count, columns);
     let product =
         Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };

@@ -35,17 +35,25 @@ pub(crate) unsafe trait Rows: Sync {
 
 /// Rows one after the other, `stride` apart: a matrix.
 pub(crate) struct Dense<'a> {
-    pub data: &'a [f32],
-    pub stride: usize,
-    pub count: usize,
+    data: &'a [f32],
+    stride: usize,
+    count: usize,
 }
 
-// SAFETY: the caller's slice holds `count` rows; later indices are clamped to the last one.
+impl<'a> Dense<'a> {
+    /// `count` rows of `k` floats.
+    pub fn new(data: &'a [f32], stride: usize, count: usize, k: usize) -> Self {
+        assert!(count == 0 || data.len() >= (count - 1) * stride + k, "the rows are all there");
+        Self { data, stride, count }
+    }
+}
+
+// SAFETY: `new` checks that the slice holds `count` rows; later indices are clamped to the last.
 unsafe impl Rows for Dense<'_> {
     #[inline(always)]
     fn fill(&self, _image: usize, first: usize, _tap: usize, rows: &mut [*const f32]) {
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = self.data[(first + i).min(self.count - 1) * self.stride..].as_ptr();
+            *row = self.data.as_ptr().wrapping_add((first + i).min(self.count - 1) * self.stride);
         }
     }
 }
@@ -154,15 +162,16 @@ impl<R: Rows> Item<'_, R> {
     fn panel<S: Simd, const MR: usize, const NV: usize>(&self, simd: S, panel: usize) {
         let weights = self.product.weights;
         let taps_per_block = (MAX_DEPTH / weights.k.max(1)).clamp(1, weights.taps);
+        let (lines, bias) = (weights.panel(panel).0, self.bias::<S, NV>(simd, panel));
         for first_tap in (0..weights.taps).step_by(taps_per_block) {
             let taps = first_tap..weights.taps.min(first_tap + taps_per_block);
             for row in self.rows.clone().step_by(MR) {
-                let mut sums = if first_tap == 0 {
-                    self.bias::<S, MR, NV>(simd, panel)
+                let sums = if first_tap == 0 {
+                    [bias; MR]
                 } else {
                     self.read_out::<S, MR, NV>(simd, panel, row)
                 };
-                self.accumulate(simd, panel, row, taps.clone(), &mut sums);
+                let sums = self.accumulate(simd, lines, row, taps.clone(), sums);
                 let residual = match self.product.finish {
                     Finish::Add(residual) if taps.end == weights.taps => Some(residual),
                     _ => None,
@@ -175,12 +184,13 @@ impl<R: Rows> Item<'_, R> {
     #[inline(always)]
     fn geglu_panel<S: Simd, const MR: usize>(&self, simd: S, panel: usize) {
         let gate_panel = panel + self.product.output_panels();
-        let taps = 0..self.product.weights.taps;
+        let weights = self.product.weights;
+        let lines = [panel, gate_panel].map(|panel| weights.panel(panel).0);
+        let bias = [panel, gate_panel].map(|panel| self.bias::<S, PANEL_VECTORS>(simd, panel));
         for row in self.rows.clone().step_by(MR) {
-            let mut gate = self.bias::<S, MR, PANEL_VECTORS>(simd, gate_panel);
-            self.accumulate(simd, gate_panel, row, taps.clone(), &mut gate);
-            let mut value = self.bias::<S, MR, PANEL_VECTORS>(simd, panel);
-            self.accumulate(simd, panel, row, taps.clone(), &mut value);
+            let taps = 0..weights.taps;
+            let gate = self.accumulate(simd, lines[1], row, taps.clone(), [bias[1]; MR]);
+            let mut value = self.accumulate(simd, lines[0], row, taps, [bias[0]; MR]);
             for (value, gate) in value.iter_mut().flatten().zip(gate.iter().flatten()) {
                 *value = simd.mul_f32s(*value, super::math::gelu_v(simd, *gate));
             }
@@ -189,11 +199,7 @@ impl<R: Rows> Item<'_, R> {
     }
 
     #[inline(always)]
-    fn bias<S: Simd, const MR: usize, const NV: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-    ) -> [[S::f32s; NV]; MR] {
+    fn bias<S: Simd, const NV: usize>(&self, simd: S, panel: usize) -> [S::f32s; NV] {
         let mut line = [simd.splat_f32s(0.0); NV];
         if let Some(bias) = self.product.bias {
             let n = self.product.weights.n;
@@ -203,35 +209,33 @@ impl<R: Rows> Item<'_, R> {
                 *vector = simd.partial_load_f32s(&bias[at..n.min(at + S::F32_LANES)]);
             }
         }
-        [line; MR]
+        line
     }
 
-    /// The inner loop of the whole engine.
+    /// The inner loop of the whole engine: adds the rows' products with a panel to `sums`.
     #[inline(always)]
     fn accumulate<S: Simd, const MR: usize, const NV: usize>(
         &self,
         simd: S,
-        panel: usize,
+        panel: *const f32,
         first_row: usize,
         taps: Range<usize>,
-        sums: &mut [[S::f32s; NV]; MR],
-    ) {
-        let weights = self.product.weights;
-        let (panel, _) = weights.panel(panel);
-        let mut local = *sums;
+        mut sums: [[S::f32s; NV]; MR],
+    ) -> [[S::f32s; NV]; MR] {
+        let k = self.product.weights.k;
         let mut rows = [ptr::null(); MR];
         for tap in taps {
             self.product.rows.fill(self.image, first_row, tap, &mut rows);
             // SAFETY: the panel holds taps × k lines of NV vectors, aligned to a cache line;
             // `Rows` promises k floats behind each row pointer.
             unsafe {
-                let mut line = panel.add(tap * weights.k * NV * S::F32_LANES) as *const S::f32s;
-                for depth in 0..weights.k {
+                let mut line = panel.add(tap * k * NV * S::F32_LANES) as *const S::f32s;
+                for depth in 0..k {
                     let mut w = [simd.splat_f32s(0.0); NV];
                     for (v, w) in w.iter_mut().enumerate() {
                         *w = line.add(v).read();
                     }
-                    for (row, sums) in rows.iter().zip(local.iter_mut()) {
+                    for (row, sums) in rows.iter().zip(sums.iter_mut()) {
                         let x = simd.splat_f32s(*row.add(depth));
                         for (sum, w) in sums.iter_mut().zip(w) {
                             *sum = simd.mul_add_e_f32s(x, w, *sum);
@@ -241,7 +245,7 @@ impl<R: Rows> Item<'_, R> {
                 }
             }
         }
-        *sums = local;
+        sums
     }
 
     #[inline(always)]
@@ -277,20 +281,32 @@ impl<R: Rows> Item<'_, R> {
             let columns = columns.min(NV * S::F32_LANES);
             // SAFETY: no other item writes these columns of these rows.
             let out = unsafe { self.out.slice_mut(place, columns) };
+            let residual = residual.map(|residual| &residual[place..place + columns]);
+            if columns == NV * S::F32_LANES {
+                // Almost always; a loop over vectors whose number is known costs next to nothing.
+                let out = out.as_mut_ptr().cast::<S::f32s>();
+                let residual = residual.map(|residual| residual.as_ptr().cast::<S::f32s>());
+                for (v, sum) in sums.iter().enumerate() {
+                    // SAFETY: both are just as long as these vectors.
+                    unsafe {
+                        let sum = match residual {
+                            None => *sum,
+                            Some(residual) => simd.add_f32s(*sum, residual.add(v).read_unaligned()),
+                        };
+                        out.add(v).write_unaligned(sum);
+                    }
+                }
+                continue;
+            }
             for (v, (out, sum)) in out.chunks_mut(S::F32_LANES).zip(sums).enumerate() {
                 let sum = match residual {
                     None => *sum,
                     Some(residual) => {
-                        let at = place + v * S::F32_LANES;
+                        let at = v * S::F32_LANES;
                         simd.add_f32s(*sum, simd.partial_load_f32s(&residual[at..at + out.len()]))
                     }
                 };
-                if out.len() == S::F32_LANES {
-                    // SAFETY: just as long as one vector.
-                    unsafe { (out.as_mut_ptr() as *mut S::f32s).write_unaligned(sum) };
-                } else {
-                    simd.partial_store_f32s(out, sum);
-                }
+                simd.partial_store_f32s(out, sum);
             }
         }
     }
@@ -317,7 +333,7 @@ mod tests {
             let weights = PackedWeights::pack(1, k, n, |n, _, d| w[n * k + d]);
             let run = |finish| {
                 let mut out = vec![f32::NAN; m * n];
-                let rows = Dense { data: &x, stride: k, count: m };
+                let rows = Dense::new(&x, k, m, k);
                 let (bias, columns) = (Some(bias.as_slice()), n);
                 let (images, rows_per_image, out_stride) = (1, m, n);
                 let weights = &weights;
@@ -351,7 +367,7 @@ mod tests {
             let (weights, padded_bias) = PackedWeights::pack_geglu(k, half, &w, &bias);
             let mut out = vec![f32::NAN; m * half];
             Product {
-                rows: Dense { data: &x, stride: k, count: m },
+                rows: Dense::new(&x, k, m, k),
                 images: 1,
                 rows_per_image: m,
                 weights: &weights,

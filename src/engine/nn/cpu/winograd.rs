@@ -111,7 +111,7 @@ impl Winograd<'_> {
                 let rows = CHUNK_TILES.min(count - chunk);
                 let at = place * count + chunk;
                 Product {
-                    rows: Dense { data: &inputs[at * c..], stride: c, count: rows },
+                    rows: Dense::new(&inputs[at * c..], c, rows, c),
                     images: 1,
                     rows_per_image: rows,
                     weights: &self.weights.places[place],
