@@ -2,5 +2,8 @@
 //! it waits for something that can be observed.
 
 mod api;
+mod checkpoints;
+mod faults;
 mod life;
+mod process;
 mod support;
