@@ -3,6 +3,7 @@
 
 mod api;
 mod checkpoints;
+mod custom;
 mod faults;
 mod life;
 mod process;
