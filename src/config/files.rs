@@ -49,6 +49,9 @@ fn problem(mention: &Mention) -> Option<String> {
     if path.is_symlink() {
         return Some(format!("'{name}' is a symbolic link that leads nowhere"));
     }
+    if path.exists() {
+        return Some(format!("'{name}' is not a file but a pipe, a socket or a device"));
+    }
     let hint = did_you_mean(nearest_neighbour(mention).as_deref());
     Some(format!("there is no file '{name}'{hint}"))
 }

@@ -2,5 +2,9 @@
 //! it waits for something that can be observed.
 
 mod api;
+mod checkpoints;
+mod custom;
+mod faults;
 mod life;
+mod process;
 mod support;

@@ -13,6 +13,8 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::process::Worker;
+
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Two modes with a checkpoint of their own each, and one that names LoRAs.
@@ -37,14 +39,18 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// The small checkpoint that comes with the source.
+pub fn shipped_checkpoint() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors")
+}
+
 /// A folder with `modes.yaml` and the models that [`MODES`] names.
 pub fn folder(modes: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let models = folder.path().join("models");
     fs::create_dir(&models).unwrap();
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors");
     for name in ["tiny.safetensors", "other.safetensors"] {
-        symlink(&shipped, models.join(name)).unwrap();
+        symlink(shipped_checkpoint(), models.join(name)).unwrap();
     }
     fs::write(folder.path().join("modes.yaml"), modes).unwrap();
     folder
@@ -52,7 +58,12 @@ pub fn folder(modes: &str) -> TempDir {
 
 /// The binary in that folder, without the variables that it listens to.
 pub fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_diffused"));
+    command_of(Path::new(env!("CARGO_BIN_EXE_diffused")), folder)
+}
+
+/// The same with another binary.
+pub fn command_of(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(folder);
     for name in ["MODES_CONFIG", "HOST", "PORT", "QUEUE_MAX", "RUST_LOG"] {
         command.env_remove(name);
@@ -66,9 +77,17 @@ impl Daemon {
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
-        let folder = folder(MODES);
+        Self::start_in(folder(MODES), arguments)
+    }
+
+    pub fn start_in(folder: TempDir, arguments: &[&str]) -> Self {
+        Self::spawn(command(folder.path()), folder, arguments)
+    }
+
+    /// `program` is what [`command`] or [`command_of`] made for that folder.
+    pub fn spawn(mut program: Command, folder: TempDir, arguments: &[&str]) -> Self {
         let log = fs::File::create(folder.path().join("log")).unwrap();
-        let mut child = command(folder.path())
+        let mut child = program
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .stdout(Stdio::piped())
@@ -145,6 +164,17 @@ impl Daemon {
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// The daemon's worker, once there is one.
+    pub fn worker(&self) -> Worker {
+        wait_for("a worker process", || Worker::of(self.child.id()))
+    }
+
+    /// Ends the daemon as the kernel does when memory runs out.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits for the daemon to end.

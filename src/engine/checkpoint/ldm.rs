@@ -112,25 +112,20 @@ impl Layout {
             }
             layer += 1;
         }
-        let (mut block, mut layer) = (0, 0);
-        for n in 0..count(entries, &format!("{UNET}.output_blocks.")) {
+        // An up block takes what each layer of its down block left, and what came before them.
+        let (layers, all) = (layer + 1, count(entries, &format!("{UNET}.output_blocks.")));
+        for n in 0..all {
             let file = format!("{UNET}.output_blocks.{n}");
-            let canonical = format!("unet.up_blocks.{block}");
+            let (canonical, layer) = (format!("unet.up_blocks.{}", n / layers), n % layers);
             self.add(format!("{canonical}.resnets.{layer}"), format!("{file}.0"), UNET_RESNET);
-            layer += 1;
             let mut next = 1;
             if has(format!("{file}.1.")) && !has(format!("{file}.1.conv.")) {
-                self.add(
-                    format!("{canonical}.attentions.{}", layer - 1),
-                    format!("{file}.1"),
-                    SAME,
-                );
+                self.add(format!("{canonical}.attentions.{layer}"), format!("{file}.1"), SAME);
                 next = 2;
             }
-            if has(format!("{file}.{next}.conv.")) {
+            if layer + 1 == layers && n + 1 < all {
                 let upsampler = format!("{file}.{next}.conv");
                 self.add(format!("{canonical}.upsamplers.0.conv"), upsampler, SAME);
-                (block, layer) = (block + 1, 0);
             }
         }
     }
@@ -157,7 +152,7 @@ impl Layout {
                 let file = format!("{file}.block.{layer}");
                 self.add(format!("{canonical}.resnets.{layer}"), file, VAE_RESNET);
             }
-            if has_prefix(entries, &format!("{file}.upsample.")) {
+            if level > 0 {
                 let file = format!("{file}.upsample.conv");
                 self.add(format!("{canonical}.upsamplers.0.conv"), file, SAME);
             }

@@ -98,10 +98,15 @@ impl Checkpoint {
 }
 
 fn map(path: &Path) -> std::io::Result<Mmap> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
+    // Asked before it is opened: opening a pipe waits for somebody to write into it.
+    let kind = std::fs::metadata(path)?;
+    if kind.is_dir() {
         return Err(std::io::ErrorKind::IsADirectory.into());
     }
+    if !kind.is_file() {
+        return Err(std::io::Error::other("it is not a file but a pipe, a socket or a device"));
+    }
+    let file = File::open(path)?;
     // SAFETY: the map is only read. A file that is cut short under it ends this process with
     // SIGBUS; that is the worker's, whose daemon notices, restarts it and says so.
     unsafe { Mmap::map(&file) }
@@ -109,9 +114,12 @@ fn map(path: &Path) -> std::io::Result<Mmap> {
 
 fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
+    let pickle = matches!(bytes, [0x80, 2..=5, ..]);
     match () {
         () if bytes.is_empty() => Some("is empty"),
-        () if starts(b"PK\x03\x04") || starts(b"\x80\x02") => {
+        // A safetensors header, whatever its length before it looks like.
+        () if bytes.get(8) == Some(&b'{') => None,
+        () if starts(b"PK\x03\x04") || pickle => {
             Some("is a pickled checkpoint (.ckpt, .pt), which may run code when it is opened")
         }
         () if starts(b"GGUF") => Some("is a GGUF file"),
@@ -146,7 +154,9 @@ fn first_cut_tensor(map: &[u8]) -> Option<(String, u64)> {
     let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
     header
         .iter()
-        .filter_map(|(name, entry)| Some((name.clone(), 8 + header_len + end(entry)?)))
+        .filter_map(|(name, entry)| {
+            Some((name.clone(), end(entry)?.saturating_add(8 + header_len)))
+        })
         .filter(|(_, end)| *end > map.len() as u64)
         .min_by_key(|(_, end)| *end)
 }

@@ -68,10 +68,6 @@ impl Weights<'_> {
         (0..).take_while(|i| self.at(&i.to_string()).exists()).count()
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.reading.checkpoint.entry(&format!("{}.{name}", self.name)).is_ok()
-    }
-
     /// A tensor's dimensions, of which there is at least one.
     pub fn dims(&self, name: &str) -> Result<&[usize], Error> {
         let (entry, tensor) = self.reading.checkpoint.entry(&format!("{}.{name}", self.name))?;
@@ -99,10 +95,6 @@ impl Weights<'_> {
         }
         (self.reading.on_bytes)(self.reading.bytes.get());
         Ok(to_f32(entry.dtype, bytes))
-    }
-
-    pub fn load_if_present(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>, Error> {
-        if self.has(name) { self.load(name, dims).map(Some) } else { Ok(None) }
     }
 
     /// Refuses a tensor whose first dimension is not a multiple of `of`.

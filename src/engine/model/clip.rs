@@ -92,7 +92,7 @@ impl Layer {
         let inner = fc1.dims("weight")?[0];
         Ok(Self {
             norm1: LayerNorm::load(&w.at("layer_norm1"), width)?,
-            qkv: Linear::stack(&[&q, &k, &v], width, &[width; 3])?,
+            qkv: Linear::stack(&[&q, &k, &v], width, width)?,
             out: Linear::load(&w.at("self_attn.out_proj"), width)?,
             norm2: LayerNorm::load(&w.at("layer_norm2"), width)?,
             fc1: Linear::load(&fc1, width)?,

@@ -74,13 +74,10 @@ impl UNet {
         let (mut channels, mut skips) = (base, vec![base]);
         let blocks = w.at("down_blocks");
         let mut down = Vec::new();
-        for i in 0..blocks.count() {
-            down.push(DownBlock::load(
-                &blocks.at(&i.to_string()),
-                &mut channels,
-                &mut skips,
-                sizes,
-            )?);
+        let count = blocks.count();
+        for i in 0..count {
+            let (block, is_last) = (blocks.at(&i.to_string()), i + 1 == count);
+            down.push(DownBlock::load(&block, &mut channels, &mut skips, sizes, is_last)?);
         }
 
         let mid = w.at("mid_block");
@@ -97,8 +94,10 @@ impl UNet {
 
         let blocks = w.at("up_blocks");
         let mut up = Vec::new();
-        for i in 0..blocks.count() {
-            up.push(UpBlock::load(&blocks.at(&i.to_string()), &mut channels, &mut skips, sizes)?);
+        let count = blocks.count();
+        for i in 0..count {
+            let (block, is_last) = (blocks.at(&i.to_string()), i + 1 == count);
+            up.push(UpBlock::load(&block, &mut channels, &mut skips, sizes, is_last)?);
         }
         Ok(Self {
             time_linear1: Linear::load_to(&w.at("time_embedding.linear_1"), base, time)?,
@@ -211,12 +210,14 @@ impl Stage {
 }
 
 impl DownBlock {
-    /// Notes in `skips` the channels of every feature map that an up block will take.
+    /// Notes in `skips` the channels of every feature map that an up block will take. All blocks
+    /// but the last make what they hand on smaller.
     fn load(
         w: &Weights<'_>,
         channels: &mut usize,
         skips: &mut Vec<usize>,
         sizes: Sizes,
+        is_last: bool,
     ) -> Result<Self, Error> {
         let mut stages = Vec::new();
         for i in 0..w.at("resnets").count().max(1) {
@@ -227,7 +228,7 @@ impl DownBlock {
         }
         let conv = w.at("downsamplers.0.conv");
         let load = || Conv2d::load_stride2(&conv, *channels);
-        let downsample = conv.exists().then(load).transpose()?;
+        let downsample = (!is_last).then(load).transpose()?;
         if downsample.is_some() {
             skips.push(*channels);
         }
@@ -236,11 +237,13 @@ impl DownBlock {
 }
 
 impl UpBlock {
+    /// All blocks but the last enlarge what they hand on.
     fn load(
         w: &Weights<'_>,
         channels: &mut usize,
         skips: &mut Vec<usize>,
         sizes: Sizes,
+        is_last: bool,
     ) -> Result<Self, Error> {
         let mut stages = Vec::new();
         for i in 0..w.at("resnets").count().max(1) {
@@ -249,7 +252,7 @@ impl UpBlock {
             stages.push(stage);
         }
         let conv = w.at("upsamplers.0.conv");
-        let upsample = conv.exists().then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
+        let upsample = (!is_last).then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
         Ok(Self { stages, upsample })
     }
 }
@@ -325,11 +328,11 @@ impl TransformerBlock {
         let inner = geglu.out_channels();
         Ok(Self {
             norm1: LayerNorm::load(&w.at("norm1"), width)?,
-            self_qkv: Linear::stack(&[&qkv[0], &qkv[1], &qkv[2]], width, &[width; 3])?,
+            self_qkv: Linear::stack_unbiased(&[&qkv[0], &qkv[1], &qkv[2]], width, width)?,
             self_out: Linear::load_to(&w.at("attn1.to_out.0"), width, width)?,
             norm2: LayerNorm::load(&w.at("norm2"), width)?,
-            cross_q: Linear::load_to(&w.at("attn2.to_q"), width, width)?,
-            cross_kv: Linear::stack(&[&kv[0], &kv[1]], sizes.context, &[width; 2])?,
+            cross_q: Linear::stack_unbiased(&[&w.at("attn2.to_q")], width, width)?,
+            cross_kv: Linear::stack_unbiased(&[&kv[0], &kv[1]], sizes.context, width)?,
             cross_out: Linear::load_to(&w.at("attn2.to_out.0"), width, width)?,
             norm3: LayerNorm::load(&w.at("norm3"), width)?,
             geglu,

@@ -45,8 +45,9 @@ impl VaeDecoder {
         let mid_last = resnet("mid_block.resnets.1", channels)?;
         let blocks = w.at("up_blocks");
         let mut up = Vec::new();
-        for i in 0..blocks.count().max(1) {
-            up.push(UpBlock::load(&blocks.at(&i.to_string()), &mut channels)?);
+        let count = blocks.count().max(1);
+        for i in 0..count {
+            up.push(UpBlock::load(&blocks.at(&i.to_string()), &mut channels, i + 1 == count)?);
         }
         let conv_out = Conv2d::load(&w.at("conv_out"), channels, 3)?;
         if conv_out.out_channels() != 3 {
@@ -100,7 +101,8 @@ impl VaeDecoder {
 }
 
 impl UpBlock {
-    fn load(w: &Weights<'_>, channels: &mut usize) -> Result<Self, Error> {
+    /// All blocks but the last enlarge what they hand on.
+    fn load(w: &Weights<'_>, channels: &mut usize, is_last: bool) -> Result<Self, Error> {
         let mut resnets = Vec::new();
         for i in 0..w.at("resnets").count().max(1) {
             let resnet = w.at(&format!("resnets.{i}"));
@@ -109,7 +111,7 @@ impl UpBlock {
             resnets.push(resnet);
         }
         let conv = w.at("upsamplers.0.conv");
-        let upsample = conv.exists().then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
+        let upsample = (!is_last).then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
         Ok(Self { resnets, upsample })
     }
 }
@@ -119,7 +121,7 @@ impl Attention {
         let [q, k, v] = ["to_q", "to_k", "to_v"].map(|name| w.at(name));
         Ok(Self {
             norm: GroupNorm::load(&w.at("group_norm"), channels, EPSILON, Activation::None)?,
-            qkv: Linear::stack(&[&q, &k, &v], channels, &[channels; 3])?,
+            qkv: Linear::stack(&[&q, &k, &v], channels, channels)?,
             out: Linear::load_to(&w.at("to_out.0"), channels, channels)?,
             channels,
         })

@@ -21,33 +21,35 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Reads `weight` (`[n, k]`, or a 1×1 convolution's `[n, k, 1, 1]`) and, if there, `bias`.
+    /// Reads `weight` (`[n, k]`, or a 1×1 convolution's `[n, k, 1, 1]`) and `bias`.
     pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        Self::stack(&[w], k, &[n])
+        Self::load_to(w, k, n)
     }
 
     /// The same, with a number of outputs that is known already.
     pub fn load_to(w: &Weights<'_>, k: usize, n: usize) -> Load<Self> {
-        Self::stack(&[w], k, &[n])
+        Self::stack(&[w], k, n)
     }
 
-    /// Several layers over the same input as one: their outputs stand side by side.
-    pub fn stack(parts: &[&Weights<'_>], k: usize, sizes: &[usize]) -> Load<Self> {
-        let (mut rows, mut bias) = (Vec::new(), Vec::new());
-        for (w, n) in parts.iter().zip(sizes) {
-            let dims: &[usize] =
-                if w.dims("weight")?.len() == 4 { &[*n, k, 1, 1] } else { &[*n, k] };
+    /// Several layers of `n` outputs over the same input as one: their outputs stand side by side.
+    pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
+        let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
+        Ok(Self { bias: Some(biases.concat()), ..Self::stack_unbiased(parts, k, n)? })
+    }
+
+    /// The same, of layers that have no bias.
+    pub fn stack_unbiased(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
+        let mut rows = Vec::new();
+        for w in parts {
+            let dims: &[usize] = if w.dims("weight")?.len() == 4 { &[n, k, 1, 1] } else { &[n, k] };
             rows.extend(w.load("weight", dims)?);
-            bias.extend(w.load_if_present("bias", &[*n])?.unwrap_or_default());
         }
-        let n: usize = sizes.iter().sum();
-        let bias = (bias.len() == n).then_some(bias);
         if parts.iter().any(|w| w.is_check()) {
-            return Ok(Self { weights: PackedWeights::default(), bias });
+            return Ok(Self { weights: PackedWeights::default(), bias: None });
         }
-        let weights = PackedWeights::pack(1, k, n, |n, _, d| rows[n * k + d]);
-        Ok(Self { weights, bias })
+        let weights = PackedWeights::pack(1, k, n * parts.len(), |n, _, d| rows[n * k + d]);
+        Ok(Self { weights, bias: None })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
