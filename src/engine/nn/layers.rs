@@ -33,8 +33,9 @@ impl Linear {
 
     /// Several layers of `n` outputs over the same input as one: their outputs stand side by side.
     pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
+        let layers = Self::stack_unbiased(parts, k, n)?;
         let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
-        Ok(Self { bias: Some(biases.concat()), ..Self::stack_unbiased(parts, k, n)? })
+        Ok(Self { bias: Some(biases.concat()), ..layers })
     }
 
     /// The same, of layers that have no bias.
