@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::{
     Api, accept,
     body::JsonBody,
-    problem::{Kind, Problem},
+    problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::{DrawnImage, Outcome},
@@ -23,7 +23,6 @@ use crate::{
     request::{GenerateRequest, Overrides},
 };
 
-pub const X_JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const X_MODE: HeaderName = HeaderName::from_static("x-mode");
 const X_SEED: HeaderName = HeaderName::from_static("x-seed");
 const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");

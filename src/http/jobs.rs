@@ -13,8 +13,7 @@ use utoipa::ToSchema;
 use super::{
     Api,
     body::JsonBody,
-    generate::X_JOB_ID,
-    problem::{Kind, Problem},
+    problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::JobView,

@@ -15,11 +15,11 @@ use utoipa::ToSchema;
 use super::{
     Api,
     body::JsonBody,
-    generate::{X_JOB_ID, refuse_loras},
-    problem::Problem,
+    generate::refuse_loras,
+    problem::{Problem, X_JOB_ID, field_error},
 };
 use crate::{
-    config::{Diagnostic, ReloadReport},
+    config::ReloadReport,
     dispatcher::SubmitError,
     job::{Job, SwitchOrigin},
     modes::{LoraRef, Mode, Modes},
@@ -196,13 +196,4 @@ pub async fn reload(State(api): State<Api>) -> Result<Json<ReloadAnswer>, Proble
         default_mode: api.config.current().default_mode.clone(),
         warnings: warnings.iter().map(field_error).collect(),
     }))
-}
-
-/// A diagnostic without the file's path.
-pub fn field_error(diagnostic: &Diagnostic) -> FieldError {
-    let place = diagnostic.at.map(|at| format!("line {}, column {}: ", at.line, at.column));
-    FieldError {
-        pointer: diagnostic.key.to_pointer(),
-        detail: format!("{}{}", place.unwrap_or_default(), diagnostic.message),
-    }
 }

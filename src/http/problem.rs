@@ -5,21 +5,23 @@
 
 use axum::{
     extract::Request,
-    http::{HeaderValue, StatusCode, Uri, header},
+    http::{HeaderName, HeaderValue, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::generate::X_JOB_ID;
 use crate::{
-    config::ConfigErrors,
+    config::{ConfigErrors, Diagnostic},
     dispatcher::{FailureKind, JobFailure, SubmitError},
     job::JobId,
     modes::UnknownMode,
     request::{FieldError, InvalidFields},
 };
+
+/// Names the job that an answer is about, good or bad.
+pub const X_JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -273,7 +275,16 @@ impl From<SubmitError> for Problem {
 impl From<ConfigErrors> for Problem {
     fn from(errors: ConfigErrors) -> Self {
         let detail = "nothing was reloaded: the modes are what they were before";
-        let errors = errors.diagnostics.iter().map(super::modes::field_error).collect();
+        let errors = errors.diagnostics.iter().map(field_error).collect();
         Self { errors, ..Self::new(Kind::InvalidConfiguration, detail) }
+    }
+}
+
+/// A diagnostic without the file's path.
+pub fn field_error(diagnostic: &Diagnostic) -> FieldError {
+    let place = diagnostic.at.map(|at| format!("line {}, column {}: ", at.line, at.column));
+    FieldError {
+        pointer: diagnostic.key.to_pointer(),
+        detail: format!("{}{}", place.unwrap_or_default(), diagnostic.message),
     }
 }

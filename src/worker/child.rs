@@ -157,6 +157,8 @@ impl Worker {
         let loaded = guarded(|| {
             Pipeline::load(&checkpoint, &on_progress).map_err(|error| unusable(spec, &error))
         });
+        // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
+        drop(checkpoint);
         match loaded {
             Ok(pipeline) => {
                 let report = LoadReport {

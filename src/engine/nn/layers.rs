@@ -4,8 +4,9 @@ use super::{
     Activation, Error, Result, Tensor,
     cpu::{
         conv::{self, Geometry},
-        gemm::{Dense, Finish, PackedWeights, Product},
+        gemm::{Dense, Finish, Product},
         norm::{self, Affine},
+        packed::PackedWeights,
         winograd::{Winograd, WinogradWeights},
     },
 };
@@ -116,7 +117,7 @@ fn dense(
     if let Some(last) = dims.last_mut() {
         *last = columns;
     }
-    let rows = Dense { data: &data, stride: k, count };
+    let rows = Dense::new(&data, k, count, k);
     let (images, rows_per_image, out_stride) = (1, count, columns);
     let product =
         Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };

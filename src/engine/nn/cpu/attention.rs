@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::{
     OutPtr, arch,
-    gemm::{Dense, Finish, PackedWeights, Product},
+    gemm::{Dense, Finish, Product},
     math::exp_v,
+    packed::PackedWeights,
 };
 
 /// Scores of a block of queries, in floats (256 KiB).
@@ -84,7 +85,7 @@ impl Attention<'_> {
         SCORES.with_borrow_mut(|scores| {
             scores.resize(count * keys_len, 0.0);
             Product {
-                rows: Dense { data: queries, stride: self.q.stride, count },
+                rows: Dense::new(queries, self.q.stride, count, self.head_dim),
                 images: 1,
                 rows_per_image: count,
                 weights: keys,
@@ -105,7 +106,7 @@ impl Attention<'_> {
             let start = (head / self.heads * self.q.len + first) * width
                 + head % self.heads * self.head_dim;
             Product {
-                rows: Dense { data: scores, stride: keys_len, count },
+                rows: Dense::new(scores, keys_len, count, keys_len),
                 images: 1,
                 rows_per_image: count,
                 weights: values,

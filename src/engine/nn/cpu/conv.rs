@@ -2,7 +2,8 @@
 
 use super::{
     OutPtr,
-    gemm::{Finish, PackedWeights, Product, Rows},
+    gemm::{Finish, Product, Rows},
+    packed::PackedWeights,
 };
 
 /// The geometry of a convolution; padding is zeros.

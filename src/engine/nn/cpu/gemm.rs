@@ -12,145 +12,17 @@ use std::{ops::Range, ptr};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{OutPtr, arch, lanes};
+use super::{
+    OutPtr, arch,
+    packed::{PANEL_VECTORS, PackedWeights, panel_width},
+};
 
-/// Vectors in a full panel: with [`TILE_ROWS`] rows they fill 32 registers (8×3 sums, 3 weights, 1 input).
-const PANEL_VECTORS: usize = 3;
 /// Rows of a tile where the machine has 32 vector registers; half of it otherwise.
 const TILE_ROWS: usize = 8;
 /// Weights of one panel that are walked at a time (they stay in the second-level cache).
 const MAX_DEPTH: usize = 4096;
 /// Rows of the output that one work item computes.
 const CHUNK_ROWS: usize = 512;
-
-/// Weights of a product, in panels of a few vectors' width: `[panel][tap][k][width]`, zero-padded.
-#[derive(Default)]
-pub(crate) struct PackedWeights {
-    pub taps: usize,
-    pub k: usize,
-    pub n: usize,
-    data: AlignedBuffer,
-}
-
-impl PackedWeights {
-    /// Packs weights that `at(n, tap, k)` looks up.
-    pub fn pack(
-        taps: usize,
-        k: usize,
-        n: usize,
-        at: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
-        let mut packed = Self::zeroed(taps, k, n);
-        let panel_len = (panel_width() * taps * k).max(1);
-        packed.data.as_mut_slice().par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| {
-            pack_panel(panel, p * panel_width(), taps, k, n, &at);
-        });
-        packed
-    }
-
-    /// Weights that are still to be written (see [`Self::place_of`]).
-    pub fn zeroed(taps: usize, k: usize, n: usize) -> Self {
-        Self { taps, k, n, data: AlignedBuffer::zeroed(padded(n) * taps * k) }
-    }
-
-    /// Where the weights of output `n` start, and how far they lie apart from one `k` to the next.
-    pub fn place_of(&self, n: usize) -> (usize, usize) {
-        let panel = n / panel_width();
-        let width = (padded(self.n) - panel * panel_width()).min(panel_width());
-        (panel * panel_width() * self.taps * self.k + n % panel_width(), width)
-    }
-
-    pub fn as_out(&mut self) -> OutPtr {
-        OutPtr::new(self.data.as_mut_slice())
-    }
-
-    /// Packs the `[2·half, k]` weights of a GEGLU projection, value rows first, so that both
-    /// halves start at a panel's edge. The bias is laid out to match.
-    pub fn pack_geglu(k: usize, half: usize, rows: &[f32], bias: &[f32]) -> (Self, Vec<f32>) {
-        let padded_half = half.next_multiple_of(panel_width());
-        let source = |n: usize| match (n / padded_half.max(1), n % padded_half.max(1)) {
-            (side, column) if column < half => Some(side * half + column),
-            _ => None,
-        };
-        let at = |n, _, d| source(n).map_or(0.0, |row| rows[row * k + d]);
-        let bias = (0..2 * padded_half).map(|n| source(n).map_or(0.0, |row| bias[row])).collect();
-        (Self::pack(1, k, 2 * padded_half, at), bias)
-    }
-
-    /// Packs a `[k, n]` matrix whose rows lie `stride` apart, on the calling thread, reusing the buffer.
-    pub fn repack_rows(&mut self, rows: &[f32], stride: usize, k: usize, n: usize) {
-        self.reset(k, n);
-        let width = panel_width();
-        for (p, panel) in self.data.as_mut_slice().chunks_mut((width * k).max(1)).enumerate() {
-            let (n0, panel_n) = (p * width, panel.len() / k);
-            let cols = (n - n0).min(panel_n);
-            for (line, row) in panel.chunks_exact_mut(panel_n).zip(rows.chunks(stride)) {
-                line[..cols].copy_from_slice(&row[n0..n0 + cols]);
-                line[cols..].fill(0.0);
-            }
-        }
-    }
-
-    /// Packs the transpose of an `[n, k]` matrix whose rows lie `stride` apart.
-    pub fn repack_columns(&mut self, rows: &[f32], stride: usize, k: usize, n: usize) {
-        self.reset(k, n);
-        let width = panel_width();
-        for (p, panel) in self.data.as_mut_slice().chunks_mut((width * k).max(1)).enumerate() {
-            pack_panel(panel, p * width, 1, k, n, &|n, _, k| rows[n * stride + k]);
-        }
-    }
-
-    fn reset(&mut self, k: usize, n: usize) {
-        (self.taps, self.k, self.n) = (1, k, n);
-        self.data.resize(padded(n) * k);
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.data.len * size_of::<f32>()
-    }
-
-    fn panels(&self) -> usize {
-        self.n.div_ceil(panel_width())
-    }
-
-    /// The panel's start and its width in vectors.
-    fn panel(&self, index: usize) -> (*const f32, usize) {
-        let (width, depth) = (panel_width(), self.taps * self.k);
-        let vectors = (self.n - index * width).min(width).div_ceil(lanes());
-        (self.data.as_slice()[index * width * depth..].as_ptr(), vectors)
-    }
-}
-
-fn panel_width() -> usize {
-    PANEL_VECTORS * lanes()
-}
-
-fn padded(n: usize) -> usize {
-    n.next_multiple_of(lanes())
-}
-
-fn pack_panel(
-    panel: &mut [f32],
-    n0: usize,
-    taps: usize,
-    k: usize,
-    n: usize,
-    at: &impl Fn(usize, usize, usize) -> f32,
-) {
-    let width = panel.len() / (taps * k);
-    let cols = (n - n0).min(width);
-    // In the order in which checkpoints hold them, so that the source is read from end to end.
-    for col in 0..cols {
-        for depth in 0..k {
-            for tap in 0..taps {
-                panel[(tap * k + depth) * width + col] = at(n0 + col, tap, depth);
-            }
-        }
-    }
-    for line in panel.chunks_exact_mut(width) {
-        line[cols..].fill(0.0);
-    }
-}
 
 /// Where the rows of the left side are. Implementors promise that each pointer is good for `k` reads.
 ///
@@ -163,17 +35,25 @@ pub(crate) unsafe trait Rows: Sync {
 
 /// Rows one after the other, `stride` apart: a matrix.
 pub(crate) struct Dense<'a> {
-    pub data: &'a [f32],
-    pub stride: usize,
-    pub count: usize,
+    data: &'a [f32],
+    stride: usize,
+    count: usize,
 }
 
-// SAFETY: the caller's slice holds `count` rows; later indices are clamped to the last one.
+impl<'a> Dense<'a> {
+    /// `count` rows of `k` floats.
+    pub fn new(data: &'a [f32], stride: usize, count: usize, k: usize) -> Self {
+        assert!(count == 0 || data.len() >= (count - 1) * stride + k, "the rows are all there");
+        Self { data, stride, count }
+    }
+}
+
+// SAFETY: `new` checks that the slice holds `count` rows; later indices are clamped to the last.
 unsafe impl Rows for Dense<'_> {
     #[inline(always)]
     fn fill(&self, _image: usize, first: usize, _tap: usize, rows: &mut [*const f32]) {
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = self.data[(first + i).min(self.count - 1) * self.stride..].as_ptr();
+            *row = self.data.as_ptr().wrapping_add((first + i).min(self.count - 1) * self.stride);
         }
     }
 }
@@ -282,15 +162,16 @@ impl<R: Rows> Item<'_, R> {
     fn panel<S: Simd, const MR: usize, const NV: usize>(&self, simd: S, panel: usize) {
         let weights = self.product.weights;
         let taps_per_block = (MAX_DEPTH / weights.k.max(1)).clamp(1, weights.taps);
+        let (lines, bias) = (weights.panel(panel).0, self.bias::<S, NV>(simd, panel));
         for first_tap in (0..weights.taps).step_by(taps_per_block) {
             let taps = first_tap..weights.taps.min(first_tap + taps_per_block);
             for row in self.rows.clone().step_by(MR) {
-                let mut sums = if first_tap == 0 {
-                    self.bias::<S, MR, NV>(simd, panel)
+                let sums = if first_tap == 0 {
+                    [bias; MR]
                 } else {
                     self.read_out::<S, MR, NV>(simd, panel, row)
                 };
-                self.accumulate(simd, panel, row, taps.clone(), &mut sums);
+                let sums = self.accumulate(simd, lines, row, taps.clone(), sums);
                 let residual = match self.product.finish {
                     Finish::Add(residual) if taps.end == weights.taps => Some(residual),
                     _ => None,
@@ -303,12 +184,13 @@ impl<R: Rows> Item<'_, R> {
     #[inline(always)]
     fn geglu_panel<S: Simd, const MR: usize>(&self, simd: S, panel: usize) {
         let gate_panel = panel + self.product.output_panels();
-        let taps = 0..self.product.weights.taps;
+        let weights = self.product.weights;
+        let lines = [panel, gate_panel].map(|panel| weights.panel(panel).0);
+        let bias = [panel, gate_panel].map(|panel| self.bias::<S, PANEL_VECTORS>(simd, panel));
         for row in self.rows.clone().step_by(MR) {
-            let mut gate = self.bias::<S, MR, PANEL_VECTORS>(simd, gate_panel);
-            self.accumulate(simd, gate_panel, row, taps.clone(), &mut gate);
-            let mut value = self.bias::<S, MR, PANEL_VECTORS>(simd, panel);
-            self.accumulate(simd, panel, row, taps.clone(), &mut value);
+            let taps = 0..weights.taps;
+            let gate = self.accumulate(simd, lines[1], row, taps.clone(), [bias[1]; MR]);
+            let mut value = self.accumulate(simd, lines[0], row, taps, [bias[0]; MR]);
             for (value, gate) in value.iter_mut().flatten().zip(gate.iter().flatten()) {
                 *value = simd.mul_f32s(*value, super::math::gelu_v(simd, *gate));
             }
@@ -317,11 +199,7 @@ impl<R: Rows> Item<'_, R> {
     }
 
     #[inline(always)]
-    fn bias<S: Simd, const MR: usize, const NV: usize>(
-        &self,
-        simd: S,
-        panel: usize,
-    ) -> [[S::f32s; NV]; MR] {
+    fn bias<S: Simd, const NV: usize>(&self, simd: S, panel: usize) -> [S::f32s; NV] {
         let mut line = [simd.splat_f32s(0.0); NV];
         if let Some(bias) = self.product.bias {
             let n = self.product.weights.n;
@@ -331,35 +209,33 @@ impl<R: Rows> Item<'_, R> {
                 *vector = simd.partial_load_f32s(&bias[at..n.min(at + S::F32_LANES)]);
             }
         }
-        [line; MR]
+        line
     }
 
-    /// The inner loop of the whole engine.
+    /// The inner loop of the whole engine: adds the rows' products with a panel to `sums`.
     #[inline(always)]
     fn accumulate<S: Simd, const MR: usize, const NV: usize>(
         &self,
         simd: S,
-        panel: usize,
+        panel: *const f32,
         first_row: usize,
         taps: Range<usize>,
-        sums: &mut [[S::f32s; NV]; MR],
-    ) {
-        let weights = self.product.weights;
-        let (panel, _) = weights.panel(panel);
-        let mut local = *sums;
+        mut sums: [[S::f32s; NV]; MR],
+    ) -> [[S::f32s; NV]; MR] {
+        let k = self.product.weights.k;
         let mut rows = [ptr::null(); MR];
         for tap in taps {
             self.product.rows.fill(self.image, first_row, tap, &mut rows);
             // SAFETY: the panel holds taps × k lines of NV vectors, aligned to a cache line;
             // `Rows` promises k floats behind each row pointer.
             unsafe {
-                let mut line = panel.add(tap * weights.k * NV * S::F32_LANES) as *const S::f32s;
-                for depth in 0..weights.k {
+                let mut line = panel.add(tap * k * NV * S::F32_LANES) as *const S::f32s;
+                for depth in 0..k {
                     let mut w = [simd.splat_f32s(0.0); NV];
                     for (v, w) in w.iter_mut().enumerate() {
                         *w = line.add(v).read();
                     }
-                    for (row, sums) in rows.iter().zip(local.iter_mut()) {
+                    for (row, sums) in rows.iter().zip(sums.iter_mut()) {
                         let x = simd.splat_f32s(*row.add(depth));
                         for (sum, w) in sums.iter_mut().zip(w) {
                             *sum = simd.mul_add_e_f32s(x, w, *sum);
@@ -369,7 +245,7 @@ impl<R: Rows> Item<'_, R> {
                 }
             }
         }
-        *sums = local;
+        sums
     }
 
     #[inline(always)]
@@ -405,20 +281,32 @@ impl<R: Rows> Item<'_, R> {
             let columns = columns.min(NV * S::F32_LANES);
             // SAFETY: no other item writes these columns of these rows.
             let out = unsafe { self.out.slice_mut(place, columns) };
+            let residual = residual.map(|residual| &residual[place..place + columns]);
+            if columns == NV * S::F32_LANES {
+                // Almost always; a loop over vectors whose number is known costs next to nothing.
+                let out = out.as_mut_ptr().cast::<S::f32s>();
+                let residual = residual.map(|residual| residual.as_ptr().cast::<S::f32s>());
+                for (v, sum) in sums.iter().enumerate() {
+                    // SAFETY: both are just as long as these vectors.
+                    unsafe {
+                        let sum = match residual {
+                            None => *sum,
+                            Some(residual) => simd.add_f32s(*sum, residual.add(v).read_unaligned()),
+                        };
+                        out.add(v).write_unaligned(sum);
+                    }
+                }
+                continue;
+            }
             for (v, (out, sum)) in out.chunks_mut(S::F32_LANES).zip(sums).enumerate() {
                 let sum = match residual {
                     None => *sum,
                     Some(residual) => {
-                        let at = place + v * S::F32_LANES;
+                        let at = v * S::F32_LANES;
                         simd.add_f32s(*sum, simd.partial_load_f32s(&residual[at..at + out.len()]))
                     }
                 };
-                if out.len() == S::F32_LANES {
-                    // SAFETY: just as long as one vector.
-                    unsafe { (out.as_mut_ptr() as *mut S::f32s).write_unaligned(sum) };
-                } else {
-                    simd.partial_store_f32s(out, sum);
-                }
+                simd.partial_store_f32s(out, sum);
             }
         }
     }
@@ -429,39 +317,6 @@ impl<R: Rows> Item<'_, R> {
         let first = panel * panel_width();
         let row = self.image * self.product.rows_per_image + row;
         (row * self.product.out_stride + first, self.product.columns - first)
-    }
-}
-
-/// Floats that start at a cache line, so that no vector of a panel straddles two.
-#[derive(Default)]
-struct AlignedBuffer {
-    lines: Vec<Line>,
-    len: usize,
-}
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read through `AlignedBuffer::as_slice`")] [f32; 16]);
-
-impl AlignedBuffer {
-    fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
-    }
-
-    /// Makes it `len` floats long; what they hold is whatever was there before.
-    fn resize(&mut self, len: usize) {
-        self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
-        self.len = len;
-    }
-
-    fn as_slice(&self) -> &[f32] {
-        // SAFETY: a Line is 16 floats without padding, and `len` never exceeds them.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 
@@ -478,7 +333,7 @@ mod tests {
             let weights = PackedWeights::pack(1, k, n, |n, _, d| w[n * k + d]);
             let run = |finish| {
                 let mut out = vec![f32::NAN; m * n];
-                let rows = Dense { data: &x, stride: k, count: m };
+                let rows = Dense::new(&x, k, m, k);
                 let (bias, columns) = (Some(bias.as_slice()), n);
                 let (images, rows_per_image, out_stride) = (1, m, n);
                 let weights = &weights;
@@ -512,7 +367,7 @@ mod tests {
             let (weights, padded_bias) = PackedWeights::pack_geglu(k, half, &w, &bias);
             let mut out = vec![f32::NAN; m * half];
             Product {
-                rows: Dense { data: &x, stride: k, count: m },
+                rows: Dense::new(&x, k, m, k),
                 images: 1,
                 rows_per_image: m,
                 weights: &weights,

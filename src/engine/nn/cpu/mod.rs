@@ -6,6 +6,7 @@ pub(crate) mod conv;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod norm;
+pub(crate) mod packed;
 pub(crate) mod winograd;
 
 use std::{mem::MaybeUninit, sync::OnceLock};

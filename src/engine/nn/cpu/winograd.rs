@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::{
     OutPtr, arch,
-    gemm::{Dense, Finish, PackedWeights, Product},
+    gemm::{Dense, Finish, Product},
+    packed::PackedWeights,
 };
 
 /// Pixels of a tile's result along one side, and of what it is made from.
@@ -110,7 +111,7 @@ impl Winograd<'_> {
                 let rows = CHUNK_TILES.min(count - chunk);
                 let at = place * count + chunk;
                 Product {
-                    rows: Dense { data: &inputs[at * c..], stride: c, count: rows },
+                    rows: Dense::new(&inputs[at * c..], c, rows, c),
                     images: 1,
                     rows_per_image: rows,
                     weights: &self.weights.places[place],
