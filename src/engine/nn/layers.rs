@@ -34,9 +34,9 @@ impl Linear {
 
     /// Several layers of `n` outputs over the same input as one: their outputs stand side by side.
     pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
-        let weights = Self::stack_unbiased(parts, k, n)?;
+        let layers = Self::stack_unbiased(parts, k, n)?;
         let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
-        Ok(Self { bias: Some(biases.concat()), ..weights })
+        Ok(Self { bias: Some(biases.concat()), ..layers })
     }
 
     /// The same, of layers that have no bias.
@@ -185,8 +185,8 @@ impl Conv2d {
 
     fn load_strided(w: &Weights<'_>, channels: usize, kernel: usize, stride: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        let source = w.load("weight", &[n, channels, kernel, kernel])?;
         let bias = w.load("bias", &[n])?;
+        let source = w.load("weight", &[n, channels, kernel, kernel])?;
         let weights = if w.is_check() {
             ConvWeights::Direct(PackedWeights::default())
         } else {
