@@ -185,8 +185,8 @@ impl Conv2d {
 
     fn load_strided(w: &Weights<'_>, channels: usize, kernel: usize, stride: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        let bias = w.load("bias", &[n])?;
         let source = w.load("weight", &[n, channels, kernel, kernel])?;
+        let bias = w.load("bias", &[n])?;
         let weights = if w.is_check() {
             ConvWeights::Direct(PackedWeights::default())
         } else {
