@@ -173,9 +173,13 @@ pub async fn submit_custom(
         return Err(unknown_handler(&name, known));
     }
     let id = api.dispatcher.submit(Job::Custom { name, args }).await?.detach();
+    Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
+}
+
+/// 202, with where to follow the job.
+pub fn accepted(id: JobId, body: impl Serialize) -> Response {
     let headers = [(header::LOCATION, format!("/api/jobs/{id}")), (X_JOB_ID, id.to_string())];
-    let accepted = Accepted { id: id.to_string(), state: StateName::Queued };
-    Ok((StatusCode::ACCEPTED, headers, Json(accepted)).into_response())
+    (StatusCode::ACCEPTED, headers, Json(body)).into_response()
 }
 
 fn unknown_handler(name: &str, mut known: Vec<String>) -> Problem {

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json,
     extract::State,
-    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -16,7 +15,8 @@ use super::{
     Api,
     body::JsonBody,
     generate::refuse_loras,
-    problem::{Problem, X_JOB_ID, field_error},
+    jobs::accepted,
+    problem::{Problem, field_error},
 };
 use crate::{
     config::ReloadReport,
@@ -150,13 +150,9 @@ pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<
     let job = Job::ModeSwitch { mode: mode.name.clone(), pipeline, asked_by: SwitchOrigin::User };
     match api.dispatcher.submit(job).await {
         Ok(ticket) => {
-            let id = ticket.detach();
             let message =
                 format!("mode '{}' is loaded when the jobs before it are done", mode.name);
-            let headers =
-                [(header::LOCATION, format!("/api/jobs/{id}")), (X_JOB_ID, id.to_string())];
-            let answer = Json(answer(SwitchStatus::Queued, message));
-            Ok((StatusCode::ACCEPTED, headers, answer).into_response())
+            Ok(accepted(ticket.detach(), answer(SwitchStatus::Queued, message)))
         }
         Err(SubmitError::AlreadyLoaded) => {
             let message = format!("mode '{}' is loaded already", mode.name);

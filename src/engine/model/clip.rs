@@ -3,6 +3,7 @@
 use crate::engine::{
     checkpoint::{Error, Weights},
     nn::{self, Activation, Columns, Embedding, LayerNorm, Linear, Tensor},
+    tokenizer,
 };
 
 /// Every CLIP text encoder in use has heads of this width.
@@ -37,8 +38,8 @@ impl ClipTextEncoder {
         let layers = w.at("encoder.layers");
         let count = layers.count().max(1);
         Ok(Self {
-            tokens: Embedding::load(&tokens, super::super::tokenizer::VOCABULARY, width)?,
-            positions: Embedding::load(&positions, super::super::tokenizer::LENGTH, width)?,
+            tokens: Embedding::load(&tokens, tokenizer::VOCABULARY, width)?,
+            positions: Embedding::load(&positions, tokenizer::LENGTH, width)?,
             layers: (0..count)
                 .map(|i| Layer::load(&layers.at(&i.to_string()), width))
                 .collect::<Result<_, _>>()?,
