@@ -147,15 +147,10 @@ fn ask_reference(command: &str, options: &Options, seconds: &mut Seconds) -> any
 /// A whole image in 4 steps, and the most memory that this process ever had.
 fn whole_image(pipeline: &Pipeline, options: &Options) -> anyhow::Result<()> {
     let request = GenerateRequest {
-        mode: "bench".to_owned(),
-        prompt: "a red fox in the snow".to_owned(),
-        negative_prompt: None,
         size: options.size,
-        steps: 4,
         guidance_scale: 7.5,
         seed: 42,
-        scheduler: None,
-        clip_skip: 0,
+        ..GenerateRequest::of("bench", "a red fox in the snow")
     };
     let start = Instant::now();
     let drawn = pipeline.draw(&request, &mut |_| ControlFlow::Continue(()))?;

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Modes {
     pub default_mode: String,
+    /// Where LoRAs are looked for that a request names.
+    pub lora_root: PathBuf,
+    /// The largest image that a request may ask for.
+    pub max_pixels: u64,
     pub modes: BTreeMap<String, Arc<Mode>>,
 }
 
@@ -45,7 +49,141 @@ pub struct Mode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PipelineSpec {
     pub checkpoint: CheckpointRef,
+    /// Drawn with instead of the checkpoint's own autoencoder.
+    pub vae: Option<CheckpointRef>,
+    /// Merged in this order.
     pub loras: Vec<LoraRef>,
+    pub on_lora_error: OnLoraError,
+    /// What the UNet predicts; `None`: what the checkpoint says or its family does.
+    pub prediction: Option<Prediction>,
+}
+
+impl PipelineSpec {
+    /// A checkpoint as it is.
+    pub fn of(checkpoint: CheckpointRef) -> Self {
+        Self {
+            checkpoint,
+            vae: None,
+            loras: Vec::new(),
+            on_lora_error: OnLoraError::Fail,
+            prediction: None,
+        }
+    }
+}
+
+/// A type whose values have names that users write.
+macro_rules! named {
+    ($(#[$doc:meta])* $type:ident: $what:literal { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub enum $type { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $type {
+            pub const NAMES: &[&str] = &[$($name),+];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(name: &str) -> Result<Self, UnknownName> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(UnknownName::new($what, name, Self::NAMES)),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = UnknownName;
+
+            fn try_from(name: String) -> Result<Self, UnknownName> {
+                name.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.name().to_owned()
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+/// A word that is none of those there are.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("there is no {what} '{name}'{} (there are: {})", did_you_mean(.nearest.as_deref()), .known.join(", "))]
+pub struct UnknownName {
+    pub what: &'static str,
+    pub name: String,
+    pub nearest: Option<String>,
+    pub known: &'static [&'static str],
+}
+
+impl UnknownName {
+    fn new(what: &'static str, name: &str, known: &'static [&'static str]) -> Self {
+        let nearest = nearest_name(name, known.iter().copied());
+        Self { what, name: name.to_owned(), nearest, known }
+    }
+}
+
+named! {
+    /// What happens where a LoRA cannot be merged into the checkpoint.
+    OnLoraError: "choice" {
+        /// The mode cannot be loaded.
+        Fail = "fail",
+        /// It draws without that LoRA, and says so.
+        Skip = "skip",
+    }
+}
+
+named! {
+    /// What a UNet was trained to predict.
+    Prediction: "prediction" {
+        /// The noise, ε (Ho et al., 2020).
+        Epsilon = "epsilon",
+        /// The velocity, v (Salimans & Ho, 2022, arXiv:2202.00512).
+        V = "v",
+    }
+}
+
+named! {
+    /// How a scheduler's timesteps are spread over the training's (Lin et al., 2023, table 2).
+    Spacing: "timestep spacing" {
+        Leading = "leading",
+        Linspace = "linspace",
+        Trailing = "trailing",
+    }
+}
+
+named! {
+    /// What becomes of a prompt that is longer than the text encoder's 75 tokens.
+    LongPrompts: "choice" {
+        /// It is cut, as the reference does.
+        Cut = "cut",
+        /// It is encoded in pieces of 75 tokens, side by side.
+        Chunk = "chunk",
+    }
+}
+
+named! {
+    /// How a prompt is read.
+    PromptSyntax: "prompt syntax" {
+        /// Every character counts as it is.
+        Plain = "plain",
+        /// `(word)`, `(word:1.3)` and `[word]` weigh a word more or less.
+        Weighted = "weighted",
+    }
 }
 
 /// A checkpoint on disk.
@@ -66,18 +204,56 @@ pub struct LoraRef {
     pub adapter_name: Option<String>,
 }
 
+/// What became of a LoRA when its pipeline was loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraReport {
+    /// As in [`LoraRef::name`].
+    pub name: String,
+    pub strength: f32,
+    /// Modules of the checkpoint that it changes.
+    pub merged: usize,
+    /// Modules that it has something for and the checkpoint does not have.
+    pub unmatched: usize,
+    /// Why it was left out, where the mode allows that.
+    pub skipped: Option<String>,
+}
+
 /// What a mode fills in where a request is silent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Defaults {
     pub size: Size,
     pub steps: u32,
     pub guidance_scale: f32,
-    /// `None`: the checkpoint family's own (see [`crate::engine::Family::default_scheduler`]).
+    /// How much of the contrast that guidance adds is taken back, 0 to 1 (Lin et al., 2023,
+    /// arXiv:2305.08891, section 3.4).
+    pub guidance_rescale: f32,
+    /// `None`: the checkpoint's own.
     pub scheduler: Option<SchedulerId>,
+    /// `None`: the checkpoint's own.
+    pub timestep_spacing: Option<Spacing>,
     pub negative_prompt: Option<String>,
     /// Layers of the text encoder to skip from its end, counted as diffusers does:
     /// 0 is the last layer, 1 the one before it (which other tools call "clip skip 2").
     pub clip_skip: u32,
+    pub long_prompts: LongPrompts,
+    pub prompt_syntax: PromptSyntax,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            size: Size { width: 512, height: 512 },
+            steps: 4,
+            guidance_scale: 1.0,
+            guidance_rescale: 0.0,
+            scheduler: None,
+            timestep_spacing: None,
+            negative_prompt: None,
+            clip_skip: 0,
+            long_prompts: LongPrompts::Cut,
+            prompt_syntax: PromptSyntax::Plain,
+        }
+    }
 }
 
 /// The bounds that a mode's defaults and a caller's own values keep to alike.
@@ -96,8 +272,10 @@ pub struct Size {
 }
 
 impl Size {
-    /// The largest image that is drawn, in pixels: 2048×2048.
-    pub const MAX_PIXELS: u64 = 2048 * 2048;
+    /// The largest image that can be drawn at all, in pixels: 4096×4096.
+    pub const MAX_PIXELS: u64 = 4096 * 4096;
+    /// The largest one that is drawn unless `modes.yaml` says otherwise: 2048×2048.
+    pub const DEFAULT_MAX_PIXELS: u64 = 2048 * 2048;
 
     pub fn new(width: u32, height: u32) -> Result<Self, InvalidSize> {
         if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(8)) {
@@ -116,7 +294,7 @@ pub enum InvalidSize {
     Unreadable(String),
     #[error("{width}x{height}: width and height must be positive multiples of 8")]
     NotAMultipleOf8 { width: u32, height: u32 },
-    #[error("{width}x{height} is larger than {} pixels (2048x2048)", Size::MAX_PIXELS)]
+    #[error("{width}x{height} is larger than {} pixels (4096x4096)", Size::MAX_PIXELS)]
     TooLarge { width: u32, height: u32 },
 }
 
@@ -151,73 +329,15 @@ impl fmt::Display for Size {
     }
 }
 
-/// A sampling algorithm by the name that users write. `engine/scheduler` has one file for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum SchedulerId {
-    Ddim,
-    Euler,
-    EulerA,
-    Dpmpp2m,
-    Dpmpp2mKarras,
-    Lcm,
-}
-
-impl SchedulerId {
-    pub const ALL: [Self; 6] =
-        [Self::Ddim, Self::Euler, Self::EulerA, Self::Dpmpp2m, Self::Dpmpp2mKarras, Self::Lcm];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ddim => "ddim",
-            Self::Euler => "euler",
-            Self::EulerA => "euler_a",
-            Self::Dpmpp2m => "dpmpp_2m",
-            Self::Dpmpp2mKarras => "dpmpp_2m_karras",
-            Self::Lcm => "lcm",
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error(
-    "there is no scheduler '{name}'{} (there are: {})",
-    did_you_mean(.nearest.as_deref()),
-    SchedulerId::ALL.map(SchedulerId::name).join(", ")
-)]
-pub struct UnknownScheduler {
-    pub name: String,
-    pub nearest: Option<String>,
-}
-
-impl FromStr for SchedulerId {
-    type Err = UnknownScheduler;
-
-    fn from_str(name: &str) -> Result<Self, UnknownScheduler> {
-        Self::ALL.into_iter().find(|id| id.name() == name).ok_or_else(|| UnknownScheduler {
-            name: name.to_owned(),
-            nearest: nearest_name(name, Self::ALL.map(Self::name)),
-        })
-    }
-}
-
-impl TryFrom<String> for SchedulerId {
-    type Error = UnknownScheduler;
-
-    fn try_from(name: String) -> Result<Self, UnknownScheduler> {
-        name.parse()
-    }
-}
-
-impl From<SchedulerId> for String {
-    fn from(id: SchedulerId) -> Self {
-        id.name().to_owned()
-    }
-}
-
-impl fmt::Display for SchedulerId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+named! {
+    /// A sampling algorithm. `engine/scheduler` has one file for each.
+    SchedulerId: "scheduler" {
+        Ddim = "ddim",
+        Euler = "euler",
+        EulerA = "euler_a",
+        Dpmpp2m = "dpmpp_2m",
+        Dpmpp2mKarras = "dpmpp_2m_karras",
+        Lcm = "lcm",
     }
 }
 
@@ -246,17 +366,20 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!("512x768".parse(), Size::new(512, 768));
-        for bad in ["", "512", "x", "512x", "-8x8", "0x8", "12x16", "512*512", "4096x4096"] {
+        for bad in ["", "512", "x", "512x", "-8x8", "0x8", "12x16", "512*512", "4096x4104"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn every_scheduler_name_reads_back() {
-        for id in SchedulerId::ALL {
-            assert_eq!(id.name().parse(), Ok(id));
+    fn every_name_reads_back() {
+        for name in SchedulerId::NAMES {
+            assert_eq!(name.parse().map(SchedulerId::name), Ok(*name));
         }
         let error = "eulr".parse::<SchedulerId>().unwrap_err();
-        assert_eq!(error.nearest.as_deref(), Some("euler"));
+        assert!(
+            error.to_string().starts_with("there is no scheduler 'eulr'; did you mean 'euler'?"),
+            "{error}"
+        );
     }
 }

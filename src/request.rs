@@ -1,10 +1,13 @@
 //! What a caller asks for: the mode's defaults under the caller's own values, validated.
 
+use std::{fmt, sync::Arc};
+
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::modes::{Defaults, Mode, SchedulerId, Size};
+use crate::modes::{Defaults, LongPrompts, Mode, PromptSyntax, SchedulerId, Size, Spacing};
 
 mod fields;
 
@@ -24,13 +27,89 @@ pub struct GenerateRequest {
     pub steps: u32,
     /// Classifier-free guidance; at 1 and below there is none, and a step costs half as much.
     pub guidance_scale: f32,
+    /// See [`crate::modes::Defaults::guidance_rescale`].
+    pub guidance_rescale: f32,
+    /// How many images, with this seed and the ones that follow it.
+    pub n: u32,
     /// As `torch.Generator("cpu").manual_seed(seed)`, which takes the low 32 bits.
     pub seed: u64,
-    /// `None`: the checkpoint family's own.
+    /// `None`: the checkpoint's own.
     #[schema(value_type = Option<String>)]
     pub scheduler: Option<SchedulerId>,
+    /// `None`: the checkpoint's own.
+    #[schema(value_type = Option<String>)]
+    pub timestep_spacing: Option<Spacing>,
+    /// How much fresh noise `ddim` adds at each step: 0 is none, 1 as much as DDPM.
+    pub eta: f32,
     /// See [`crate::modes::Defaults::clip_skip`].
     pub clip_skip: u32,
+    #[schema(value_type = String)]
+    pub long_prompts: LongPrompts,
+    #[schema(value_type = String)]
+    pub prompt_syntax: PromptSyntax,
+    /// The image to start from (img2img, inpainting).
+    pub source: Option<Source>,
+}
+
+impl GenerateRequest {
+    /// One image of 512×512 in four steps, without guidance, from seed 0.
+    pub fn of(mode: impl Into<String>, prompt: impl Into<String>) -> Self {
+        Self {
+            mode: mode.into(),
+            prompt: prompt.into(),
+            negative_prompt: None,
+            size: Size { width: 512, height: 512 },
+            steps: 4,
+            guidance_scale: 1.0,
+            guidance_rescale: 0.0,
+            n: 1,
+            seed: 0,
+            scheduler: None,
+            timestep_spacing: None,
+            eta: 0.0,
+            clip_skip: 0,
+            long_prompts: LongPrompts::Cut,
+            prompt_syntax: PromptSyntax::Plain,
+            source: None,
+        }
+    }
+}
+
+/// What an image is drawn over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Source {
+    #[schema(value_type = String)]
+    pub image: EncodedImage,
+    /// What is white in it is drawn anew, what is black stays.
+    #[schema(value_type = Option<String>)]
+    pub mask: Option<EncodedImage>,
+    /// How much of it becomes noise: 0 nothing, 1 all of it.
+    pub denoise_strength: f32,
+}
+
+/// The bytes of a PNG, JPEG or WebP file, known to be one; base64 where it is serialized.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EncodedImage(pub Arc<[u8]>);
+
+impl From<EncodedImage> for String {
+    fn from(image: EncodedImage) -> Self {
+        BASE64.encode(&image.0)
+    }
+}
+
+impl TryFrom<String> for EncodedImage {
+    type Error = base64::DecodeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Ok(Self(BASE64.decode(text)?.into()))
+    }
+}
+
+impl fmt::Debug for EncodedImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EncodedImage({} bytes)", self.0.len())
+    }
 }
 
 /// What a caller sent: each value within its own bounds, those that are absent still open.
@@ -110,9 +189,16 @@ impl Overrides {
             size: self.size.unwrap_or(defaults.size),
             steps: self.num_inference_steps.unwrap_or(defaults.steps),
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            guidance_rescale: defaults.guidance_rescale,
+            n: 1,
             seed: self.seed.unwrap_or_else(draw_seed),
             scheduler: self.scheduler.or(defaults.scheduler),
+            timestep_spacing: defaults.timestep_spacing,
+            eta: 0.0,
             clip_skip: self.clip_skip.unwrap_or(defaults.clip_skip),
+            long_prompts: defaults.long_prompts,
+            prompt_syntax: defaults.prompt_syntax,
+            source: None,
         }
     }
 }
@@ -130,7 +216,7 @@ mod tests {
         let checkpoint = CheckpointRef { name: "x".into(), path: PathBuf::from("/m/x") };
         Mode {
             name: "portrait".into(),
-            pipeline: PipelineSpec { checkpoint, loras: vec![] },
+            pipeline: PipelineSpec::of(checkpoint),
             defaults: Defaults {
                 size: Size { width: 512, height: 768 },
                 steps: 20,
@@ -138,6 +224,7 @@ mod tests {
                 scheduler: Some(SchedulerId::Ddim),
                 negative_prompt: Some("blurry".into()),
                 clip_skip: 1,
+                ..Defaults::default()
             },
             metadata: serde_json::Map::new(),
         }
@@ -149,8 +236,6 @@ mod tests {
         assert_eq!(
             sparse.resolve(&mode(), || 7),
             GenerateRequest {
-                mode: "portrait".into(),
-                prompt: "a fox".into(),
                 negative_prompt: Some("blurry".into()),
                 size: Size { width: 512, height: 768 },
                 steps: 20,
@@ -158,6 +243,7 @@ mod tests {
                 seed: 7,
                 scheduler: Some(SchedulerId::Ddim),
                 clip_skip: 1,
+                ..GenerateRequest::of("portrait", "a fox")
             }
         );
     }
@@ -172,15 +258,13 @@ mod tests {
         assert_eq!(
             Overrides::parse(&full).unwrap().resolve(&mode(), || unreachable!()),
             GenerateRequest {
-                mode: "portrait".into(),
-                prompt: String::new(),
                 negative_prompt: Some(String::new()),
                 size: Size { width: 64, height: 128 },
                 steps: 1,
                 guidance_scale: 0.0,
                 seed: u64::MAX,
                 scheduler: Some(SchedulerId::Lcm),
-                clip_skip: 0,
+                ..GenerateRequest::of("portrait", "")
             }
         );
     }

@@ -84,19 +84,9 @@ impl Daemon {
 
 fn generation(prompt: &str) -> Job {
     let name = "a.safetensors".to_owned();
-    let request = GenerateRequest {
-        mode: "a".to_owned(),
-        prompt: prompt.to_owned(),
-        negative_prompt: None,
-        size: SIZE,
-        steps: 4,
-        guidance_scale: 1.0,
-        seed: 1,
-        scheduler: None,
-        clip_skip: 0,
-    };
+    let request = GenerateRequest { size: SIZE, seed: 1, ..GenerateRequest::of("a", prompt) };
     let checkpoint = CheckpointRef { path: name.clone().into(), name };
-    Job::Generation { request, pipeline: PipelineSpec { checkpoint, loras: vec![] } }
+    Job::Generation { request, pipeline: PipelineSpec::of(checkpoint) }
 }
 
 async fn outcome(ticket: Ticket) -> Outcome {
@@ -291,13 +281,28 @@ mod roles {
     }
 
     fn loaded(job: JobId) -> FromWorker {
-        let report = LoadReport { family: "SD1.x".to_owned(), weights_bytes: 7, load_ms: 1 };
+        let report = LoadReport {
+            family: "SD1.x".to_owned(),
+            weights_bytes: 7,
+            load_ms: 1,
+            merge_ms: 0,
+            loras: vec![],
+        };
         FromWorker::Loaded { job, report }
     }
 
     fn drawn() -> DrawnReport {
         let (size, scheduler) = (SIZE, SchedulerId::Ddim);
-        DrawnReport { size, scheduler, encode_ms: 1, denoise_ms: 2, decode_ms: 3 }
+        DrawnReport {
+            size,
+            images: 1,
+            prompt_truncated: None,
+            skipped_loras: vec![],
+            scheduler,
+            encode_ms: 1,
+            denoise_ms: 2,
+            decode_ms: 3,
+        }
     }
 
     fn hangs(prompt: &str, folder: &Path) -> bool {

@@ -133,7 +133,7 @@ fn announce(listener: &TcpListener) -> io::Result<()> {
 /// The default mode, if it can be loaded: one that cannot says so when it is used.
 fn preload(modes: &Modes) -> Option<(String, PipelineSpec)> {
     let mode = modes.get(&modes.default_mode).ok()?;
-    let PipelineSpec { checkpoint, loras } = &mode.pipeline;
+    let PipelineSpec { checkpoint, loras, .. } = &mode.pipeline;
     let loadable = loras.is_empty() && checkpoint.path.is_file();
     loadable.then(|| (mode.name.clone(), mode.pipeline.clone()))
 }

@@ -108,7 +108,12 @@ impl Resolver {
             .filter_map(|entry| self.mode(entry, &field.key, &roots))
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
-        Some(Modes { default_mode: default_mode?, modes })
+        Some(Modes {
+            default_mode: default_mode?,
+            lora_root: roots.lora?,
+            max_pixels: Size::DEFAULT_MAX_PIXELS,
+            modes,
+        })
     }
 
     fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
@@ -156,7 +161,7 @@ impl Resolver {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
-        let pipeline = PipelineSpec { checkpoint: checkpoint?, loras };
+        let pipeline = PipelineSpec { loras, ..PipelineSpec::of(checkpoint?) };
         Some(Mode { name: entry.key.clone(), pipeline, defaults, metadata })
     }
 
@@ -164,18 +169,19 @@ impl Resolver {
     fn defaults(&mut self, table: &Table) -> Defaults {
         let errors = &mut self.errors;
         let guidance = table.get("default_guidance");
+        let other = Defaults::default();
         Defaults {
             size: table
                 .get("default_size")
                 .and_then(|field| field.parsed(errors))
-                .unwrap_or(Size { width: 512, height: 512 }),
+                .unwrap_or(other.size),
             steps: table
                 .get("default_steps")
                 .and_then(|field| field.whole_number(1..=Defaults::MAX_STEPS, errors))
-                .unwrap_or(4),
+                .unwrap_or(other.steps),
             guidance_scale: guidance
                 .and_then(|field| guidance_scale(&field, errors))
-                .unwrap_or(1.0),
+                .unwrap_or(other.guidance_scale),
             scheduler: table.get("default_scheduler").and_then(|field| field.parsed(errors)),
             negative_prompt: table
                 .get("default_negative_prompt")
@@ -185,6 +191,7 @@ impl Resolver {
                 .get("clip_skip")
                 .and_then(|field| field.whole_number(0..=Defaults::MAX_CLIP_SKIP, errors))
                 .unwrap_or(0),
+            ..other
         }
     }
 

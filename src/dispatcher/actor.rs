@@ -39,7 +39,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum Command {
     Submit {
-        job: Job,
+        job: Box<Job>,
         /// Who drops the other end has lost interest: the ticket in it cancels the job.
         reply: oneshot::Sender<Result<Ticket, SubmitError>>,
         /// For the ticket to cancel with.
@@ -152,7 +152,7 @@ impl Actor {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Submit { job, reply, commands } => {
-                let result = self.submit(job, commands);
+                let result = self.submit(*job, commands);
                 self.publish();
                 let _ = reply.send(result);
             }

@@ -77,6 +77,7 @@ impl Handle {
     /// neither. If the caller loses interest before this returns, the job is cancelled.
     pub async fn submit(&self, job: Job) -> Result<Ticket, SubmitError> {
         let (reply, answer) = oneshot::channel();
+        let job = Box::new(job);
         let _ = self.commands.send(Command::Submit { job, reply, commands: self.commands.clone() });
         answer.await.unwrap_or(Err(SubmitError::ShuttingDown))
     }

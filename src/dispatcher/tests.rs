@@ -108,7 +108,13 @@ impl Worker {
     }
 
     async fn send_loaded(&mut self, job: JobId) {
-        let report = LoadReport { family: "SD1.x".to_owned(), weights_bytes: 7, load_ms: 1 };
+        let report = LoadReport {
+            family: "SD1.x".to_owned(),
+            weights_bytes: 7,
+            load_ms: 1,
+            merge_ms: 0,
+            loras: vec![],
+        };
         self.send(FromWorker::Loaded { job, report }).await;
     }
 
@@ -164,20 +170,15 @@ fn config() -> DispatcherConfig {
 fn pipeline(mode: &str) -> PipelineSpec {
     // "a" and "a2" are two modes over one file.
     let name = format!("{}.safetensors", mode.trim_end_matches('2'));
-    PipelineSpec { checkpoint: CheckpointRef { path: name.clone().into(), name }, loras: vec![] }
+    PipelineSpec::of(CheckpointRef { path: name.clone().into(), name })
 }
 
 fn generation(mode: &str) -> Job {
     let request = GenerateRequest {
-        mode: mode.to_owned(),
-        prompt: "a lighthouse".to_owned(),
-        negative_prompt: None,
         size: SIZE,
         steps: STEPS,
-        guidance_scale: 1.0,
         seed: 1,
-        scheduler: None,
-        clip_skip: 0,
+        ..GenerateRequest::of(mode, "a lighthouse")
     };
     Job::Generation { request, pipeline: pipeline(mode) }
 }
@@ -193,7 +194,16 @@ fn custom(name: &str, args: Value) -> Job {
 
 fn report() -> DrawnReport {
     let (size, scheduler) = (SIZE, SchedulerId::Ddim);
-    DrawnReport { size, scheduler, encode_ms: 1, denoise_ms: 2, decode_ms: 3 }
+    DrawnReport {
+        size,
+        images: 1,
+        prompt_truncated: None,
+        skipped_loras: vec![],
+        scheduler,
+        encode_ms: 1,
+        denoise_ms: 2,
+        decode_ms: 3,
+    }
 }
 
 fn drawn() -> Outcome {

@@ -60,15 +60,12 @@ mod tests {
 
     fn request() -> GenerateRequest {
         GenerateRequest {
-            mode: "portrait".into(),
-            prompt: "a fox,\nin the snow".into(),
             negative_prompt: Some("blurry".into()),
             size: Size { width: 512, height: 768 },
-            steps: 4,
             guidance_scale: 7.5,
             seed: 1,
-            scheduler: None,
             clip_skip: 1,
+            ..GenerateRequest::of("portrait", "a fox,\nin the snow")
         }
     }
 

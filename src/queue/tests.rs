@@ -9,7 +9,7 @@ use crate::{
 
 fn pipeline(mode: &str) -> PipelineSpec {
     let name = format!("{mode}.safetensors");
-    PipelineSpec { checkpoint: CheckpointRef { path: name.clone().into(), name }, loras: vec![] }
+    PipelineSpec::of(CheckpointRef { path: name.clone().into(), name })
 }
 
 fn target(mode: &str) -> Target {
@@ -31,17 +31,7 @@ fn job(word: &str) -> Job {
 }
 
 fn request(mode: &str) -> GenerateRequest {
-    GenerateRequest {
-        mode: mode.to_owned(),
-        prompt: String::new(),
-        negative_prompt: None,
-        size: Size { width: 64, height: 64 },
-        steps: 4,
-        guidance_scale: 1.0,
-        seed: 0,
-        scheduler: None,
-        clip_skip: 0,
-    }
+    GenerateRequest { size: Size { width: 64, height: 64 }, ..GenerateRequest::of(mode, "") }
 }
 
 fn word(job: &Job) -> String {

@@ -131,10 +131,8 @@ mod tests {
             adapter_name: None,
         };
         let path = format!("/secret/{name}").into();
-        PipelineSpec {
-            checkpoint: CheckpointRef { name: name.to_owned(), path },
-            loras: vec![lora],
-        }
+        let checkpoint = CheckpointRef { name: name.to_owned(), path };
+        PipelineSpec { loras: vec![lora], ..PipelineSpec::of(checkpoint) }
     }
 
     #[test]

@@ -165,6 +165,8 @@ impl Worker {
                     family: pipeline.family().name().to_owned(),
                     weights_bytes: pipeline.weights_bytes(),
                     load_ms: millis(started.elapsed()),
+                    merge_ms: 0,
+                    loras: Vec::new(),
                 };
                 self.pipeline = Some(pipeline);
                 self.send(&FromWorker::Loaded { job, report }, &[])
@@ -279,6 +281,9 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
 fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {
     let report = DrawnReport {
         size: Size { width: drawn.width, height: drawn.height },
+        images: 1,
+        prompt_truncated: None,
+        skipped_loras: Vec::new(),
         scheduler: drawn.scheduler,
         encode_ms: millis(drawn.encode),
         denoise_ms: millis(drawn.denoise),

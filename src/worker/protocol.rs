@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     job::JobId,
-    modes::{PipelineSpec, SchedulerId, Size},
+    modes::{LoraReport, PipelineSpec, SchedulerId, Size},
     request::GenerateRequest,
 };
 
@@ -50,7 +50,7 @@ pub enum FromWorker {
         step: u32,
         steps: u32,
     },
-    /// The frame's raw bytes are the RGB rows, top to bottom, three bytes a pixel.
+    /// The frame's raw bytes are the images' RGB rows, top to bottom, three bytes a pixel.
     Image {
         job: JobId,
         drawn: DrawnReport,
@@ -89,12 +89,21 @@ pub struct LoadReport {
     /// The weights as the engine holds them, in bytes.
     pub weights_bytes: u64,
     pub load_ms: u64,
+    /// Of that, what merging LoRAs took.
+    pub merge_ms: u64,
+    pub loras: Vec<LoraReport>,
 }
 
 /// How an image came about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DrawnReport {
     pub size: Size,
+    /// How many; the frame's payload has them one after the other.
+    pub images: u32,
+    /// The end of the prompt that the text encoder did not see.
+    pub prompt_truncated: Option<String>,
+    /// LoRAs of the mode that were left out.
+    pub skipped_loras: Vec<String>,
     /// The one that was used, the family's own if the request named none.
     pub scheduler: SchedulerId,
     pub encode_ms: u64,

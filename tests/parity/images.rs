@@ -30,13 +30,11 @@ struct Golden {
 #[test]
 fn images_are_the_references() {
     let golden: Vec<Golden> = json("images/images.json");
-    assert!(golden.len() >= 4 * SchedulerId::ALL.len());
+    assert!(golden.len() >= 4 * SchedulerId::NAMES.len());
     let mut worst: (f64, String) = (f64::INFINITY, String::new());
     for golden in golden {
         let expected = image::open(folder().join("images").join(&golden.file)).unwrap().to_rgb8();
         let request = GenerateRequest {
-            mode: "tiny".to_owned(),
-            prompt: golden.prompt,
             negative_prompt: golden.negative_prompt,
             size: Size::new(golden.width, golden.height).unwrap(),
             steps: golden.steps,
@@ -44,6 +42,7 @@ fn images_are_the_references() {
             seed: golden.seed,
             scheduler: Some(golden.scheduler),
             clip_skip: golden.clip_skip,
+            ..GenerateRequest::of("tiny", golden.prompt)
         };
         let drawn = pipeline().draw(&request, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((drawn.width, drawn.height), expected.dimensions(), "{}", golden.file);

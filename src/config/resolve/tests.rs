@@ -43,14 +43,7 @@ modes:
     assert_eq!(sd15.pipeline.checkpoint.path, Path::new("/home/x/models/./sd15/x.safetensors"));
     assert_eq!(
         sd15.defaults,
-        Defaults {
-            size: Size { width: 512, height: 768 },
-            steps: 4,
-            guidance_scale: 1.0,
-            scheduler: None,
-            negative_prompt: None,
-            clip_skip: 0
-        }
+        Defaults { size: Size { width: 512, height: 768 }, ..Defaults::default() }
     );
     let portrait = &modes.modes["portrait"];
     assert_eq!(
@@ -165,7 +158,7 @@ fn a_value_that_does_not_fit_says_what_would() {
         "default_guidance: 1e300",
         "default_guidance: true",
         "default_size: 512",
-        "default_size: 4096x4096",
+        "default_size: 4096x4104",
         "clip_skip: 13",
         "default_negative_prompt: 3",
         "loras: a.safetensors",
@@ -185,7 +178,7 @@ fn a_value_that_does_not_fit_says_what_would() {
     modes.yaml:6:23: error: modes.a.default_guidance: expected a finite number
     modes.yaml:6:23: error: modes.a.default_guidance: expected a number, found true
     modes.yaml:6:19: error: modes.a.default_size: '512' is not a size; write it as WIDTHxHEIGHT, for example 512x512
-    modes.yaml:6:19: error: modes.a.default_size: 4096x4096 is larger than 4194304 pixels (2048x2048)
+    modes.yaml:6:19: error: modes.a.default_size: 4096x4104 is larger than 16777216 pixels (4096x4096)
     modes.yaml:6:16: error: modes.a.clip_skip: 13 is not between 0 and 12
     modes.yaml:6:30: error: modes.a.default_negative_prompt: expected text, found the number 3; put it in quotes
     modes.yaml:6:12: error: modes.a.loras: expected a list, found the text 'a.safetensors'

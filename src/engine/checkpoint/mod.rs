@@ -52,6 +52,18 @@ struct Entry {
     bytes: Range<usize>,
 }
 
+/// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Module {
+    /// `unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`
+    pub canonical: String,
+    /// What single-file checkpoints call it below their component's prefix
+    /// (`input_blocks.1.1.transformer_blocks.0.attn1.to_q`), if that is something else.
+    pub ldm: Option<String>,
+    /// Of its weight: `[n, k]` or `[n, c, kh, kw]`.
+    pub dims: Vec<usize>,
+}
+
 /// An open checkpoint: its header is read and checked, its tensors are still on disk.
 pub struct Checkpoint {
     /// The file as the user calls it.

@@ -32,10 +32,8 @@ fn spec(loras: &[&str]) -> PipelineSpec {
         let (name, path) = file(name);
         LoraRef { name, path, strength: 1.0, adapter_name: None }
     };
-    PipelineSpec {
-        checkpoint: CheckpointRef { name, path },
-        loras: loras.iter().map(lora).collect(),
-    }
+    let loras = loras.iter().map(lora).collect();
+    PipelineSpec { loras, ..PipelineSpec::of(CheckpointRef { name, path }) }
 }
 
 #[test]
@@ -67,15 +65,9 @@ fn nothing_is_drawn_without_a_pipeline() {
     let (mut socket, _serving, _) = worker();
     let job = JobId::new();
     let request = GenerateRequest {
-        mode: "m".to_owned(),
-        prompt: String::new(),
-        negative_prompt: None,
         size: Size { width: 64, height: 64 },
         steps: 1,
-        guidance_scale: 1.0,
-        seed: 0,
-        scheduler: None,
-        clip_skip: 0,
+        ..GenerateRequest::of("m", "")
     };
     // A cancel for a job that is unknown, or not running any more, changes nothing.
     protocol::write(&mut socket, &ToWorker::Cancel { job }, &[]).unwrap();
