@@ -7,6 +7,7 @@
 
 pub mod checkpoint;
 pub mod diffusion;
+pub mod lora;
 pub mod model;
 pub mod nn;
 pub mod noise;

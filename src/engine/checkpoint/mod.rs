@@ -4,6 +4,7 @@
 //! `vae.`; a `Layout` says what a file calls them. Nothing here knows what a tensor is for:
 //! models ask by name, and a file that lacks what they ask for is refused with that name.
 
+mod file;
 mod ldm;
 mod weights;
 
@@ -17,7 +18,9 @@ use std::{
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+pub use file::{Entry as FileEntry, FileIdentity, TensorFile};
 pub use weights::{Reading, Weights};
+pub(in crate::engine) use weights::{is_readable, to_f32};
 
 use super::Family;
 use crate::modes::CheckpointRef;

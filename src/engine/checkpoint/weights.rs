@@ -84,7 +84,7 @@ impl Weights<'_> {
         if entry.dims != dims {
             return Err(self.wrong_shape(tensor, &entry.dims, &format!("{dims:?}")));
         }
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        if !is_readable(entry.dtype) {
             let (file, dtype) = (checkpoint.file.clone(), format!("{:?}", entry.dtype));
             return Err(Error::WrongType { file, tensor, dtype });
         }
@@ -115,7 +115,13 @@ impl Weights<'_> {
     }
 }
 
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+/// Whether tensors of that type can be converted.
+pub(in crate::engine) fn is_readable(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The numbers of a tensor of a readable type.
+pub(in crate::engine) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let mut numbers = vec![0.0; bytes.len() / dtype_bytes(dtype)];
     let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype_bytes(dtype)));
     chunks.for_each(|(numbers, bytes)| {
