@@ -108,8 +108,8 @@ impl Sorted {
             }
         }
         let foreign = claim.as_ref().is_some_and(|claim| claim.contradicts(family));
-        let fits = !matched.adapters.is_empty() && misfits.is_empty();
-        if fits && !(foreign && !matched.unmatched.is_empty()) {
+        let has_all = matched.unmatched.is_empty();
+        if !matched.adapters.is_empty() && misfits.is_empty() && (has_all || !foreign) {
             return Ok(matched);
         }
         let placed = matched.adapters.len();
