@@ -2,7 +2,7 @@
 //!
 //! - [`checkpoint`]: the file, its family, its tensors under canonical names;
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
-//! - [`scheduler`], [`noise`], [`tokenizer`]: what is neither network nor file;
+//! - [`scheduler`], [`noise`], [`prompt`], [`tokenizer`]: what is neither network nor file;
 //! - [`diffusion`]: encode → denoise → decode.
 
 pub mod checkpoint;
@@ -10,6 +10,7 @@ pub mod diffusion;
 pub mod model;
 pub mod nn;
 pub mod noise;
+pub mod prompt;
 pub mod scheduler;
 pub mod tokenizer;
 
