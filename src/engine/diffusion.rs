@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    slice,
     time::{Duration, Instant},
 };
 
@@ -43,7 +44,7 @@ pub(super) fn draw(
         spacing: request.timestep_spacing.unwrap_or(facts.default_spacing()),
         prediction: facts.prediction,
         zero_terminal_snr: facts.zero_terminal_snr,
-        eta: request.eta.into(),
+        eta: request.eta,
         strength: source::strength(request),
     })?;
 
@@ -101,7 +102,7 @@ fn denoise(
     let mut sampler = Sampler::new(plan);
     for step in &plan.steps {
         let output = asked.predict(&latents, start.told.as_ref(), step)?;
-        latents = sampler.advance(latents, &output, step, &mut generator)?;
+        latents = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
         latents = start.keep_known(latents, step.after)?;
         report()?;
     }

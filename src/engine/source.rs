@@ -3,6 +3,8 @@
 //! Numbers are drawn in the order in which the reference's pipelines draw them
 //! (`StableDiffusionImg2ImgPipeline`, `StableDiffusionInpaintPipeline`).
 
+use std::slice;
+
 use super::{
     DrawError, Models,
     diffusion::LATENT_CHANNELS,
@@ -60,11 +62,9 @@ fn is_from_noise(request: &GenerateRequest) -> bool {
 }
 
 /// How much of the schedule is run: `None` is all of it, from noise.
-pub(super) fn strength(request: &GenerateRequest) -> Option<f64> {
+pub(super) fn strength(request: &GenerateRequest) -> Option<f32> {
     let source = request.source.as_ref().filter(|_| !is_from_noise(request))?;
-    // The number that the user wrote, and not the nearest that a float can hold: the reference
-    // multiplies it by the steps and cuts off.
-    source.denoise_strength.to_string().parse().ok()
+    Some(source.denoise_strength)
 }
 
 impl Prepared {
@@ -111,9 +111,9 @@ impl Prepared {
             Some(image) => Some(self.sample(image, generator)?),
             None => None,
         };
-        let noise = sampling::noise(generator, h, w)?;
+        let noise = sampling::noise(slice::from_mut(generator), [h, w, LATENT_CHANNELS])?;
         let latents = match &image {
-            Some(image) if !from_noise => level.add_noise(image, &noise)?,
+            Some(image) if !from_noise => sampling::noised(image, &noise, level)?,
             _ => noise.scale(level.noise)?,
         };
         let (mut told, mut known) = (None, None);
@@ -131,7 +131,7 @@ impl Prepared {
 
     fn sample(&self, moments: &Moments, generator: &mut Generator) -> nn::Result<Tensor> {
         let [h, w] = self.size;
-        let noise = sampling::noise(generator, h, w)?;
+        let noise = sampling::noise(slice::from_mut(generator), [h, w, LATENT_CHANNELS])?;
         moments.mean.add(&noise.mul(&moments.deviation)?)?.scale(self.latent_scale)
     }
 }
@@ -140,7 +140,7 @@ impl Start {
     /// Puts back what is not to be drawn anew, at that level of noise.
     pub fn keep_known(&self, latents: Tensor, level: Level) -> nn::Result<Tensor> {
         let Some(Known { mask, latents: known, noise }) = &self.known else { return Ok(latents) };
-        let known = level.add_noise(known, noise)?;
+        let known = sampling::noised(known, noise, level)?;
         // (1 - mask)·known + mask·latents
         let mask = Tensor::cat(&[mask; LATENT_CHANNELS], 3)?;
         known.add(&mask.mul(&latents.add(&known.scale(-1.0)?)?)?)

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use diffused::engine::{model::Conditioning, noise::Generator, tokenizer::tokenize};
+use diffused::engine::{
+    model::Conditioning,
+    noise::Generator,
+    tokenizer::{Padding, decode, encode, tokenize},
+};
 use serde::Deserialize;
 
 use crate::golden::{Tensors, assert_close, json, pipeline};
@@ -29,6 +33,28 @@ fn tokens_are_the_references() {
         })
         .collect();
     assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+#[test]
+fn all_ids_of_a_text_are_the_references_and_read_back() {
+    #[derive(Deserialize)]
+    struct Golden {
+        texts: Vec<Text>,
+    }
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+        clip: Vec<u32>,
+        open_clip: Vec<u32>,
+        decoded: String,
+    }
+    let golden: Golden = json("texts.json");
+    assert!(golden.texts.len() > 40);
+    for Text { text, clip, open_clip, decoded } in &golden.texts {
+        assert_eq!(encode(text, Padding::End), *clip, "{text:?}");
+        assert_eq!(encode(text, Padding::Zero), *open_clip, "{text:?}");
+        assert_eq!(decode(clip), *decoded, "{text:?}");
+    }
 }
 
 #[test]

@@ -180,8 +180,9 @@ impl Encoder {
         let moments = self.quant.forward(&x)?;
         let mean = moments.narrow(3, 0, self.latent_channels)?;
         let log_variance = moments.narrow(3, self.latent_channels, self.latent_channels)?;
-        let deviation = log_variance.to_vec()?.iter().map(|v| (0.5 * v.clamp(-30.0, 20.0)).exp());
-        let deviation = Tensor::from_vec(deviation.collect(), mean.dims())?;
+        let log_variance = log_variance.to_vec()?.into_iter();
+        let deviation = log_variance.map(|v| (0.5 * v.clamp(-30.0, 20.0)).exp()).collect();
+        let deviation = Tensor::from_vec(deviation, mean.dims())?;
         Ok(Moments { mean, deviation })
     }
 
