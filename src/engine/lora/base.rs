@@ -122,18 +122,6 @@ fn of_shapes(sorted: &Sorted) -> Option<Claim> {
     })
 }
 
-/// Whether the file is a LoRA that makes a model draw in few steps (Luo et al., 2023,
-/// arXiv:2311.05556): its own name or what its metadata calls it has the word "lcm".
-pub fn is_lcm(file: &str, metadata: &HashMap<String, String>) -> bool {
-    let names = ["ss_output_name", "modelspec.title"].iter().filter_map(|key| metadata.get(*key));
-    let words = |name: &str| {
-        let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
-        words.any(|word| word.eq_ignore_ascii_case("lcm"))
-    };
-    let file = file.rsplit('/').next().unwrap_or(file);
-    words(file) || names.into_iter().any(|name| words(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,20 +166,5 @@ mod tests {
             "a LoRA for another model (modelspec.architecture 'flux-1-dev/lora')"
         );
         assert_eq!(of_metadata(&HashMap::new()), None);
-    }
-
-    #[test]
-    fn lcm_is_a_word() {
-        let none = HashMap::new();
-        for (file, expected) in [
-            ("lcm-lora-sdv1-5.safetensors", true),
-            ("speed/sd15_LCM.safetensors", true),
-            ("lcm/ink.safetensors", false),
-            ("alcmene.safetensors", false),
-        ] {
-            assert_eq!(is_lcm(file, &none), expected, "{file}");
-        }
-        let named = HashMap::from([("ss_output_name".to_owned(), "my lcm".to_owned())]);
-        assert!(is_lcm("pytorch_lora_weights.safetensors", &named));
     }
 }

@@ -18,23 +18,12 @@ mod tests;
 pub use matching::{Match, Sorted};
 pub use patches::{PatchKey, Patches};
 
-use super::checkpoint;
-
-/// Why a LoRA cannot be merged. Messages name the file as the user does.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    File(#[from] checkpoint::Error),
-    #[error("{file}: {fault}")]
-    Fault { file: String, fault: Fault },
-}
-
 /// What is wrong with a LoRA, by its names and shapes alone. Tensors are named as in the file.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Fault {
     #[error("the tensor '{tensor}' {dims:?} {what}")]
     Malformed { tensor: String, dims: Vec<usize>, what: String },
-    #[error("the tensor '{tensor}' is stored as {dtype}; fp32, fp16 and bf16 are read")]
+    #[error("the tensor '{tensor}' is stored as {dtype}; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read")]
     WrongType { tensor: String, dtype: String },
     #[error(
         "the tensor '{tensor}' belongs to {algorithm}; LoRA, LoCon, LoHa, LoKr, DoRA and whole differences are merged"

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use safetensors::Dtype;
 
-use super::{Error, Fault, Sorted, adapter::Adapter, base, keys::Key};
+use super::{Fault, Sorted, adapter::Adapter, keys::Key};
 use crate::{
-    engine::checkpoint::{self, FileIdentity, Module, TensorFile},
+    engine::checkpoint::{self, Error, FileIdentity, Module, TensorFile},
     modes::{LoraRef, LoraReport, OnLoraError},
 };
 
@@ -72,7 +72,7 @@ impl Patches {
 
     /// Whether one of them makes the model draw in few steps, with the `lcm` scheduler.
     pub fn has_lcm(&self) -> bool {
-        self.loras.iter().any(|lora| base::is_lcm(&lora.file.name, &lora.file.metadata))
+        self.loras.iter().any(|lora| checkpoint::says_lcm(&lora.file.name, &lora.file.metadata))
     }
 
     /// Merges them into the tensor of that canonical name and these dimensions, which are those of
@@ -122,7 +122,10 @@ impl Lora {
         family: &str,
     ) -> Result<(Self, Vec<String>), Error> {
         let file = TensorFile::open(&lora.name, &lora.path)?;
-        let fault = |fault| Error::Fault { file: lora.name.clone(), fault };
+        let fault = |fault: Fault| Error::NotSupported {
+            file: lora.name.clone(),
+            what: fault.to_string(),
+        };
         let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &*entry.dims));
         let sorted = Sorted::of(tensors, &file.metadata).map_err(fault)?;
         let matched = sorted.match_to(modules, family, &file.metadata).map_err(fault)?;
@@ -157,7 +160,7 @@ impl Lora {
 
 /// Besides the types of weights, those that an alpha is stored as now and then.
 fn is_readable(dtype: Dtype) -> bool {
-    checkpoint::is_readable(dtype) || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
+    checkpoint::float_bytes(dtype).is_some() || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
 }
 
 fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
