@@ -1,13 +1,14 @@
 //! From a request to an image: encode the text, denoise latents, decode them.
 
-use std::{collections::VecDeque, ops::ControlFlow, time::Instant};
+use std::{ops::ControlFlow, time::Instant};
 
 use super::{
     DrawError, Drawn, Family, Step,
     model::{ClipTextEncoder, UNet, VaeDecoder},
     nn::{self, Tensor},
     noise::Generator,
-    scheduler::{self, PlanStep},
+    sampling::{Sampler, noise},
+    scheduler::{self, PlanStep, Sampling},
     tokenizer::tokenize,
 };
 use crate::request::GenerateRequest;
@@ -16,9 +17,6 @@ use crate::request::GenerateRequest;
 pub(super) const LATENT_CHANNELS: usize = 4;
 /// Latents are this much smaller than what the autoencoder makes of an image (SD1.x).
 const LATENT_SCALE: f64 = 0.18215;
-
-/// Denoised latents that the most far-sighted scheduler looks back on, the newest included.
-const MAX_HISTORY: usize = 2;
 
 /// The three networks of a checkpoint.
 pub(super) struct Models {
@@ -35,7 +33,7 @@ pub(super) fn draw(
     on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Drawn, DrawError> {
     let scheduler = request.scheduler.unwrap_or(family.default_scheduler());
-    let plan = scheduler::plan(scheduler, request.steps as usize)?;
+    let plan = scheduler::plan(&Sampling::of(scheduler, request.steps as usize))?;
     let layers = models.text_encoder.layers();
     if request.clip_skip as usize >= layers {
         return Err(DrawError::ClipSkip { clip_skip: request.clip_skip, layers });
@@ -52,13 +50,13 @@ pub(super) fn draw(
     let encoded = Instant::now();
 
     report(0)?;
-    let mut generator = Generator::new(request.seed);
+    let mut generators = [Generator::new(request.seed)];
     let [h, w] = [request.size.height, request.size.width].map(|s| s as usize / models.vae.scale());
-    let mut latents = noise(&mut generator, h, w)?.scale(plan.init_noise_sigma)?;
-    let mut history = VecDeque::new();
+    let mut latents = noise(&mut generators, [h, w, LATENT_CHANNELS])?.scale(plan.start.noise)?;
+    let mut sampler = Sampler::new(&plan);
     for (i, step) in plan.steps.iter().enumerate() {
         let output = predict(&models.unet, &latents, step, &context, guided.then_some(guidance))?;
-        latents = advance(latents, &output, step, &mut history, &mut generator)?;
+        latents = sampler.advance(step, &latents, &output, &mut generators)?;
         report(i + 1)?;
     }
     let denoised = Instant::now();
@@ -108,36 +106,6 @@ fn predict(
             with.scale(scale)?.add(&without.scale(1.0 - scale)?)
         }
     }
-}
-
-/// Executes one step of any scheduler's plan: from latents and the model's output for them to the
-/// next latents. `history` is the caller's to keep between steps, empty at first.
-pub fn advance(
-    latents: Tensor,
-    output: &Tensor,
-    step: &PlanStep,
-    history: &mut VecDeque<Tensor>,
-    generator: &mut Generator,
-) -> nn::Result<Tensor> {
-    let (of_latents, of_output) = step.denoised;
-    history.push_front(latents.scale(of_latents)?.add(&output.scale(of_output)?)?);
-    let mut next = latents.scale(step.keep)?;
-    for (denoised, weight) in history.iter().zip(&step.history) {
-        next = next.add(&denoised.scale(*weight)?)?;
-    }
-    history.truncate(MAX_HISTORY);
-    if step.noise != 0.0 {
-        let [_, h, w, _] = next.dims4()?;
-        next = next.add(&noise(generator, h, w)?.scale(step.noise)?)?;
-    }
-    Ok(next)
-}
-
-/// Noise as the reference draws it, channel by channel: `[1, h, w, 4]`.
-fn noise(generator: &mut Generator, h: usize, w: usize) -> nn::Result<Tensor> {
-    let planes = generator.randn(LATENT_CHANNELS * h * w);
-    let pixels = (0..h * w).flat_map(|at| (0..LATENT_CHANNELS).map(move |c| c * h * w + at));
-    Tensor::from_vec(pixels.map(|i| planes[i]).collect(), &[1, h, w, LATENT_CHANNELS])
 }
 
 /// -1 ..= 1 to bytes, rounded as the reference does (half to even).

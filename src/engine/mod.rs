@@ -2,7 +2,7 @@
 //!
 //! - [`checkpoint`]: the file, its family, its tensors under canonical names;
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
-//! - [`scheduler`], [`noise`], [`tokenizer`]: what is neither network nor file;
+//! - [`scheduler`], [`sampling`], [`noise`], [`tokenizer`]: what is neither network nor file;
 //! - [`diffusion`]: encode → denoise → decode.
 
 pub mod checkpoint;
@@ -10,6 +10,7 @@ pub mod diffusion;
 pub mod model;
 pub mod nn;
 pub mod noise;
+pub mod sampling;
 pub mod scheduler;
 pub mod tokenizer;
 
@@ -78,7 +79,7 @@ pub enum DrawError {
     #[error("cancelled")]
     Cancelled,
     #[error(transparent)]
-    TooManySteps(#[from] scheduler::TooManySteps),
+    Sampling(#[from] scheduler::Error),
     #[error("clip_skip {clip_skip} leaves nothing of a text encoder with {layers} layers")]
     ClipSkip { clip_skip: u32, layers: usize },
     #[error("the engine failed: {0}")]

@@ -256,7 +256,7 @@ fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
 
 fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
     match error {
-        DrawError::TooManySteps(_) | DrawError::ClipSkip { .. } => {
+        DrawError::Sampling(_) | DrawError::ClipSkip { .. } => {
             WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
         }
         DrawError::Cancelled | DrawError::Engine(_) => {
