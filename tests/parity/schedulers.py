@@ -1,7 +1,9 @@
 """The schedulers by the ids of `modes.yaml`: their plans, and where they lead without a model."""
 
 import inspect
+from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -157,7 +159,8 @@ def _walk(id: str, settings: dict) -> dict:
         more["generator"] = generators
     for i, t in enumerate(timesteps):
         output = 0.1 * scheduler.scale_model_input(x, t) + 0.3 * torch.sin(i + k)
-        x = scheduler.step(output, t, x, **more).prev_sample
+        with _precisely(scheduler, settings):
+            x = scheduler.step(output, t, x, **more).prev_sample
         is_last = i + 1 == len(timesteps)
         if i % WALK_STRIDE == 0 or is_last:
             walk["latents"].append([i, _numbers(x)])
@@ -171,6 +174,14 @@ def _started(id: str, settings: dict):
     scheduler = make(id, **changes)
     scheduler.set_timesteps(settings["steps"])
     return scheduler
+
+
+def _precisely(scheduler, settings: dict):
+    """The Euler classes call for float32 to be precise, then take almost everything away from latents that are 4096
+    times the noise, of which float32 leaves an error of 1e-3. With float64 in its place they are as precise as ever."""
+    if settings.get("zero_terminal_snr") and isinstance(scheduler, (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)):
+        return mock.patch.object(torch, "float32", torch.float64)
+    return nullcontext()
 
 
 def _level(scheduler, timestep: torch.Tensor) -> list:

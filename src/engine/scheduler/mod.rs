@@ -6,7 +6,7 @@
 //!
 //! 1. which timesteps the model is called at (`timesteps.rs`), and how noisy latents are at each
 //!    ([`Level`], from the training's noise in `schedule.rs`);
-//! 2. what follows from each call: [`Move`]s, one file an algorithm, named after its paper;
+//! 2. what follows from each call: moves, one file an algorithm, named after its paper;
 //! 3. both together, from the first call or, for image to image, from a later one.
 //!
 //! All is as diffusers' classes of the same names do it with SD's own schedule: 1,000 training
@@ -31,7 +31,7 @@ mod unipc;
 pub use plan::{Combination, Level, Plan, PlanStep};
 
 use crate::modes::{Prediction, SchedulerId, Spacing};
-use plan::{Call, Move, Run};
+use plan::{Call, Run};
 use schedule::NoiseSchedule;
 
 /// Steps that the models were trained with.
