@@ -53,12 +53,7 @@ impl Layers {
         Some((layer.clone().downcast().ok()?, *bytes))
     }
 
-    pub(super) fn insert(
-        &mut self,
-        key: LayerKey,
-        layer: Arc<dyn Any + Send + Sync>,
-        bytes: u64,
-    ) {
+    pub(super) fn insert(&mut self, key: LayerKey, layer: Arc<dyn Any + Send + Sync>, bytes: u64) {
         self.0.insert(key, Layer { layer, bytes });
     }
 }

@@ -23,7 +23,9 @@ pub use patches::{PatchKey, Patches};
 pub enum Fault {
     #[error("the tensor '{tensor}' {dims:?} {what}")]
     Malformed { tensor: String, dims: Vec<usize>, what: String },
-    #[error("the tensor '{tensor}' is stored as {dtype}; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read")]
+    #[error(
+        "the tensor '{tensor}' is stored as {dtype}; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read"
+    )]
     WrongType { tensor: String, dtype: String },
     #[error(
         "the tensor '{tensor}' belongs to {algorithm}; LoRA, LoCon, LoHa, LoKr, DoRA and whole differences are merged"

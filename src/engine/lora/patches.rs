@@ -122,10 +122,8 @@ impl Lora {
         family: &str,
     ) -> Result<(Self, Vec<String>), Error> {
         let file = TensorFile::open(&lora.name, &lora.path)?;
-        let fault = |fault: Fault| Error::NotSupported {
-            file: lora.name.clone(),
-            what: fault.to_string(),
-        };
+        let fault =
+            |fault: Fault| Error::NotSupported { file: lora.name.clone(), what: fault.to_string() };
         let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &*entry.dims));
         let sorted = Sorted::of(tensors, &file.metadata).map_err(fault)?;
         let matched = sorted.match_to(modules, family, &file.metadata).map_err(fault)?;
@@ -160,7 +158,8 @@ impl Lora {
 
 /// Besides the types of weights, those that an alpha is stored as now and then.
 fn is_readable(dtype: Dtype) -> bool {
-    checkpoint::float_bytes(dtype).is_some() || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
+    checkpoint::float_bytes(dtype).is_some()
+        || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
 }
 
 fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
