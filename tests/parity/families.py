@@ -14,6 +14,7 @@ from diffusers import (
 )
 from PIL import Image
 
+import images
 import prompting
 import schedulers
 
@@ -70,7 +71,19 @@ def request(file: str, model: str, **more) -> dict:
 
 
 def requests() -> list[dict]:
-    return [*_stable_diffusion(), *_sdxl(), *_over_an_image(), *_prompts(), *_layouts()]
+    return [*_schedulers(), *_stable_diffusion(), *_sdxl(), *_over_an_image(), *_prompts(), *_layouts()]
+
+
+def _schedulers() -> list[dict]:
+    """Those that images.py does not draw with, and where they begin in the middle."""
+    others = [id for id in schedulers.SCHEDULERS if id not in images.SCHEDULERS]
+    picture = dict(init_image="init-64x64.png", denoise_strength=0.5)
+    masked = dict(picture, mask_image="mask-64x64.png")
+    return [
+        *(request(f"sd15-{id}", "tiny-sd15", scheduler=id, steps=6) for id in others),
+        *(request(f"img2img-{id}", "tiny-sd15", scheduler=id, steps=6, **picture) for id in others),
+        *(request(f"inpaint4-{id}", "tiny-sd15", scheduler=id, steps=6, **masked) for id in others + ["lcm"]),
+    ]
 
 
 def _stable_diffusion() -> list[dict]:
@@ -207,12 +220,12 @@ def draw(models: dict, wanted: dict, folder: Path) -> None:
         arguments |= dict(mask_image=Image.open(folder / wanted["mask_image"]))
     if wanted["mask_image"] or not wanted["init_image"]:
         arguments |= dict(width=wanted["width"], height=wanted["height"])
-    images = pipeline(**arguments, output_type="np").images
+    drawn = pipeline(**arguments, output_type="np").images
     pipeline.vae = own_vae
-    assert images.shape[1:3] == (wanted["height"], wanted["width"]), wanted["file"]
-    clipped = ((images <= 0) | (images >= 1)).mean()
+    assert drawn.shape[1:3] == (wanted["height"], wanted["width"]), wanted["file"]
+    clipped = ((drawn <= 0) | (drawn >= 1)).mean()
     assert clipped < 0.2, f"{wanted['file']}: {clipped:.0%} of it is black or white"
-    side_by_side = np.concatenate((images * 255).round().astype("uint8"), axis=1)
+    side_by_side = np.concatenate((drawn * 255).round().astype("uint8"), axis=1)
     Image.fromarray(side_by_side).save(folder / wanted["file"], optimize=True)
 
 

@@ -2,7 +2,8 @@
 
 A prompt is segments of text with their weights. Long prompts are encoded in chunks of 75 tokens, each with its own start, end
 and padding, and laid side by side; weights multiply the hidden states of their tokens, and all of a prompt's are scaled so that
-their mean is what it was (stable-diffusion-webui's way, and that of diffusers' community pipelines).
+their mean is what it was, for each text encoder by itself (stable-diffusion-webui's way, and that of diffusers' community
+pipeline lpw_stable_diffusion).
 """
 
 import torch
@@ -42,7 +43,7 @@ def _chunks(segments: Segments, pipeline, chunk: bool) -> int:
 
 def _encode(pipeline, segments: Segments, chunks: int, chunk: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     sdxl = hasattr(pipeline, "text_encoder_2")
-    contexts, pooled, weights = [], None, None
+    contexts, pooled = [], None
     for suffix in ("", "_2") if sdxl else ("",):
         encoder, tokenizer = (getattr(pipeline, f"{part}{suffix}") for part in ("text_encoder", "tokenizer"))
         if encoder is None:
@@ -50,15 +51,17 @@ def _encode(pipeline, segments: Segments, chunks: int, chunk: bool) -> tuple[tor
         rows, weights = _rows(tokenizer, _tokens(tokenizer, segments, chunk), chunks)
         out = encoder(rows, output_hidden_states=True)
         hidden = out.hidden_states[-2] if sdxl else out.last_hidden_state
-        contexts.append(hidden.reshape(1, chunks * (CHUNK + 2), -1))
+        contexts.append(_weighted(hidden.reshape(1, chunks * (CHUNK + 2), -1), weights))
         if suffix:
             pooled = out.text_embeds[:1]
-    context = torch.cat(contexts, dim=-1)
-    if not (weights == 1).all():
-        mean = context.mean()
-        context = context * weights[..., None]
-        context = context * (mean / context.mean())
-    return context, pooled
+    return torch.cat(contexts, dim=-1), pooled
+
+
+def _weighted(context: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    if (weights == 1).all():
+        return context
+    weighted = context * weights[..., None]
+    return weighted * (context.mean() / weighted.mean())
 
 
 def _rows(tokenizer, tokens: list[tuple[int, float]], chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
