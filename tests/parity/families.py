@@ -196,7 +196,7 @@ def _layouts() -> list[dict]:
 
 
 def draw(models: dict, wanted: dict, folder: Path) -> None:
-    """Writes the image, or the images side by side."""
+    """Writes the image, or the images one below the other."""
     base = models[wanted["model"]]
     pipeline = _pipeline(base, wanted)
     pipeline.set_progress_bar_config(disable=True)
@@ -225,8 +225,7 @@ def draw(models: dict, wanted: dict, folder: Path) -> None:
     assert drawn.shape[1:3] == (wanted["height"], wanted["width"]), wanted["file"]
     clipped = ((drawn <= 0) | (drawn >= 1)).mean()
     assert clipped < 0.2, f"{wanted['file']}: {clipped:.0%} of it is black or white"
-    side_by_side = np.concatenate((drawn * 255).round().astype("uint8"), axis=1)
-    Image.fromarray(side_by_side).save(folder / wanted["file"], optimize=True)
+    Image.fromarray(np.concatenate((drawn * 255).round().astype("uint8"))).save(folder / wanted["file"], optimize=True)
 
 
 def _pipeline(base, wanted: dict):

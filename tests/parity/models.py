@@ -161,10 +161,7 @@ def assemble(family: Family):
 
 
 def tokenizer(text: dict):
-    made = clip_vocabulary.tokenizer()
-    if text["hidden_act"] == "gelu":  # OpenCLIP's pad with id 0
-        made.pad_token = "!"
-    return made
+    return clip_vocabulary.tokenizer("!") if text["hidden_act"] == "gelu" else clip_vocabulary.tokenizer()
 
 
 def components(pipeline) -> list[str]:
