@@ -8,12 +8,7 @@ use std::{
 };
 
 use diffused::{
-    engine::{
-        Pipeline, Prepared,
-        checkpoint::Module,
-        lora::Patches,
-        noise::Generator,
-    },
+    engine::{Pipeline, Prepared, checkpoint::Module, lora::Patches, noise::Generator},
     modes::{CheckpointRef, LoraRef, OnLoraError, PipelineSpec, SchedulerId, Size},
     request::GenerateRequest,
 };
@@ -192,7 +187,8 @@ fn pipelines_share_what_no_lora_touches() {
         (&[], 0.25),
     ] {
         let spec = spec(loras);
-        let shared = Prepared::open(&spec).unwrap().load_in_place_of(Some(before), &|_| ()).unwrap();
+        let shared =
+            Prepared::open(&spec).unwrap().load_in_place_of(Some(before), &|_| ()).unwrap();
         let read = shared.cost().bytes as f64 / whole as f64;
         assert!(read <= most && (read > 0.0) == (most > 0.0), "{loras:?}: {read} was read");
         let fresh = load(&spec);
