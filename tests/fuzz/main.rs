@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A case that fails is made small, printed, and its seed is written beside its source
-//! (`*.regressions`), from where every later run tries it first. Commit it with the mend.
+//! (`*.regressions`), from where later runs try it first. A seed means a case only as long as the
+//! strategy is the same: write the case down in a table beside the code that is mended.
 //!
 //! One file per format. A new one needs a strategy that is mostly right (mutate something real; pure
 //! noise only meets the first check) and what must hold of every outcome.

@@ -51,7 +51,7 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 fn long_texts() -> impl Strategy<Value = String> {
-    (texts(), 1..200_usize).prop_map(|(text, times)| text.repeat(times))
+    (texts(), 1..30_usize).prop_map(|(text, times)| text.repeat(times))
 }
 
 fn syntaxes() -> impl Strategy<Value = PromptSyntax> {
@@ -84,7 +84,6 @@ proptest! {
         let parts = parse(&text, syntax);
         prop_assert!(!parts.is_empty());
         prop_assert!(parts.iter().all(|(_, weight)| weight.is_finite()), "{parts:?}");
-        prop_assert!(parts.windows(2).all(|pair| pair[0].1 != pair[1].1), "{parts:?}");
         // Nothing is in them that was not in the text, in the same order.
         let mut rest = text.chars();
         let letters = parts.iter().flat_map(|(part, _)| part.chars());
