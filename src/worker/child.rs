@@ -24,10 +24,7 @@ use super::protocol::{
     self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
 };
 use crate::{
-    engine::{
-        DrawError, Drawn, Pipeline, Prepared, Step,
-        checkpoint,
-    },
+    engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint},
     job::JobId,
     modes::PipelineSpec,
     request::GenerateRequest,
@@ -154,9 +151,8 @@ impl Worker {
         // Both do not fit into memory at once.
         self.pipeline = None;
         let on_progress = progress(&self.socket, job);
-        let loaded = guarded(|| {
-            prepared.load(&on_progress).map_err(|error| unusable(spec, &error))
-        });
+        let loaded =
+            guarded(|| prepared.load(&on_progress).map_err(|error| unusable(spec, &error)));
         // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
         drop(prepared);
         match loaded {

@@ -14,6 +14,9 @@
 //! noise only meets the first check) and what must hold of every outcome.
 
 mod allocations;
+#[path = "../../examples/random_checkpoint/architecture/mod.rs"]
+#[expect(dead_code, reason = "here only names and shapes matter")]
+mod architecture;
 mod checkpoint;
 mod config;
 mod prompt;
