@@ -209,8 +209,13 @@ fn write(path: &Path, (header, data): (&Map<String, Value>, u64), damage: &Damag
     .unwrap();
 }
 
+/// A file with a real header.
+pub fn write_real(path: &Path) {
+    write(path, (&REAL[0].0, REAL[0].1), &Damage::None);
+}
+
 /// Opens and checks the file: what is wrong is said, with its name and not with its path.
-fn open(path: &Path) -> Result<bool, TestCaseError> {
+pub fn open(path: &Path) -> Result<bool, TestCaseError> {
     let checkpoint = CheckpointRef { name: NAME.to_owned(), path: path.to_owned() };
     let spec = PipelineSpec::of(checkpoint);
     let (checked, bytes) = asked_by(|| Prepared::open(&spec).map(drop));

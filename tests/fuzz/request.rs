@@ -57,7 +57,7 @@ fn scalars() -> impl Strategy<Value = Value> {
     ]
 }
 
-fn values() -> impl Strategy<Value = Value> {
+pub fn values() -> impl Strategy<Value = Value> {
     scalars().prop_recursive(4, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
