@@ -5,55 +5,13 @@ use std::collections::BTreeMap;
 
 use super::{
     Fault,
-    delta::{self, Axis, Delta, Matrix, Product},
+    algorithm::{Algorithm, Factor, Made, Pair, Tensor, malformed, product},
+    delta::{self, Axis, Delta},
     keys::Part,
 };
 
-/// A tensor of the file: its name and dimensions, of which none is 0 and whose product is a number.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tensor {
-    pub name: String,
-    pub dims: Vec<usize>,
-}
-
-impl Tensor {
-    /// The first dimension, and all that follow as one; `None` if that is no matrix.
-    fn matrix(&self) -> Option<(usize, usize)> {
-        let (first, rest) = self.dims.split_first()?;
-        (!rest.is_empty()).then(|| (*first, rest.iter().product()))
-    }
-
-    fn count(&self) -> usize {
-        self.dims.iter().product()
-    }
-}
-
 /// The tensors of one module.
 pub type Group = BTreeMap<Part, Tensor>;
-
-/// `up · down`, or with a core between.
-#[derive(Debug, Clone, PartialEq)]
-struct Pair {
-    up: Tensor,
-    core: Option<Tensor>,
-    down: Tensor,
-    /// LoHa and LoKr store `up` as columns where there is a core.
-    up_in_columns: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Factor {
-    Whole(Tensor),
-    Pair(Pair),
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Algorithm {
-    LowRank(Pair),
-    Hadamard(Pair, Pair),
-    Kronecker(Factor, Factor),
-    Full(Tensor),
-}
 
 /// What the whole is multiplied with, besides the strength.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,13 +33,6 @@ pub struct Adapter {
     magnitude: Option<(Part, Tensor)>,
     /// What is added to the bias, and whether the scale applies to it.
     bias: Option<(Tensor, bool)>,
-}
-
-/// The dimensions of what an adapter makes: outputs, and what each is made of.
-#[derive(Debug, Clone, PartialEq)]
-struct Made {
-    n: usize,
-    inputs: Vec<usize>,
 }
 
 impl Adapter {
@@ -212,155 +163,6 @@ fn axis(part: Part, tensor: &Tensor, dims: &[usize]) -> Option<Axis> {
     }
 }
 
-impl Algorithm {
-    /// What alpha is divided by.
-    fn rank(&self) -> Option<usize> {
-        match self {
-            Self::LowRank(pair) | Self::Hadamard(pair, _) => Some(pair.rank()),
-            Self::Kronecker(first, second) => second.rank().or_else(|| first.rank()),
-            Self::Full(_) => None,
-        }
-    }
-
-    fn made(&self) -> Result<Made, Fault> {
-        match self {
-            Self::LowRank(pair) => pair.made(),
-            Self::Hadamard(first, second) => {
-                let (made, other) = (first.made()?, second.made()?);
-                if made != other {
-                    return Err(malformed(&second.up, "and its like make matrices of two sizes"));
-                }
-                Ok(made)
-            }
-            Self::Kronecker(first, second) => {
-                let (a, b) = (first.made()?, second.made()?);
-                let largest = second.tensor();
-                let times = |a: usize, b: usize| a.checked_mul(b).ok_or_else(|| too_large(largest));
-                let (channels, kernel) = b.inputs.split_at(1);
-                let width = a.inputs.iter().try_fold(channels[0], |x, y| times(x, *y))?;
-                let inputs = [&[width], kernel].concat();
-                let made = Made { n: times(a.n, b.n)?, inputs };
-                made.count().ok_or_else(|| too_large(largest))?;
-                Ok(made)
-            }
-            Self::Full(tensor) => match tensor.dims.split_first() {
-                Some((n, inputs)) if matches!(inputs.len(), 1 | 3) => {
-                    Ok(Made { n: *n, inputs: inputs.to_vec() })
-                }
-                _ => Err(malformed(tensor, "is neither a matrix nor a kernel")),
-            },
-        }
-    }
-
-    fn read(&self, read: &dyn Fn(&str) -> Vec<f32>) -> Delta {
-        match self {
-            Self::LowRank(pair) => Delta::Product(pair.read(read)),
-            Self::Hadamard(first, second) => Delta::Hadamard(first.read(read), second.read(read)),
-            Self::Kronecker(first, second) => Delta::Kronecker(first.read(read), second.read(read)),
-            Self::Full(tensor) => Delta::Full(read(&tensor.name)),
-        }
-    }
-}
-
-impl Made {
-    /// How many numbers that is, if it can be counted.
-    fn count(&self) -> Option<usize> {
-        product(&self.inputs)?.checked_mul(self.n)
-    }
-}
-
-/// Of sizes that a file made up, perhaps.
-pub fn product(sizes: &[usize]) -> Option<usize> {
-    sizes.iter().try_fold(1usize, |product, size| product.checked_mul(*size))
-}
-
-impl Factor {
-    fn rank(&self) -> Option<usize> {
-        match self {
-            Self::Whole(_) => None,
-            Self::Pair(pair) => Some(pair.rank()),
-        }
-    }
-
-    /// One that stands for it in messages.
-    fn tensor(&self) -> &Tensor {
-        match self {
-            Self::Whole(tensor) => tensor,
-            Self::Pair(pair) => &pair.down,
-        }
-    }
-
-    fn made(&self) -> Result<Made, Fault> {
-        match self {
-            Self::Whole(tensor) => Algorithm::Full(tensor.clone()).made(),
-            Self::Pair(pair) => pair.made(),
-        }
-    }
-
-    fn read(&self, read: &dyn Fn(&str) -> Vec<f32>) -> Matrix {
-        match self {
-            Self::Whole(tensor) => {
-                Matrix { numbers: read(&tensor.name), columns: tensor.dims[1..].iter().product() }
-            }
-            Self::Pair(pair) => pair.read(read).multiply(),
-        }
-    }
-}
-
-impl Pair {
-    /// As LoHa and LoKr have it.
-    fn in_columns(self) -> Self {
-        Self { up_in_columns: self.core.is_some(), ..self }
-    }
-
-    /// Of the part that reads the input.
-    fn rank(&self) -> usize {
-        self.down.dims[0]
-    }
-
-    fn made(&self) -> Result<Made, Fault> {
-        let whole =
-            |tensor: &Tensor| tensor.matrix().ok_or_else(|| malformed(tensor, "is not a matrix"));
-        let ((up_first, up_rest), (rank, _)) = (whole(&self.up)?, whole(&self.down)?);
-        let (n, up_rank) =
-            if self.up_in_columns { (up_rest, up_first) } else { (up_first, up_rest) };
-        let (inner, inputs) = match &self.core {
-            None => (up_rank, self.down.dims[1..].to_vec()),
-            Some(core) => {
-                let [first, second, kernel @ ..] = core.dims.as_slice() else {
-                    return Err(malformed(core, "is not a kernel"));
-                };
-                if *first != up_rank {
-                    return Err(rank_error(core, &self.up));
-                }
-                let channels: usize = self.down.dims[1..].iter().product();
-                (*second, [&[channels], kernel].concat())
-            }
-        };
-        if inner != rank {
-            return Err(rank_error(self.core.as_ref().unwrap_or(&self.up), &self.down));
-        }
-        let made = Made { n, inputs };
-        made.count().ok_or_else(|| too_large(&self.down))?;
-        Ok(made)
-    }
-
-    fn read(&self, read: &dyn Fn(&str) -> Vec<f32>) -> Product {
-        let mut up = read(&self.up.name);
-        if self.up_in_columns {
-            up = delta::transpose(&up, self.up.count() / self.up.dims[0]);
-        }
-        let (down, rank) = (read(&self.down.name), self.rank());
-        match &self.core {
-            None => Product { a: up, b: down, rank },
-            Some(core) => {
-                let numbers = read(&core.name);
-                Product::with_core(up, &numbers, &down, core.dims[0], rank)
-            }
-        }
-    }
-}
-
 /// A module's tensors that nothing has been made of yet.
 struct Parts(Group);
 
@@ -420,7 +222,7 @@ impl Parts {
         match (self.take(up), self.take(down)) {
             (Some(up), Some(down)) => {
                 let core = core.and_then(|core| self.take(core));
-                Ok(Some(Pair { up, core, down, up_in_columns: false }))
+                Ok(Some(Pair::new(up, core, down)))
             }
             (Some(lonely), None) | (None, Some(lonely)) => {
                 Err(malformed(&lonely, "lacks the other half of its product"))
@@ -435,20 +237,4 @@ impl Parts {
             Some(tensor) => Err(malformed(tensor, "does not belong to the others of its module")),
         }
     }
-}
-
-fn malformed(tensor: &Tensor, what: &str) -> Fault {
-    Fault::Malformed {
-        tensor: tensor.name.clone(),
-        dims: tensor.dims.clone(),
-        what: what.to_owned(),
-    }
-}
-
-fn rank_error(tensor: &Tensor, other: &Tensor) -> Fault {
-    malformed(tensor, &format!("has another rank than '{}' {:?}", other.name, other.dims))
-}
-
-fn too_large(tensor: &Tensor) -> Fault {
-    malformed(tensor, "and its like make a matrix that is too large")
 }

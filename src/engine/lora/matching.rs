@@ -7,9 +7,10 @@ use std::{
 
 use super::{
     Fault,
-    adapter::{Adapter, Group, Tensor, product},
+    adapter::{Adapter, Group},
+    algorithm::{Tensor, malformed, product},
     base::Claim,
-    keys::{Key, NotAKey, Targets},
+    keys::{Key, NotAKey, Part, Targets},
     scales::Scales,
 };
 use crate::engine::checkpoint::Module;
@@ -69,7 +70,7 @@ impl Sorted {
         let scales = Scales::of(metadata);
         for (module, group) in groups {
             // Left over where a module was taken out of a file: it changes nothing.
-            if group.keys().all(|part| *part == super::keys::Part::Alpha) {
+            if group.keys().all(|part| *part == Part::Alpha) {
                 continue;
             }
             let adapter = Adapter::of(group, |rank| scales.of_module(&module, rank))?;
@@ -140,9 +141,4 @@ fn verdict(
         );
     }
     text
-}
-
-fn malformed(tensor: &Tensor, what: &str) -> Fault {
-    let (tensor, dims) = (tensor.name.clone(), tensor.dims.clone());
-    Fault::Malformed { tensor, dims, what: what.to_owned() }
 }

@@ -1,14 +1,15 @@
 //! LoRAs: small files that change a checkpoint's weights when it is loaded.
 //!
-//! Owns their names ([`keys`]), algorithms ([`adapter`], [`delta`]), the verdict whether one fits
-//! a checkpoint ([`matching`], [`base`]) and their merging ([`Patches`]). A LoRA meets the
+//! Owns their names (`keys`), algorithms (`algorithm`, `delta`), the verdict whether one fits a
+//! checkpoint ([`Sorted`], `base`) and their merging ([`Patches`]). A LoRA meets the
 //! checkpoint in the list of its modules under canonical names, and its weights one at a time, as
 //! plain numbers. Knows nothing of layers, nor how a checkpoint's file is laid out.
 
 mod adapter;
+mod algorithm;
 mod base;
-pub mod delta;
-pub mod keys;
+mod delta;
+mod keys;
 mod matching;
 mod patches;
 mod scales;

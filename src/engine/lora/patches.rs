@@ -66,13 +66,10 @@ impl Patches {
         Ok((patches, reports))
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.loras.is_empty()
-    }
-
     /// Whether one of them makes the model draw in few steps, with the `lcm` scheduler.
     pub fn has_lcm(&self) -> bool {
-        self.loras.iter().any(|lora| checkpoint::says_lcm(&lora.file.name, &lora.file.metadata))
+        let mut merged = self.loras.iter().filter(|lora| lora.strength != 0.0);
+        merged.any(|lora| checkpoint::says_lcm(&lora.file.name, &lora.file.metadata))
     }
 
     /// Merges them into the tensor of that canonical name and these dimensions, which are those of
