@@ -11,12 +11,14 @@ PROMPT = "a red fox in the snow, golden hour"
 NEGATIVE_PROMPT = "blurry, low quality"
 SIZES = [(128, 128), (192, 128)]
 GUIDANCE_SCALES = [1.0, 7.5]
+# One of each kind; where the others go is seen without a model.
+SCHEDULERS = ["ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "lcm"]
 
 
 def settings() -> list[dict]:
     """Every request; the same words are the manifest's keys."""
     requests = []
-    for scheduler in schedulers.SCHEDULERS:
+    for scheduler in SCHEDULERS:
         for width, height in SIZES:
             for guidance_scale in GUIDANCE_SCALES:
                 requests.append(_request(scheduler, width, height, guidance_scale))
