@@ -1,12 +1,16 @@
-//! RGB → PNG, JPEG or WebP, with the generation parameters inside. Knows nothing of requests over
-//! the wire, files or jobs.
+//! RGB → PNG, JPEG or WebP, with the generation parameters inside, and back. Knows nothing of
+//! requests over the wire, paths or jobs.
 
 use std::borrow::Cow;
 
 use image::{ExtendedColorType, ImageEncoder, codecs};
 
+mod decode;
 mod exif;
 pub mod parameters;
+mod resize;
+
+pub use decode::{DecodeError, decode_mask, decode_rgb, dimensions};
 
 /// What an image is encoded as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
