@@ -136,7 +136,8 @@ pub struct Overrides {
     /// The same seed draws the same image; without one, one is drawn and returned in `X-Seed`.
     #[schema(minimum = 0)]
     pub seed: Option<u64>,
-    /// The sampling algorithm: `ddim`, `euler`, `euler_a`, `dpmpp_2m`, `dpmpp_2m_karras`, `lcm`.
+    /// The sampling algorithm: `ddim`, `pndm`, `euler`, `euler_a`, `heun`, `lms`, `dpmpp_2m`,
+    /// `dpmpp_2m_sde` or `dpmpp_sde` (these three also with `_karras`), `unipc`, `lcm`.
     #[schema(value_type = Option<String>, example = "euler_a")]
     pub scheduler: Option<SchedulerId>,
     /// Layers of the text encoder to leave out at its end.
@@ -290,7 +291,8 @@ mod tests {
             (
                 "/scheduler",
                 "there is no scheduler 'eulr'; did you mean 'euler'? \
-                 (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)",
+                 (there are: ddim, pndm, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, \
+                 dpmpp_2m_sde, dpmpp_2m_sde_karras, dpmpp_sde, dpmpp_sde_karras, unipc, lcm)",
             ),
             ("/clip_skip", "1.5 is not a whole number from 0 to 12"),
             ("/steps", found["/steps"]),

@@ -128,7 +128,7 @@ modes:
     modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 999
     modes.yaml:9:23: error: modes.portrait.default_guidance: expected a finite number
     modes.yaml:10:19: error: modes.portrait.default_size: 500x500: width and height must be positive multiples of 8
-    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, pndm, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, dpmpp_sde, dpmpp_sde_karras, unipc, lcm)
     modes.yaml:12:30: error: modes.portrait.default_negative_prompt: expected text, found a list
     modes.yaml:13:16: error: modes.portrait.clip_skip: expected a whole number, found the text '2'
     modes.yaml:15:9: error: modes.portrait.loras[0]: must stay inside its root folder: '..' is not allowed
@@ -186,7 +186,7 @@ fn a_value_that_does_not_fit_says_what_would() {
     modes.yaml:6:33: error: modes.a.loras[0].strength: expected a finite number
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
-    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: ddim, pndm, euler, euler_a, heun, lms, dpmpp_2m, dpmpp_2m_karras, dpmpp_2m_sde, dpmpp_2m_sde_karras, dpmpp_sde, dpmpp_sde_karras, unipc, lcm)
     "#);
 }
 
