@@ -97,11 +97,18 @@ fn missing_files_are_warnings_with_the_nearest_name() {
     fs::create_dir_all(folder.path().join("models/sd15")).unwrap();
     fs::write(folder.path().join("models/sd15/dreamlike.safetensors"), "x").unwrap();
     fs::write(folder.path().join("models/sd15/other.safetensors"), "x").unwrap();
+    for (folder_name, file) in
+        [("sdxl", "model_index.json"), ("fine-vae", "config.json"), ("lora", "config.json")]
+    {
+        fs::create_dir(folder.path().join("models").join(folder_name)).unwrap();
+        fs::write(folder.path().join("models").join(folder_name).join(file), "{}").unwrap();
+    }
     symlink("nowhere", folder.path().join("models/link.safetensors")).unwrap();
     let text = "model_root: models\nlora_root: nowhere\ndefault_mode: a\nmodes:\n  \
                 a: {model: sd15/dreamlik.safetensors, loras: [x.safetensors]}\n  \
                 b: {model: sd15}\n  c: {model: sd15/dreamlike.safetensors}\n  \
-                d: {model: link.safetensors}\n  e: {model: sd15/quite.safetensors}\n";
+                d: {model: link.safetensors}\n  e: {model: sd15/quite.safetensors}\n  \
+                f: {model: sdxl, vae: fine-vae}\n  g: {model: fine-vae, vae: sdxl}\n";
     fs::write(&path, text).unwrap();
     let manager = ModeConfigManager::load(&path).unwrap();
     let folder = folder.path().to_str().unwrap();

@@ -207,7 +207,7 @@ fn report() -> DrawnReport {
 }
 
 fn drawn() -> Outcome {
-    Outcome::Image(DrawnImage { rgb: vec![1; 8 * 8 * 3], report: report() })
+    Outcome::Images(DrawnImages { rgb: vec![1; 8 * 8 * 3], report: report() })
 }
 
 fn failed_with(outcome: Outcome) -> (FailureKind, String) {
