@@ -1,7 +1,7 @@
 //! LoRAs that requests name: looked for on disk, and never outside `lora_root`.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -27,56 +27,58 @@ pub enum UnknownLora {
     Ambiguous { name: String, files: Vec<String> },
 }
 
-/// The LoRA that a request means. A name is first looked for among the `adapter_name`s of the
-/// request's own mode, then among the files, then among the other modes'. Reads the disk.
+/// The LoRA that a request means. Reads the disk.
 pub fn find_lora(
     modes: &Modes,
     mode: &Mode,
     name: &LoraName,
     strength: f32,
 ) -> Result<LoraRef, UnknownLora> {
-    let lora = |name: &str, path: PathBuf| LoraRef {
-        name: name.to_owned(),
-        path,
-        strength,
-        adapter_name: None,
+    let (name, path) = match name {
+        LoraName::Path(file) => by_path(&modes.lora_root, file)?,
+        LoraName::Name(name) => by_name(modes, mode, name)?,
     };
-    match name {
-        LoraName::Path(file) => {
-            check_file_name(file).map_err(|reason| UnknownLora::OutsideRoot { reason })?;
-            let path = modes.lora_root.join(file);
-            if path.is_file() {
-                return Ok(lora(file, path));
-            }
-            let files = files(&modes.lora_root);
-            let nearest = nearest_name(file, files.iter().map(String::as_str));
-            Err(UnknownLora::NoFile { name: file.clone(), nearest })
-        }
-        LoraName::Name(name) => {
-            if let Some(own) = adapter(mode, name) {
-                return Ok(lora(&own.name, own.path.clone()));
-            }
-            let files = files(&modes.lora_root);
-            let mut by_stem: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
-            for file in &files {
-                by_stem.entry(stem(file)).or_default().push(file);
-            }
-            match by_stem.get(name.as_str()).map(Vec::as_slice) {
-                Some([file]) => return Ok(lora(file, modes.lora_root.join(file))),
-                Some(several) => {
-                    let files = several.iter().map(|file| (*file).clone()).collect();
-                    return Err(UnknownLora::Ambiguous { name: name.clone(), files });
-                }
-                None => {}
-            }
-            if let Some(other) = modes.modes.values().find_map(|mode| adapter(mode, name)) {
-                return Ok(lora(&other.name, other.path.clone()));
-            }
-            let adapters = modes.modes.values().flat_map(|mode| adapter_names(mode));
-            let nearest = nearest_name(name, by_stem.keys().copied().chain(adapters));
-            Err(UnknownLora::NoName { name: name.clone(), nearest })
+    Ok(LoraRef { name, path, strength, adapter_name: None })
+}
+
+fn by_path(root: &Path, file: &str) -> Result<(String, PathBuf), UnknownLora> {
+    check_file_name(file).map_err(|reason| UnknownLora::OutsideRoot { reason })?;
+    let path = root.join(file);
+    if path.is_file() {
+        return Ok((file.to_owned(), path));
+    }
+    // The extension, which all have, says nothing about what was meant.
+    let files = files(root);
+    let without_extension = |file: &str| file.strip_suffix(EXTENSION).unwrap_or(file).to_owned();
+    let names: Vec<String> = files.iter().map(|file| without_extension(file)).collect();
+    let nearest = nearest_name(&without_extension(file), names.iter().map(String::as_str));
+    let nearest = nearest.map(|name| name + EXTENSION);
+    Err(UnknownLora::NoFile { name: file.to_owned(), nearest })
+}
+
+/// Looks among the `adapter_name`s of the request's own mode, then among the files, then among the
+/// `adapter_name`s of other modes.
+fn by_name(modes: &Modes, mode: &Mode, name: &str) -> Result<(String, PathBuf), UnknownLora> {
+    let name_and_path = |lora: &LoraRef| (lora.name.clone(), lora.path.clone());
+    if let Some(own) = adapter(mode, name) {
+        return Ok(name_and_path(own));
+    }
+    let files = files(&modes.lora_root);
+    let named: Vec<&String> = files.iter().filter(|file| stem(file) == name).collect();
+    match &named[..] {
+        [file] => return Ok(((*file).clone(), modes.lora_root.join(file))),
+        [] => {}
+        several => {
+            let files = several.iter().map(|file| (*file).clone()).collect();
+            return Err(UnknownLora::Ambiguous { name: name.to_owned(), files });
         }
     }
+    if let Some(other) = modes.modes.values().find_map(|mode| adapter(mode, name)) {
+        return Ok(name_and_path(other));
+    }
+    let adapters = modes.modes.values().flat_map(|mode| adapter_names(mode));
+    let nearest = nearest_name(name, files.iter().map(|file| stem(file)).chain(adapters));
+    Err(UnknownLora::NoName { name: name.to_owned(), nearest })
 }
 
 fn adapter<'a>(mode: &'a Mode, name: &str) -> Option<&'a LoraRef> {
@@ -186,7 +188,10 @@ mod tests {
             ),
             (path("/etc/passwd"), "! must be relative to its root folder, not an absolute path"),
             (path(""), "! is not the name of a file"),
-            (path("styles"), "! there is no LoRA file 'styles'"),
+            (
+                path("styles/none"),
+                "! there is no LoRA file 'styles/none'; did you mean 'styles/oil.safetensors'?",
+            ),
             (path("ink"), "! there is no LoRA file 'ink'; did you mean 'ink.safetensors'?"),
             (path("gone.safetensors"), "! there is no LoRA file 'gone.safetensors'"),
             (name("secret"), "! there is no LoRA 'secret'"),

@@ -11,7 +11,8 @@ fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
 
 fn errors(text: &str) -> String {
     let errors = resolved(text).expect_err(text);
-    errors.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
+    let lines: Vec<_> = errors.iter().map(Diagnostic::to_string).collect();
+    lines.join("\n").replace(&SchedulerId::NAMES.join(", "), "…")
 }
 
 /// The errors of one mode's lines.
@@ -159,7 +160,7 @@ modes:
     modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 999
     modes.yaml:9:23: error: modes.portrait.default_guidance: expected a finite number
     modes.yaml:10:19: error: modes.portrait.default_size: 500x500: width and height must be positive multiples of 8
-    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: …)
     modes.yaml:12:30: error: modes.portrait.default_negative_prompt: expected text, found a list
     modes.yaml:13:16: error: modes.portrait.clip_skip: expected a whole number, found the text '2'
     modes.yaml:15:9: error: modes.portrait.loras[0]: must stay inside its root folder: '..' is not allowed
@@ -228,7 +229,18 @@ fn a_value_that_does_not_fit_says_what_would() {
     modes.yaml:6:33: error: modes.a.loras[0].strength: expected a finite number
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
-    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: …)
+    modes.yaml:6:10: error: modes.a.vae: must be relative to its root folder, not an absolute path
+    modes.yaml:6:10: error: modes.a.vae: expected text, found a list
+    modes.yaml:6:17: error: modes.a.prediction: there is no prediction 'epsilo'; did you mean 'epsilon'? (there are: epsilon, v)
+    modes.yaml:6:20: error: modes.a.on_lora_error: there is no choice 'true' (there are: fail, skip)
+    modes.yaml:6:19: error: modes.a.long_prompts: there is no choice 'chunked'; did you mean 'chunk'? (there are: cut, chunk)
+    modes.yaml:6:20: error: modes.a.prompt_syntax: there is no prompt syntax 'weighed'; did you mean 'weighted'? (there are: plain, weighted)
+    modes.yaml:6:23: error: modes.a.timestep_spacing: there is no timestep spacing '7' (there are: leading, linspace, trailing)
+    modes.yaml:6:23: error: modes.a.guidance_rescale: 1.1 is not between 0 and 1
+    modes.yaml:6:5: error: modes.a.guidance_rescal: unknown key; did you mean 'guidance_rescale'?
+    modes.yaml:6:33: error: modes.a.loras[0].strength: -101 is not between -100 and 100
+    modes.yaml:6:19: error: modes.a.default_size: 2048x2056 is more than the 4194304 pixels of max_pixels
     "#);
 }
 
@@ -265,5 +277,15 @@ fn a_file_of_another_shape() {
     --
     modes.yaml:3:9: error: modes."..": a mode's name is made of letters, digits, '.', '_' and '-'
     modes.yaml:3:25: error: modes."": a mode's name is made of letters, digits, '.', '_' and '-'
+    --
+    modes.yaml:3:13: error: max_pixels: 16777217 is not between 64 and 16777216
+    --
+    modes.yaml:3:13: error: max_pixels: 63 is not between 64 and 16777216
+    modes.yaml:4:1: error: max_pixel: unknown key; did you mean 'max_pixels'?
+    --
+    modes.yaml:3:13: error: max_pixels: expected a whole number, found the text '512x512'
+    --
+    modes.yaml:4:9: error: modes.a.default_size: 512x512 is more than the 4096 pixels of max_pixels
+    modes.yaml:4:52: error: modes.b.default_size: 64x72 is more than the 4096 pixels of max_pixels
     "#);
 }

@@ -115,10 +115,13 @@ fn every_wrong_field_is_reported_at_once() {
         ("/num_inference_steps", "0 is not a whole number from 1 to 999"),
         ("/guidance_scale", "expected a number, found a string"),
         ("/seed", "-1 is not a whole number from 0 to 18446744073709551615"),
+        ("/scheduler", found["/scheduler"]),
+        ("/n", "9 is not a whole number from 1 to 8"),
+        ("/eta", "1.5 is not between 0 and 1"),
         (
-            "/scheduler",
-            "there is no scheduler 'eulr'; did you mean 'euler'? \
-             (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)",
+            "/timestep_spacing",
+            "there is no timestep spacing 'trailin'; did you mean 'trailing'? \
+             (there are: leading, linspace, trailing)",
         ),
         ("/clip_skip", "1.5 is not a whole number from 0 to 12"),
         ("/steps", found["/steps"]),
