@@ -19,8 +19,12 @@ use std::{
 
 use clap::Parser;
 use diffused::{
-    engine::{Pipeline, checkpoint::Checkpoint, nn::Tensor},
-    modes::{CheckpointRef, Size},
+    engine::{
+        Models, Pipeline, Prepared,
+        model::{ClipTextEncoder, Conditioning},
+        nn::Tensor,
+    },
+    modes::{CheckpointRef, PipelineSpec, Size},
     request::GenerateRequest,
 };
 
@@ -54,9 +58,8 @@ fn main() -> anyhow::Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global()?;
     let name = options.checkpoint.display().to_string();
     let start = Instant::now();
-    let checkpoint = Checkpoint::open(&CheckpointRef { name, path: options.checkpoint.clone() })?;
-    let pipeline = Pipeline::load(&checkpoint, &|_| ())?;
-    drop(checkpoint);
+    let spec = PipelineSpec::of(CheckpointRef { name, path: options.checkpoint.clone() });
+    let pipeline = Prepared::open(&spec)?.load(&|_| ())?;
     let weights = pipeline.weights_bytes() as f64 / f64::from(1 << 30);
     println!("loaded in {:.1} s, {weights:.2} GiB of weights", start.elapsed().as_secs_f64());
 
@@ -91,15 +94,17 @@ fn like_the_worker() {
 }
 
 fn measure(pipeline: &Pipeline, options: &Options, seconds: &mut Seconds) -> anyhow::Result<()> {
-    let (text_encoder, unet, vae) = pipeline.parts();
+    let Models { text_encoder, text_encoder_2, unet, vae } = pipeline.models();
+    let encoders = [text_encoder, text_encoder_2].into_iter().flatten();
+    let width = encoders.map(ClipTextEncoder::width).sum();
     let [h, w] = [options.size.height, options.size.width].map(|s| s as usize / vae.scale());
     let numbers =
         |len: usize| (0..len).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
     for batch in [2, 1] {
         let latents = Tensor::from_vec(numbers(batch * h * w * 4), &[batch, h, w, 4])?;
-        let width = text_encoder.width();
         let context = Tensor::from_vec(numbers(batch * 77 * width), &[batch, 77, width])?;
-        let step = || unet.forward(&latents, &vec![501.0; batch], &context).map(drop);
+        let conditioning = Conditioning { context, added: None, guidance: None };
+        let step = || unet.forward(&latents, &vec![501.0; batch], &conditioning).map(drop);
         repeat(
             options.runs,
             step,

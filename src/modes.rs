@@ -349,13 +349,21 @@ impl fmt::Display for Size {
 }
 
 named! {
-    /// A sampling algorithm. `engine/scheduler` has one file for each.
+    /// A sampling algorithm; `engine/scheduler` has them all.
     SchedulerId: "scheduler" {
         Ddim = "ddim",
+        Pndm = "pndm",
         Euler = "euler",
         EulerA = "euler_a",
+        Heun = "heun",
+        Lms = "lms",
         Dpmpp2m = "dpmpp_2m",
         Dpmpp2mKarras = "dpmpp_2m_karras",
+        Dpmpp2mSde = "dpmpp_2m_sde",
+        Dpmpp2mSdeKarras = "dpmpp_2m_sde_karras",
+        DpmppSde = "dpmpp_sde",
+        DpmppSdeKarras = "dpmpp_sde_karras",
+        Unipc = "unipc",
         Lcm = "lcm",
     }
 }

@@ -1,147 +1,158 @@
-//! From a request to an image: encode the text, denoise latents, decode them.
+//! From a request to images: encode the text, denoise latents, decode them.
 
-use std::{collections::VecDeque, ops::ControlFlow, time::Instant};
+use std::{
+    ops::ControlFlow,
+    slice,
+    time::{Duration, Instant},
+};
 
 use super::{
-    DrawError, Drawn, Family, Step,
-    model::{ClipTextEncoder, UNet, VaeDecoder},
+    DrawError, Drawn, Models, Step,
+    checkpoint::Facts,
+    conditioning::{Conditioned, condition},
+    model::{Conditioning, UNet},
     nn::{self, Tensor},
     noise::Generator,
-    scheduler::{self, PlanStep},
-    tokenizer::tokenize,
+    sampling::Sampler,
+    scheduler::{self, Plan, PlanStep, Sampling},
+    source::{self, Prepared},
 };
 use crate::request::GenerateRequest;
 
 /// Channels of the latents.
 pub(super) const LATENT_CHANNELS: usize = 4;
-/// Latents are this much smaller than what the autoencoder makes of an image (SD1.x).
-const LATENT_SCALE: f64 = 0.18215;
 
-/// Denoised latents that the most far-sighted scheduler looks back on, the newest included.
-const MAX_HISTORY: usize = 2;
-
-/// The three networks of a checkpoint.
-pub(super) struct Models {
-    pub text_encoder: ClipTextEncoder,
-    pub unet: UNet,
-    pub vae: VaeDecoder,
+/// How a UNet is asked.
+struct Asked<'a> {
+    unet: &'a UNet,
+    conditioning: &'a Conditioning,
+    /// With classifier-free guidance, and how much of its contrast is taken back.
+    guidance: Option<(f64, f64)>,
 }
 
-/// Draws one image. `on_step` is asked before the first step and after each one.
+/// Draws the request's images. `on_step` is asked before the first step and after each one.
 pub(super) fn draw(
     models: &Models,
-    family: Family,
+    facts: &Facts,
     request: &GenerateRequest,
     on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
 ) -> Result<Drawn, DrawError> {
-    let scheduler = request.scheduler.unwrap_or(family.default_scheduler());
-    let plan = scheduler::plan(scheduler, request.steps as usize)?;
-    let layers = models.text_encoder.layers();
-    if request.clip_skip as usize >= layers {
-        return Err(DrawError::ClipSkip { clip_skip: request.clip_skip, layers });
-    }
-    let mut report = |step: usize| {
-        let step = Step { step: step as u32, steps: plan.steps.len() as u32 };
-        if on_step(step).is_break() { Err(DrawError::Cancelled) } else { Ok(()) }
-    };
+    let scheduler = request.scheduler.unwrap_or(facts.default_scheduler());
+    let plan = scheduler::plan(&Sampling {
+        id: scheduler,
+        steps: request.steps as usize,
+        spacing: request.timestep_spacing.unwrap_or(facts.default_spacing()),
+        prediction: facts.prediction,
+        zero_terminal_snr: facts.zero_terminal_snr,
+        eta: request.eta,
+        strength: source::strength(request),
+    })?;
 
     let start = Instant::now();
-    let guidance = f64::from(request.guidance_scale);
-    let guided = guidance > 1.0;
-    let context = encode(models, request, guided)?;
-    let encoded = Instant::now();
+    let scale = f64::from(request.guidance_scale);
+    let guided = scale > 1.0 && !models.unet.takes_guidance();
+    let Conditioned { conditioning, truncated } = condition(models, facts, request, guided)?;
+    let prepared = Prepared::of(models, facts.latent_scale, request)?;
+    let encode = start.elapsed();
 
-    report(0)?;
-    let mut generator = Generator::new(request.seed);
-    let [h, w] = [request.size.height, request.size.width].map(|s| s as usize / models.vae.scale());
-    let mut latents = noise(&mut generator, h, w)?.scale(plan.init_noise_sigma)?;
-    let mut history = VecDeque::new();
-    for (i, step) in plan.steps.iter().enumerate() {
-        let output = predict(&models.unet, &latents, step, &context, guided.then_some(guidance))?;
-        latents = advance(latents, &output, step, &mut history, &mut generator)?;
-        report(i + 1)?;
-    }
-    let denoised = Instant::now();
-
-    let rgb = to_rgb(&models.vae.decode(&latents.scale(LATENT_SCALE.recip())?)?)?;
-    Ok(Drawn {
-        width: request.size.width,
-        height: request.size.height,
-        rgb,
-        scheduler,
-        encode: encoded - start,
-        denoise: denoised - encoded,
-        decode: denoised.elapsed(),
-    })
-}
-
-/// Text embeddings `[1, 77, c]`; with guidance `[2, 77, c]`, those of the negative prompt first.
-/// Layers are skipped for the prompt alone, as the reference does.
-fn encode(models: &Models, request: &GenerateRequest, guided: bool) -> nn::Result<Tensor> {
-    let encode = |prompt: &str, clip_skip: u32| {
-        models.text_encoder.encode(&[tokenize(prompt)], clip_skip as usize)
+    let steps = (plan.steps.len() * request.n as usize) as u32;
+    let mut done = 0;
+    let mut report = || {
+        let step = Step { step: done, steps };
+        done += 1;
+        if on_step(step).is_break() { Err(DrawError::Cancelled) } else { Ok(()) }
     };
-    let with = encode(&request.prompt, request.clip_skip)?;
-    if !guided {
-        return Ok(with);
+    report()?;
+    let rescale = f64::from(request.guidance_rescale);
+    let guidance = guided.then_some((scale, rescale));
+    let asked = Asked { unet: &models.unet, conditioning: &conditioning, guidance };
+    let mut drawn = Drawn {
+        size: request.size,
+        images: Vec::new(),
+        scheduler,
+        prompt_truncated: truncated,
+        encode,
+        denoise: Duration::ZERO,
+        decode: Duration::ZERO,
+    };
+    for i in 0..request.n {
+        let start = Instant::now();
+        let generator = Generator::new(request.seed.wrapping_add(i.into()));
+        let latents = denoise(&asked, &plan, &prepared, request, generator, &mut report)?;
+        drawn.denoise += start.elapsed();
+        let start = Instant::now();
+        let latents = latents.scale(facts.latent_scale.recip())?;
+        drawn.images.push(to_rgb(&models.vae.decode(&latents)?)?);
+        drawn.decode += start.elapsed();
     }
-    let without = encode(request.negative_prompt.as_deref().unwrap_or_default(), 0)?;
-    Tensor::cat(&[&without, &with], 0)
+    Ok(drawn)
 }
 
-/// The model's answer for the latents, with classifier-free guidance where a scale is given
-/// (Ho & Salimans, 2022, arXiv:2207.12598): both halves go through the UNet as one batch.
-fn predict(
-    unet: &UNet,
-    latents: &Tensor,
-    step: &PlanStep,
-    context: &Tensor,
-    guidance: Option<f64>,
-) -> nn::Result<Tensor> {
-    let input = latents.scale(step.input_scale)?;
-    match guidance {
-        None => unet.forward(&input, &[step.timestep], context),
-        Some(scale) => {
-            let both = Tensor::cat(&[&input, &input], 0)?;
-            let both = unet.forward(&both, &[step.timestep; 2], context)?;
-            let (without, with) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
-            with.scale(scale)?.add(&without.scale(1.0 - scale)?)
+/// One image's latents, from its first noise to its last step.
+fn denoise(
+    asked: &Asked<'_>,
+    plan: &Plan,
+    prepared: &Prepared,
+    request: &GenerateRequest,
+    mut generator: Generator,
+    report: &mut dyn FnMut() -> Result<(), DrawError>,
+) -> Result<Tensor, DrawError> {
+    let start = prepared.start(request, plan.start, &mut generator)?;
+    let mut latents = start.latents.clone();
+    let mut sampler = Sampler::new(plan);
+    for step in &plan.steps {
+        let output = asked.predict(&latents, start.told.as_ref(), step)?;
+        latents = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
+        latents = start.keep_known(latents, step.after)?;
+        report()?;
+    }
+    Ok(latents)
+}
+
+impl Asked<'_> {
+    /// The model's answer for the latents, with classifier-free guidance where it is asked for
+    /// (Ho & Salimans, 2022, arXiv:2207.12598): both halves go through the UNet as one batch.
+    fn predict(
+        &self,
+        latents: &Tensor,
+        told: Option<&Tensor>,
+        step: &PlanStep,
+    ) -> nn::Result<Tensor> {
+        let mut input = latents.scale(step.input_scale)?;
+        if let Some(told) = told {
+            input = Tensor::cat(&[&input, told], 3)?;
         }
+        let Some((scale, rescale)) = self.guidance else {
+            return self.unet.forward(&input, &[step.timestep], self.conditioning);
+        };
+        let both = Tensor::cat(&[&input, &input], 0)?;
+        let both = self.unet.forward(&both, &[step.timestep; 2], self.conditioning)?;
+        let (without, with) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+        let guided = with.scale(scale)?.add(&without.scale(1.0 - scale)?)?;
+        if rescale == 0.0 {
+            return Ok(guided);
+        }
+        let contrast = deviation(&with)? / deviation(&guided)?;
+        guided.scale(rescale * contrast + 1.0 - rescale)
     }
 }
 
-/// Executes one step of any scheduler's plan: from latents and the model's output for them to the
-/// next latents. `history` is the caller's to keep between steps, empty at first.
-pub fn advance(
-    latents: Tensor,
-    output: &Tensor,
-    step: &PlanStep,
-    history: &mut VecDeque<Tensor>,
-    generator: &mut Generator,
-) -> nn::Result<Tensor> {
-    let (of_latents, of_output) = step.denoised;
-    history.push_front(latents.scale(of_latents)?.add(&output.scale(of_output)?)?);
-    let mut next = latents.scale(step.keep)?;
-    for (denoised, weight) in history.iter().zip(&step.history) {
-        next = next.add(&denoised.scale(*weight)?)?;
-    }
-    history.truncate(MAX_HISTORY);
-    if step.noise != 0.0 {
-        let [_, h, w, _] = next.dims4()?;
-        next = next.add(&noise(generator, h, w)?.scale(step.noise)?)?;
-    }
-    Ok(next)
-}
-
-/// Noise as the reference draws it, channel by channel: `[1, h, w, 4]`.
-fn noise(generator: &mut Generator, h: usize, w: usize) -> nn::Result<Tensor> {
-    let planes = generator.randn(LATENT_CHANNELS * h * w);
-    let pixels = (0..h * w).flat_map(|at| (0..LATENT_CHANNELS).map(move |c| c * h * w + at));
-    Tensor::from_vec(pixels.map(|i| planes[i]).collect(), &[1, h, w, LATENT_CHANNELS])
+/// The standard deviation of all elements, as torch's `std` has it.
+fn deviation(x: &Tensor) -> nn::Result<f64> {
+    let numbers = x.to_vec()?;
+    let count = numbers.len() as f64;
+    let mean = numbers.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
+    let squares: f64 = numbers.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
+    Ok((squares / (count - 1.0)).sqrt())
 }
 
 /// -1 ..= 1 to bytes, rounded as the reference does (half to even).
-fn to_rgb(image: &Tensor) -> nn::Result<Vec<u8>> {
+fn to_rgb(image: &Tensor) -> Result<Vec<u8>, DrawError> {
     let byte = |x: &f32| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-    Ok(image.to_vec()?.iter().map(byte).collect())
+    let numbers = image.to_vec()?;
+    // As a byte it would be black, and nobody would know why.
+    if numbers.iter().any(|x| !x.is_finite()) {
+        return Err(DrawError::NotFinite);
+    }
+    Ok(numbers.iter().map(byte).collect())
 }

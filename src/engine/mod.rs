@@ -1,71 +1,161 @@
-//! The engine: a checkpoint and a request in, an image out. Knows nothing of jobs, HTTP or YAML.
+//! The engine: a pipeline's files and a request in, images out. Knows nothing of jobs, HTTP or YAML.
 //!
-//! - [`checkpoint`]: the file, its family, its tensors under canonical names;
+//! - [`checkpoint`]: the files, their family, their tensors under canonical names;
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
-//! - [`scheduler`], [`noise`], [`tokenizer`]: what is neither network nor file;
-//! - [`diffusion`]: encode → denoise → decode.
+//! - [`scheduler`], [`sampling`], [`noise`]: how noise becomes latents;
+//! - [`tokenizer`], [`prompt`]: how words become numbers;
+//! - [`diffusion`]: encode → denoise → decode, with `conditioning` (what the UNet is told) and
+//!   `source` (what is drawn over).
 
 pub mod checkpoint;
+mod conditioning;
 pub mod diffusion;
 pub mod model;
 pub mod nn;
 pub mod noise;
+pub mod prompt;
+pub mod sampling;
 pub mod scheduler;
+mod source;
 pub mod tokenizer;
 
 use std::{ops::ControlFlow, time::Duration};
 
-use crate::{modes::SchedulerId, request::GenerateRequest};
-use checkpoint::{Checkpoint, Reading};
-use diffusion::{LATENT_CHANNELS, Models};
-use model::{ClipTextEncoder, Heads, UNet, VaeDecoder};
+use crate::{
+    image,
+    modes::{PipelineSpec, SchedulerId, Size},
+    request::GenerateRequest,
+};
+use checkpoint::{Checkpoint, Facts, Family, Reading};
+use diffusion::LATENT_CHANNELS;
+use model::{ClipTextEncoder, UNet, Vae};
+use nn::Activation;
 
-/// A checkpoint's kind; it fixes only what the tensors' shapes cannot tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// Stable Diffusion 1.x.
-    Sd1,
+/// Channels of the UNet's input where it is told what is masked: latents, mask, masked latents.
+const INPAINTING_CHANNELS: usize = 2 * LATENT_CHANNELS + 1;
+
+/// The networks of a checkpoint.
+pub struct Models {
+    /// CLIP's of SD1.x and SDXL, OpenCLIP's of SD2.x.
+    pub text_encoder: Option<ClipTextEncoder>,
+    /// The larger OpenCLIP's of SDXL and its refiner.
+    pub text_encoder_2: Option<ClipTextEncoder>,
+    pub unet: UNet,
+    pub vae: Vae,
 }
 
-impl Family {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sd1 => "SD1.x",
+impl Models {
+    fn read(facts: &Facts, reading: &Reading<'_>) -> Result<Self, checkpoint::Error> {
+        let first = |activation| {
+            ClipTextEncoder::load(&reading.weights("text_encoder"), activation, false).map(Some)
+        };
+        let second = || {
+            let weights = reading.weights("text_encoder_2");
+            ClipTextEncoder::load(&weights, Activation::Gelu, true).map(Some)
+        };
+        let (text_encoder, text_encoder_2) = match facts.family {
+            Family::Sd1 => (first(Activation::QuickGelu)?, None),
+            Family::Sd2 => (first(Activation::Gelu)?, None),
+            Family::Sdxl => (first(Activation::QuickGelu)?, second()?),
+            Family::SdxlRefiner => (None, second()?),
+        };
+        let encoders = [&text_encoder, &text_encoder_2];
+        let context = encoders.into_iter().flatten().map(ClipTextEncoder::width).sum();
+        let weights = reading.weights("unet");
+        let unet = UNet::load(&weights, context, facts.heads)?;
+        if ![LATENT_CHANNELS, INPAINTING_CHANNELS].contains(&unet.in_channels()) {
+            weights.at("conv_in").refuse("weight", "4 input channels, or 9 for inpainting")?;
         }
+        let vae = Vae::load(&reading.weights("vae"), LATENT_CHANNELS)?;
+        let models = Self { text_encoder, text_encoder_2, unet, vae };
+        models.check_added(facts, &weights)?;
+        Ok(models)
     }
 
-    /// What draws where neither mode nor request names a scheduler.
-    pub fn default_scheduler(self) -> SchedulerId {
-        match self {
-            Self::Sd1 => SchedulerId::Ddim,
+    /// What the UNet is told besides text must have room for it, and be asked for by SDXL alone.
+    fn check_added(
+        &self,
+        facts: &Facts,
+        unet: &checkpoint::Weights<'_>,
+    ) -> Result<(), checkpoint::Error> {
+        let ids = match facts.family {
+            Family::Sd1 | Family::Sd2 => return Ok(()),
+            Family::Sdxl => 6,
+            Family::SdxlRefiner => 5,
+        };
+        let pooled = self.pooled_width();
+        let spread = self.unet.added_width().and_then(|width| width.checked_sub(pooled));
+        if spread.is_none_or(|spread| spread == 0 || spread % (2 * ids) != 0) {
+            let expected = format!("[.., {pooled} and {ids} times an even number]");
+            unet.at("add_embedding.linear_1").refuse("weight", &expected)?;
         }
+        Ok(())
     }
 
-    fn heads(self) -> Heads {
-        match self {
-            Self::Sd1 => Heads::Count(8),
-        }
+    /// Width of what stands for the prompt as a whole.
+    fn pooled_width(&self) -> usize {
+        self.text_encoder_2.as_ref().map_or(0, ClipTextEncoder::projected_width)
+    }
+
+    fn bytes(&self) -> usize {
+        let encoders = [&self.text_encoder, &self.text_encoder_2].into_iter().flatten();
+        let encoders: usize = encoders.map(ClipTextEncoder::bytes).sum();
+        encoders + self.unet.bytes() + self.vae.bytes()
     }
 }
 
-/// A loaded checkpoint, ready to draw.
+/// A pipeline's files, opened and found to be whole, with every tensor that is needed in the right
+/// shape and type: nothing of them has been read yet.
+pub struct Prepared {
+    checkpoint: Checkpoint,
+    /// What there is to read.
+    bytes: u64,
+}
+
+impl Prepared {
+    pub fn open(spec: &PipelineSpec) -> Result<Self, checkpoint::Error> {
+        let checkpoint = Checkpoint::open(spec)?;
+        let check = Reading::check(&checkpoint);
+        Models::read(checkpoint.facts(), &check)?;
+        let bytes = check.bytes();
+        Ok(Self { checkpoint, bytes })
+    }
+
+    pub fn facts(&self) -> &Facts {
+        self.checkpoint.facts()
+    }
+
+    /// Reads the weights. `on_progress` hears what fraction has been read.
+    pub fn load(&self, on_progress: &dyn Fn(f32)) -> Result<Pipeline, checkpoint::Error> {
+        let total = self.bytes.max(1);
+        let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
+        let facts = self.checkpoint.facts().clone();
+        let models = Models::read(&facts, &Reading::load(&self.checkpoint, &on_bytes))?;
+        Ok(Pipeline { facts, models })
+    }
+}
+
+/// A loaded pipeline, ready to draw.
 pub struct Pipeline {
-    family: Family,
+    facts: Facts,
     models: Models,
 }
 
-/// An image, rows top to bottom, three bytes a pixel, and how it came about.
+/// Images and how they came about.
 pub struct Drawn {
-    pub width: u32,
-    pub height: u32,
-    pub rgb: Vec<u8>,
+    pub size: Size,
+    /// Of each image its rows top to bottom, three bytes a pixel.
+    pub images: Vec<Vec<u8>>,
     pub scheduler: SchedulerId,
+    /// The end of the prompt that the text encoders did not see.
+    pub prompt_truncated: Option<String>,
     pub encode: Duration,
     pub denoise: Duration,
     pub decode: Duration,
 }
 
 /// A denoising step that was just finished, from 1 to `steps`; step 0 says that denoising begins.
+/// The steps of several images are counted through; some schedulers ask the model twice for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     pub step: u32,
@@ -78,66 +168,42 @@ pub enum DrawError {
     #[error("cancelled")]
     Cancelled,
     #[error(transparent)]
-    TooManySteps(#[from] scheduler::TooManySteps),
+    Scheduler(#[from] scheduler::Error),
     #[error("clip_skip {clip_skip} leaves nothing of a text encoder with {layers} layers")]
     ClipSkip { clip_skip: u32, layers: usize },
+    #[error("{field} {error}")]
+    Source { field: &'static str, error: image::DecodeError },
+    #[error("the autoencoder (VAE) has no encoder, so that no image can be drawn over; name another one as the mode's 'vae'")]
+    NoEncoder,
+    #[error(
+        "the model's numbers left the range of numbers (NaN), so that there is no image; its weights may be damaged, or made for a LoRA strength far from this"
+    )]
+    NotFinite,
     #[error("the engine failed: {0}")]
     Engine(#[from] nn::Error),
 }
 
 impl Pipeline {
-    /// Looks whether the checkpoint has every tensor that its pipeline needs, in the right shape
-    /// and type, without reading any.
-    pub fn check(checkpoint: &Checkpoint) -> Result<(), checkpoint::Error> {
-        Self::read(checkpoint, &Reading::check(checkpoint)).map(drop)
-    }
-
-    /// Checks, then loads. `on_progress` hears what fraction has been read.
-    pub fn load(
-        checkpoint: &Checkpoint,
-        on_progress: &dyn Fn(f32),
-    ) -> Result<Self, checkpoint::Error> {
-        let check = Reading::check(checkpoint);
-        Self::read(checkpoint, &check)?;
-        let total = check.bytes().max(1);
-        let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
-        Self::read(checkpoint, &Reading::load(checkpoint, &on_bytes))
-    }
-
-    fn read(checkpoint: &Checkpoint, reading: &Reading<'_>) -> Result<Self, checkpoint::Error> {
-        let family = checkpoint.family();
-        let text_encoder = ClipTextEncoder::load(&reading.weights("text_encoder"))?;
-        let weights = reading.weights("unet");
-        let unet = UNet::load(&weights, text_encoder.width(), family.heads())?;
-        if unet.in_channels() != LATENT_CHANNELS {
-            weights.at("conv_in").refuse("weight", "4 input channels (no inpainting model)")?;
-        }
-        let vae = VaeDecoder::load(&reading.weights("vae"), LATENT_CHANNELS)?;
-        Ok(Self { family, models: Models { text_encoder, unet, vae } })
-    }
-
-    pub fn family(&self) -> Family {
-        self.family
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The weights as they are held in memory.
     pub fn weights_bytes(&self) -> u64 {
-        let Models { text_encoder, unet, vae } = &self.models;
-        (text_encoder.bytes() + unet.bytes() + vae.bytes()) as u64
+        self.models.bytes() as u64
     }
 
-    /// Draws the image that the request describes. `on_step` can end it at every step.
+    /// Draws the images that the request describes. `on_step` can end it at every step.
     pub fn draw(
         &self,
         request: &GenerateRequest,
         on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Drawn, DrawError> {
-        diffusion::draw(&self.models, self.family, request, on_step)
+        diffusion::draw(&self.models, &self.facts, request, on_step)
     }
 
     /// The networks one by one, for those who measure or compare them.
-    pub fn parts(&self) -> (&ClipTextEncoder, &UNet, &VaeDecoder) {
-        let Models { text_encoder, unet, vae } = &self.models;
-        (text_encoder, unet, vae)
+    pub fn models(&self) -> &Models {
+        &self.models
     }
 }

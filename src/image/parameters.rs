@@ -71,10 +71,18 @@ fn loras(pipeline: &PipelineSpec, skipped: &[String]) -> Option<String> {
 fn sampler_name(scheduler: SchedulerId) -> &'static str {
     match scheduler {
         SchedulerId::Ddim => "DDIM",
+        SchedulerId::Pndm => "PLMS",
         SchedulerId::Euler => "Euler",
         SchedulerId::EulerA => "Euler a",
+        SchedulerId::Heun => "Heun",
+        SchedulerId::Lms => "LMS",
         SchedulerId::Dpmpp2m => "DPM++ 2M",
         SchedulerId::Dpmpp2mKarras => "DPM++ 2M Karras",
+        SchedulerId::Dpmpp2mSde => "DPM++ 2M SDE",
+        SchedulerId::Dpmpp2mSdeKarras => "DPM++ 2M SDE Karras",
+        SchedulerId::DpmppSde => "DPM++ SDE",
+        SchedulerId::DpmppSdeKarras => "DPM++ SDE Karras",
+        SchedulerId::Unipc => "UniPC",
         SchedulerId::Lcm => "LCM",
     }
 }

@@ -25,11 +25,11 @@ use super::protocol::{
 };
 use crate::{
     engine::{
-        DrawError, Drawn, Pipeline, Step,
-        checkpoint::{self, Checkpoint},
+        DrawError, Drawn, Pipeline, Prepared, Step,
+        checkpoint,
     },
     job::JobId,
-    modes::{PipelineSpec, Size},
+    modes::PipelineSpec,
     request::GenerateRequest,
 };
 
@@ -145,8 +145,8 @@ impl Worker {
 
     fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
         let started = Instant::now();
-        let checkpoint = match guarded(|| open(spec)) {
-            Ok(checkpoint) => checkpoint,
+        let prepared = match guarded(|| open(spec)) {
+            Ok(prepared) => prepared,
             Err(error) => {
                 return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
             }
@@ -155,14 +155,14 @@ impl Worker {
         self.pipeline = None;
         let on_progress = progress(&self.socket, job);
         let loaded = guarded(|| {
-            Pipeline::load(&checkpoint, &on_progress).map_err(|error| unusable(spec, &error))
+            prepared.load(&on_progress).map_err(|error| unusable(spec, &error))
         });
         // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
-        drop(checkpoint);
+        drop(prepared);
         match loaded {
             Ok(pipeline) => {
                 let report = LoadReport {
-                    family: pipeline.family().name().to_owned(),
+                    family: pipeline.facts().family.name().to_owned(),
                     weights_bytes: pipeline.weights_bytes(),
                     load_ms: millis(started.elapsed()),
                     merge_ms: 0,
@@ -232,9 +232,9 @@ fn internal(message: &str) -> WorkerError {
     WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
 }
 
-/// Opens a checkpoint and looks through all that will be needed of it, without reading weights:
+/// Opens a pipeline's files and looks through all that will be needed of it, without reading weights:
 /// what is refused here costs nothing that is loaded.
-fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
+fn open(spec: &PipelineSpec) -> Result<Prepared, WorkerError> {
     if !spec.loras.is_empty() {
         let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
         let message = format!(
@@ -243,9 +243,7 @@ fn open(spec: &PipelineSpec) -> Result<Checkpoint, WorkerError> {
         );
         return Err(WorkerError { kind: WorkerErrorKind::Unsupported, message });
     }
-    Checkpoint::open(&spec.checkpoint)
-        .and_then(|checkpoint| Pipeline::check(&checkpoint).map(|()| checkpoint))
-        .map_err(|error| unusable(spec, &error))
+    Prepared::open(spec).map_err(|error| unusable(spec, &error))
 }
 
 /// The engine's reason; it names the file as the user does, and the log has its place as well.
@@ -256,8 +254,14 @@ fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
 
 fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
     match error {
-        DrawError::TooManySteps(_) | DrawError::ClipSkip { .. } => {
+        DrawError::Scheduler(_)
+        | DrawError::ClipSkip { .. }
+        | DrawError::Source { .. }
+        | DrawError::NoEncoder => {
             WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
+        }
+        DrawError::NotFinite => {
+            WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
         }
         DrawError::Cancelled | DrawError::Engine(_) => {
             tracing::error!(%job, "drawing failed: {error}");
@@ -280,16 +284,16 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
 
 fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {
     let report = DrawnReport {
-        size: Size { width: drawn.width, height: drawn.height },
-        images: 1,
-        prompt_truncated: None,
+        size: drawn.size,
+        images: drawn.images.len() as u32,
+        prompt_truncated: drawn.prompt_truncated,
         skipped_loras: Vec::new(),
         scheduler: drawn.scheduler,
         encode_ms: millis(drawn.encode),
         denoise_ms: millis(drawn.denoise),
         decode_ms: millis(drawn.decode),
     };
-    (report, drawn.rgb)
+    (report, drawn.images.concat())
 }
 
 fn millis(duration: Duration) -> u64 {

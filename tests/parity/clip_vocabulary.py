@@ -16,8 +16,11 @@ SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 MERGES = VOCABULARY_SIZE - 2 * 256 - 2
 
 
-def tokenizer() -> CLIPTokenizer:
-    """The tokenizer as `StableDiffusionPipeline.from_pretrained` builds it for SD1.x, from what SD1.5's files say."""
+def tokenizer(padding: str = SPECIAL_TOKENS[1]) -> CLIPTokenizer:
+    """The tokenizer as `StableDiffusionPipeline.from_pretrained` builds it for SD1.x, from what SD1.5's files say.
+
+    SD2.x and the second one of SDXL are padded with "!", by what their files say.
+    """
     merges = _merges()
     start, end = (AddedToken(token, normalized=True) for token in SPECIAL_TOKENS)
     return CLIPTokenizer(
@@ -26,6 +29,7 @@ def tokenizer() -> CLIPTokenizer:
         bos_token=start,
         eos_token=end,
         unk_token=end,
+        pad_token=padding,
         model_max_length=CONTEXT,
     )
 

@@ -56,6 +56,7 @@ def export_golden(pipeline, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     say("tokens")
     write_json(folder / "tokens.json", stages.tokens(pipeline))
+    write_json(folder / "texts.json", stages.texts())
     say("text embeddings")
     tensors, facts = stages.text_embeddings(pipeline)
     save_file(tensors, folder / "text.safetensors")

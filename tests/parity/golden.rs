@@ -6,8 +6,8 @@ use std::{
 };
 
 use diffused::{
-    engine::{Pipeline, checkpoint::Checkpoint, nn::Tensor},
-    modes::CheckpointRef,
+    engine::{Pipeline, Prepared, nn::Tensor},
+    modes::{CheckpointRef, PipelineSpec},
 };
 use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
@@ -60,8 +60,8 @@ pub fn pipeline() -> &'static Pipeline {
     PIPELINE.get_or_init(|| {
         let name = "models/tiny/tiny-sd15.safetensors".to_owned();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
-        let checkpoint = Checkpoint::open(&CheckpointRef { name, path }).unwrap();
-        Pipeline::load(&checkpoint, &|_| ()).unwrap()
+        let spec = PipelineSpec::of(CheckpointRef { name, path });
+        Prepared::open(&spec).unwrap().load(&|_| ()).unwrap()
     })
 }
 

@@ -45,8 +45,9 @@ fn images_are_the_references() {
             ..GenerateRequest::of("tiny", golden.prompt)
         };
         let drawn = pipeline().draw(&request, &mut |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!((drawn.width, drawn.height), expected.dimensions(), "{}", golden.file);
-        let psnr = psnr_db(&drawn.rgb, expected.as_raw());
+        let size = (drawn.size.width, drawn.size.height);
+        assert_eq!(size, expected.dimensions(), "{}", golden.file);
+        let psnr = psnr_db(&drawn.images[0], expected.as_raw());
         assert!(psnr >= MIN_PSNR_DB, "{}: {psnr:.1} dB", golden.file);
         if psnr < worst.0 {
             worst = (psnr, golden.file);

@@ -1,15 +1,15 @@
 //! Each scheduler's plan: its timesteps and sigmas, and where it leads around a model that is a formula.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use diffused::{
     engine::{
-        diffusion::advance,
         nn::Tensor,
         noise::Generator,
-        scheduler::{Plan, plan},
+        sampling::{Sampler, noise, noised},
+        scheduler::{Error, Plan, Sampling, plan},
     },
-    modes::SchedulerId,
+    modes::{Prediction, SchedulerId, Spacing},
 };
 use serde::Deserialize;
 
@@ -17,20 +17,47 @@ use crate::golden::{assert_close, json};
 
 #[derive(Deserialize)]
 struct Golden {
-    seed: u64,
+    seeds: Vec<u64>,
     shape: [usize; 4],
     schedulers: BTreeMap<SchedulerId, Scheduler>,
 }
 
 #[derive(Deserialize)]
 struct Scheduler {
+    can_rescale: bool,
     plans: Vec<GoldenPlan>,
     walks: Vec<Walk>,
 }
 
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Settings {
+    steps: usize,
+    spacing: Option<Spacing>,
+    prediction: Option<Prediction>,
+    #[serde(default)]
+    zero_terminal_snr: bool,
+    #[serde(default)]
+    eta: f32,
+    strength: Option<f32>,
+}
+
+impl Settings {
+    fn of(self, id: SchedulerId) -> Sampling {
+        Sampling {
+            spacing: self.spacing.unwrap_or(Spacing::Leading),
+            prediction: self.prediction.unwrap_or(Prediction::Epsilon),
+            zero_terminal_snr: self.zero_terminal_snr,
+            eta: self.eta,
+            strength: self.strength,
+            ..Sampling::of(id, self.steps)
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct GoldenPlan {
-    steps: usize,
+    #[serde(flatten)]
+    settings: Settings,
     timesteps: Vec<f32>,
     init_noise_sigma: f32,
     sigmas: Option<Vec<f32>>,
@@ -38,9 +65,11 @@ struct GoldenPlan {
 
 #[derive(Deserialize)]
 struct Walk {
-    steps: usize,
+    #[serde(flatten)]
+    settings: Settings,
     start: Vec<f32>,
-    latents: Vec<Vec<f32>>,
+    latents: Vec<(usize, Vec<f32>)>,
+    after: Option<Vec<(f32, f32)>>,
 }
 
 fn golden() -> Golden {
@@ -53,11 +82,11 @@ fn golden() -> Golden {
 fn plans_have_the_references_timesteps_and_sigmas() {
     for (id, golden) in golden().schedulers {
         for golden in golden.plans {
-            let plan = plan(id, golden.steps).unwrap();
-            let what = format!("{id} in {} steps", golden.steps);
+            let plan = plan(&golden.settings.of(id)).unwrap();
+            let what = format!("{id}, {:?}", golden.settings);
             let timesteps: Vec<f32> = plan.steps.iter().map(|step| step.timestep).collect();
             assert_eq!(timesteps, golden.timesteps, "{what}");
-            let sigma = [plan.init_noise_sigma as f32];
+            let sigma = [plan.start.noise as f32];
             assert_close(&what, &sigma, &[golden.init_noise_sigma], 1e-5);
             if let Some(sigmas) = golden.sigmas {
                 assert_close(&what, &sigmas_of(&plan), &sigmas, 1e-5);
@@ -66,42 +95,96 @@ fn plans_have_the_references_timesteps_and_sigmas() {
     }
 }
 
-/// Noise to signal at each step, read off what a step makes of the model's output.
+/// Noise to signal before the first step and after each one, as far as the plan says it: read off
+/// what the first makes of the model's output, and off where each leads.
 fn sigmas_of(plan: &Plan) -> Vec<f32> {
-    let sigmas = plan.steps.iter().map(|step| -step.denoised.1 as f32);
-    sigmas.chain([0.0]).collect()
+    let first = plan.steps[0].input_scale;
+    let (of_latents, of_output) = plan.steps[0].denoised;
+    // Of v: cos φ·input_scale and -sin φ; of ε: 1/signal and -noise/signal.
+    let sigma = if of_latents < first { of_output / of_latents * first } else { of_output };
+    let rest = plan.steps.iter().map(|step| step.after.noise / step.after.signal);
+    [-sigma].into_iter().chain(rest).map(|sigma| sigma as f32).collect()
 }
 
 #[test]
 fn plans_lead_where_the_reference_goes() {
     let golden = golden();
-    let [_, channels, h, w] = golden.shape;
-    for (id, scheduler) in golden.schedulers {
-        for walk in scheduler.walks {
-            let plan = plan(id, walk.steps).unwrap();
-            let mut generator = Generator::new(golden.seed);
-            let noise = generator.randn(walk.start.len());
-            let start: Vec<f32> = noise.iter().map(|x| x * plan.init_noise_sigma as f32).collect();
-            assert_close("start", &start, &walk.start, 1e-6);
-            // Our latents are channels last; the walk's elements are numbered channels first.
-            let place = |i: usize| i % (h * w) * channels + i / (h * w);
-            let turn = |x: &[f32]| {
-                let mut turned = vec![0.0; x.len()];
-                x.iter().enumerate().for_each(|(i, x)| turned[place(i)] = *x);
-                Tensor::from_vec(turned, &[1, h, w, channels]).unwrap()
-            };
-            let (mut latents, mut history) = (turn(&start), VecDeque::new());
-            for (i, (step, expected)) in plan.steps.iter().zip(&walk.latents).enumerate() {
-                let waves: Vec<f32> =
-                    (0..start.len()).map(|k| 0.3 * ((i + k) as f32).sin()).collect();
-                let seen = latents.scale(step.input_scale).unwrap();
-                let output = seen.scale(0.1).unwrap().add(&turn(&waves)).unwrap();
-                latents = advance(latents, &output, step, &mut history, &mut generator).unwrap();
-                let what = format!("{id}, step {} of {}", i + 1, walk.steps);
-                let expected = turn(expected).to_vec().unwrap();
-                assert_close(&what, &latents.to_vec().unwrap(), &expected, 2e-5);
+    for (id, scheduler) in &golden.schedulers {
+        for walk in &scheduler.walks {
+            golden.walk(*id, walk);
+        }
+    }
+}
+
+impl Golden {
+    fn walk(&self, id: SchedulerId, walk: &Walk) {
+        let plan = plan(&walk.settings.of(id)).unwrap();
+        let what = format!("{id}, {:?}", walk.settings);
+        let [_, channels, h, w] = self.shape;
+        let count = self.shape.iter().product();
+        let mut generators: Vec<_> = self.seeds.iter().map(|seed| Generator::new(*seed)).collect();
+        let noise = noise(&mut generators, [h, w, channels]).unwrap();
+        let image = self.turned((0..count).map(|k| 2.0 * (k as f32).cos()));
+        let mut latents = noised(&image, &noise, plan.start).unwrap();
+        let close = |at: &str, latents: &Tensor, expected: &[f32], tolerance| {
+            let expected = self.turned(expected.iter().copied()).to_vec().unwrap();
+            assert_close(
+                &format!("{what}, {at}"),
+                &latents.to_vec().unwrap(),
+                &expected,
+                tolerance,
+            );
+        };
+        close("start", &latents, &walk.start, 1e-6);
+        let mut sampler = Sampler::new(&plan);
+        let mut expected = walk.latents.iter().peekable();
+        for (i, step) in plan.steps.iter().enumerate() {
+            let waves = self.turned((0..count).map(|k| 0.3 * ((i + k) as f32).sin()));
+            let seen = latents.scale(step.input_scale).unwrap();
+            let output = seen.scale(0.1).unwrap().add(&waves).unwrap();
+            latents = sampler.advance(step, &latents, &output, &mut generators).unwrap();
+            if let Some((_, expected)) = expected.next_if(|(at, _)| *at == i) {
+                close(&format!("step {i}"), &latents, expected, 2e-5);
             }
-            assert_eq!(plan.steps.len(), walk.latents.len());
+        }
+        assert!(expected.next().is_none(), "{what}: {} steps", plan.steps.len());
+        assert_eq!(walk.latents.last().unwrap().0 + 1, plan.steps.len(), "{what}");
+        if let Some(after) = &walk.after {
+            let levels = plan.steps.iter().map(|step| step.after);
+            let found: Vec<f32> = levels
+                .take(plan.steps.len() - 1)
+                .flat_map(|level| [level.signal as f32, level.noise as f32])
+                .collect();
+            let expected: Vec<f32> =
+                after.iter().flat_map(|(signal, noise)| [*signal, *noise]).collect();
+            assert_close(&format!("{what}, after"), &found, &expected, 1e-6);
+        }
+    }
+
+    /// The walk's elements are numbered channels first; ours are channels last.
+    fn turned(&self, elements: impl Iterator<Item = f32>) -> Tensor {
+        let [images, channels, h, w] = self.shape;
+        let mut turned = vec![0.0; images * channels * h * w];
+        for (i, x) in elements.enumerate() {
+            let (image, channel, pixel) =
+                (i / (channels * h * w), i / (h * w) % channels, i % (h * w));
+            turned[(image * h * w + pixel) * channels + channel] = x;
+        }
+        Tensor::from_vec(turned, &[images, h, w, channels]).unwrap()
+    }
+}
+
+#[test]
+fn noise_ends_in_nothing_else_where_the_reference_can_do_it() {
+    for (id, golden) in golden().schedulers {
+        let sampling =
+            Sampling { zero_terminal_snr: true, prediction: Prediction::V, ..Sampling::of(id, 4) };
+        match plan(&sampling) {
+            Ok(_) => assert!(golden.can_rescale, "{id}"),
+            Err(error) => {
+                assert_eq!(error, Error::NoZeroTerminalSnr { id });
+                assert!(!golden.can_rescale, "{id}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
+import clip_vocabulary
 from prompts import PROMPTS
 
 Tensors = dict[str, torch.Tensor]
@@ -25,6 +26,18 @@ def tokens(pipeline: StableDiffusionPipeline) -> dict:
         "tokenizer": f"{type(tokenizer).__name__} of transformers {transformers.__version__}",
         "prompts": [{"prompt": prompt, "ids": row} for prompt, row in zip(PROMPTS, ids, strict=True)],
     }
+
+
+def texts() -> dict:
+    """All ids of a text, start and end left out, for both tokenizers; and what the first one's ids say, as warnings
+    about a long prompt have it."""
+    clip, open_clip = clip_vocabulary.tokenizer(), clip_vocabulary.tokenizer(padding="!")
+    texts = []
+    # In capitals the two disagree about it, by a flag of the files that nobody meant.
+    for prompt in (prompt for prompt in PROMPTS if "<|EndOfText|>" not in prompt):
+        ids, ids_2 = (t(prompt).input_ids[1:-1] for t in (clip, open_clip))
+        texts.append({"text": prompt, "clip": ids, "open_clip": ids_2, "decoded": clip.batch_decode([ids])[0]})
+    return {"texts": texts}
 
 
 def text_embeddings(pipeline: StableDiffusionPipeline) -> tuple[Tensors, dict]:

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use diffused::engine::{noise::Generator, tokenizer::tokenize};
+use diffused::engine::{
+    model::Conditioning,
+    noise::Generator,
+    tokenizer::{Padding, decode, encode, tokenize},
+};
 use serde::Deserialize;
 
 use crate::golden::{Tensors, assert_close, json, pipeline};
@@ -32,13 +36,35 @@ fn tokens_are_the_references() {
 }
 
 #[test]
+fn all_ids_of_a_text_are_the_references_and_read_back() {
+    #[derive(Deserialize)]
+    struct Golden {
+        texts: Vec<Text>,
+    }
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+        clip: Vec<u32>,
+        open_clip: Vec<u32>,
+        decoded: String,
+    }
+    let golden: Golden = json("texts.json");
+    assert!(golden.texts.len() > 40);
+    for Text { text, clip, open_clip, decoded } in &golden.texts {
+        assert_eq!(encode(text, Padding::End), *clip, "{text:?}");
+        assert_eq!(encode(text, Padding::Zero), *open_clip, "{text:?}");
+        assert_eq!(decode(clip), *decoded, "{text:?}");
+    }
+}
+
+#[test]
 fn text_embeddings_are_the_references() {
     #[derive(Deserialize)]
     struct Golden {
         prompts: Vec<String>,
     }
     let (golden, tensors): (Golden, _) = (json("text.json"), Tensors::open("text.safetensors"));
-    let (text_encoder, ..) = pipeline().parts();
+    let text_encoder = pipeline().models().text_encoder.as_ref().unwrap();
     for (i, prompt) in golden.prompts.iter().enumerate() {
         for clip_skip in [0, 1] {
             let name = format!("{i}.clip_skip_{clip_skip}");
@@ -72,12 +98,13 @@ fn a_unet_step_is_the_references() {
         timesteps: BTreeMap<String, f32>,
     }
     let (golden, tensors): (Golden, _) = (json("unet.json"), Tensors::open("unet.safetensors"));
-    let (_, unet, _) = pipeline().parts();
+    let unet = &pipeline().models().unet;
     for (name, timestep) in golden.timesteps {
         let part = |part: &str| tensors.get(&format!("{name}.{part}"));
         let (latents, expected) = (part("latents"), part("out"));
         let timesteps = vec![timestep; latents.dims()[0]];
-        let found = unet.forward(&latents, &timesteps, &part("context")).unwrap();
+        let conditioning = Conditioning { context: part("context"), added: None, guidance: None };
+        let found = unet.forward(&latents, &timesteps, &conditioning).unwrap();
         assert_eq!(found.dims(), expected.dims());
         let (found, expected) = (found.to_vec().unwrap(), expected.to_vec().unwrap());
         assert_close(&name, &found, &expected, 2e-5);
@@ -87,7 +114,7 @@ fn a_unet_step_is_the_references() {
 #[test]
 fn a_vae_decode_is_the_references() {
     let tensors = Tensors::open("vae.safetensors");
-    let (_, _, vae) = pipeline().parts();
+    let vae = &pipeline().models().vae;
     for name in ["8x8", "8x12", "5x7"] {
         let latents = tensors.get(&format!("{name}.latents"));
         let found = vae.decode(&latents.scale(1.0 / 0.18215).unwrap()).unwrap();

@@ -1,138 +1,275 @@
-//! The names that single-file checkpoints use (those of CompVis' latent-diffusion, "LDM").
+//! The names that single-file checkpoints use (those of CompVis' latent-diffusion, "LDM", and of
+//! OpenCLIP), below the prefix of each component.
 //!
 //! They number blocks straight through (`input_blocks.7.1`), where the canonical names say what a
 //! block is (`down_blocks.2.attentions.0`). How many there are of each is read off the file.
 
-use std::{collections::BTreeMap, ops::Bound};
+use super::{
+    file::TensorFile,
+    names::{Names, Parts, SAME, View, join, part, view},
+};
 
-use super::{Entry, has_prefix};
-
-const UNET: &str = "model.diffusion_model";
-const VAE: &str = "first_stage_model";
-const TEXT: &str = "cond_stage_model.transformer";
-
-/// How a module's own parts are called, canonical first.
-type Parts = &'static [(&'static str, &'static str)];
-
-const SAME: Parts = &[];
 const UNET_RESNET: Parts = &[
-    ("norm1", "in_layers.0"),
-    ("conv1", "in_layers.2"),
-    ("time_emb_proj", "emb_layers.1"),
-    ("norm2", "out_layers.0"),
-    ("conv2", "out_layers.3"),
-    ("conv_shortcut", "skip_connection"),
+    part("norm1", "in_layers.0"),
+    part("conv1", "in_layers.2"),
+    part("time_emb_proj", "emb_layers.1"),
+    part("norm2", "out_layers.0"),
+    part("conv2", "out_layers.3"),
+    part("conv_shortcut", "skip_connection"),
 ];
-const VAE_RESNET: Parts = &[("conv_shortcut", "nin_shortcut")];
+const VAE_RESNET: Parts = &[part("conv_shortcut", "nin_shortcut")];
 const VAE_ATTENTION: Parts = &[
-    ("group_norm", "norm"),
-    ("to_q", "q"),
-    ("to_k", "k"),
-    ("to_v", "v"),
-    ("to_out.0", "proj_out"),
+    part("group_norm", "norm"),
+    part("to_q", "q"),
+    part("to_k", "k"),
+    part("to_v", "v"),
+    part("to_out.0", "proj_out"),
 ];
+const OLD_VAE_ATTENTION: Parts = &[
+    part("to_q", "query"),
+    part("to_k", "key"),
+    part("to_v", "value"),
+    part("to_out.0", "proj_attn"),
+];
+const OPEN_CLIP_LAYER: Parts = &[
+    part("layer_norm1", "ln_1"),
+    part("layer_norm2", "ln_2"),
+    part("mlp.fc1", "mlp.c_fc"),
+    part("mlp.fc2", "mlp.c_proj"),
+    part("self_attn.out_proj", "attn.out_proj"),
+    view("self_attn.q_proj.weight", "attn.in_proj_weight", View::Third(0)),
+    view("self_attn.k_proj.weight", "attn.in_proj_weight", View::Third(1)),
+    view("self_attn.v_proj.weight", "attn.in_proj_weight", View::Third(2)),
+    view("self_attn.q_proj.bias", "attn.in_proj_bias", View::Third(0)),
+    view("self_attn.k_proj.bias", "attn.in_proj_bias", View::Third(1)),
+    view("self_attn.v_proj.bias", "attn.in_proj_bias", View::Third(2)),
+];
+const TEXT_PROJECTION: Parts = &[view("weight", "", View::Transposed)];
 
-struct Module {
-    canonical: String,
-    file: String,
-    parts: Parts,
+/// CLIP's text encoder as transformers calls its parts. Some exporters leave `text_model` out.
+pub(super) fn clip(file: &TensorFile, prefix: &str) -> Names {
+    let mut names = Names::default();
+    let with_model = join(prefix, "text_model");
+    let has_model = file.has_prefix(&format!("{with_model}."));
+    names.add("text_model", if has_model { with_model } else { prefix.to_owned() }, SAME);
+    names.add("text_projection", join(prefix, "text_projection"), SAME);
+    names
 }
 
-/// What one file calls the modules that it has.
-pub(super) struct Layout {
-    modules: Vec<Module>,
-}
-
-impl Layout {
-    pub fn of(entries: &BTreeMap<String, Entry>) -> Self {
-        let mut layout = Self { modules: Vec::new() };
-        layout.add_text_encoder(entries);
-        layout.add_unet(entries);
-        layout.add_vae(entries);
-        layout
+/// CLIP's text encoder as OpenCLIP calls its parts. `unused`: layers at its end that are in the
+/// file and not in the model.
+pub(super) fn open_clip(file: &TensorFile, prefix: &str, unused: usize) -> Names {
+    let mut names = Names::default();
+    let (model, at) = ("text_model", |name: &str| join(prefix, name));
+    let embeddings = format!("{model}.embeddings");
+    names.add(format!("{embeddings}.token_embedding"), at("token_embedding"), SAME);
+    let position = format!("{embeddings}.position_embedding.weight");
+    names.add(position, at("positional_embedding"), SAME);
+    names.add(format!("{model}.final_layer_norm"), at("ln_final"), SAME);
+    // A parameter of its own in the original, a linear layer where it was converted.
+    if file.entries.contains_key(&at("text_projection.weight")) {
+        names.add("text_projection", at("text_projection"), SAME);
+    } else {
+        names.add("text_projection", at("text_projection"), TEXT_PROJECTION);
     }
+    let layers = at("transformer.resblocks");
+    for i in 0..file.count(&format!("{layers}.")).saturating_sub(unused).max(1) {
+        let canonical = format!("{model}.encoder.layers.{i}");
+        names.add(canonical, format!("{layers}.{i}"), OPEN_CLIP_LAYER);
+    }
+    names
+}
 
-    /// What the file calls the tensor or module of that canonical name.
-    pub fn file_name(&self, canonical: &str) -> String {
-        for module in &self.modules {
-            let Some(rest) = below(canonical, &module.canonical) else { continue };
-            let part = module.parts.iter().find_map(|(ours, theirs)| {
-                Some(format!(".{theirs}{}", below(rest.strip_prefix('.')?, ours)?))
-            });
-            return format!("{}{}", module.file, part.as_deref().unwrap_or(rest));
+/// What the names of a UNet's blocks depend on.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct UNetShape {
+    /// For each level, for each of its layers, whether attention follows the residual block.
+    down: Vec<Vec<bool>>,
+    mid: bool,
+    mid_attention: bool,
+    up: Vec<Vec<bool>>,
+    /// `add_embedding` and `time_embedding.cond_proj`.
+    added: bool,
+    guidance: bool,
+}
+
+impl UNetShape {
+    /// Of a UNet under LDM's names.
+    pub fn of_ldm(file: &TensorFile, prefix: &str) -> Self {
+        let has = |name: String| file.has_prefix(&format!("{prefix}.{name}"));
+        let mut down = vec![Vec::new()];
+        for n in 1..file.count(&format!("{prefix}.input_blocks.")) {
+            if has(format!("input_blocks.{n}.0.op.")) {
+                down.push(Vec::new());
+            } else if let Some(level) = down.last_mut() {
+                level.push(has(format!("input_blocks.{n}.1.")));
+            }
         }
-        canonical.to_owned()
+        // An up block takes what each layer of its down block left, and what came before them.
+        let mut n = 0;
+        let up = down.iter().rev().map(|level| {
+            let layers = level.iter().chain([&false]).map(|_| {
+                let file = format!("output_blocks.{n}.1.");
+                n += 1;
+                has(file.clone()) && !has(format!("{file}conv."))
+            });
+            layers.collect()
+        });
+        let up = up.collect();
+        Self {
+            down,
+            mid: has("middle_block.".into()),
+            mid_attention: has("middle_block.1.".into()) || has("middle_block.2.".into()),
+            up,
+            added: has("label_emb.".into()),
+            guidance: has("time_embed.cond_proj.".into()),
+        }
     }
 
-    /// Whether the file has the module of that name, or others inside it.
-    pub fn has_module(&self, canonical: &str) -> bool {
-        self.modules.iter().any(|module| below(&module.canonical, canonical).is_some())
+    /// Of a UNet with modules of these canonical names.
+    pub fn of_modules<'a>(modules: impl Iterator<Item = &'a str>) -> Self {
+        let mut shape = Self {
+            down: Vec::new(),
+            mid: false,
+            mid_attention: false,
+            up: Vec::new(),
+            added: false,
+            guidance: false,
+        };
+        for module in modules {
+            let words: Vec<_> = module.split('.').collect();
+            let number = |at: usize| words.get(at).and_then(|word| word.parse::<usize>().ok());
+            let blocks = match words[0] {
+                "down_blocks" => &mut shape.down,
+                "up_blocks" => &mut shape.up,
+                first => {
+                    shape.mid |= first == "mid_block";
+                    shape.mid_attention |= module.starts_with("mid_block.attentions.");
+                    shape.added |= first == "add_embedding";
+                    shape.guidance |= module == "time_embedding.cond_proj";
+                    continue;
+                }
+            };
+            let (Some(level), Some(layer)) = (number(1), number(3)) else { continue };
+            let kind = words.get(2).copied().unwrap_or_default();
+            if level >= MAX_BLOCKS || layer >= MAX_BLOCKS {
+                continue;
+            }
+            if matches!(kind, "resnets" | "attentions") {
+                grow(blocks, level + 1, Vec::new());
+                grow(&mut blocks[level], layer + 1, false);
+                blocks[level][layer] |= kind == "attentions";
+            }
+        }
+        shape
     }
 
-    fn add(&mut self, canonical: impl Into<String>, file: impl Into<String>, parts: Parts) {
-        let (canonical, file) = (canonical.into(), file.into());
-        self.modules.push(Module { canonical, file, parts });
-    }
-
-    fn add_text_encoder(&mut self, entries: &BTreeMap<String, Entry>) {
-        // Files written by newer exporters leave `text_model` out.
-        let with_model = format!("{TEXT}.text_model");
-        let model = if has_prefix(entries, &with_model) { with_model } else { TEXT.to_owned() };
-        self.add("text_encoder.text_model", model, SAME);
-    }
-
-    fn add_unet(&mut self, entries: &BTreeMap<String, Entry>) {
-        let has = |name: String| has_prefix(entries, &name);
+    /// What LDM calls the modules of such a UNet.
+    pub fn names(&self) -> Names {
+        let mut names = Names::default();
         for (canonical, file) in [
             ("time_embedding.linear_1", "time_embed.0"),
             ("time_embedding.linear_2", "time_embed.2"),
             ("conv_in", "input_blocks.0.0"),
             ("conv_norm_out", "out.0"),
             ("conv_out", "out.2"),
-            ("mid_block.attentions.0", "middle_block.1"),
         ] {
-            self.add(format!("unet.{canonical}"), format!("{UNET}.{file}"), SAME);
+            names.add(canonical, file, SAME);
         }
-        for (i, file) in [(0, 0), (1, 2)] {
-            let canonical = format!("unet.mid_block.resnets.{i}");
-            self.add(canonical, format!("{UNET}.middle_block.{file}"), UNET_RESNET);
+        if self.guidance {
+            names.add("time_embedding.cond_proj", "time_embed.cond_proj", SAME);
         }
-        let (mut block, mut layer) = (0, 0);
-        for n in 1..count(entries, &format!("{UNET}.input_blocks.")) {
-            let file = format!("{UNET}.input_blocks.{n}");
-            let canonical = format!("unet.down_blocks.{block}");
-            if has(format!("{file}.0.op.")) {
-                self.add(format!("{canonical}.downsamplers.0.conv"), format!("{file}.0.op"), SAME);
-                (block, layer) = (block + 1, 0);
-                continue;
-            }
-            self.add(format!("{canonical}.resnets.{layer}"), format!("{file}.0"), UNET_RESNET);
-            if has(format!("{file}.1.")) {
-                self.add(format!("{canonical}.attentions.{layer}"), format!("{file}.1"), SAME);
-            }
-            layer += 1;
+        if self.added {
+            names.add("add_embedding.linear_1", "label_emb.0.0", SAME);
+            names.add("add_embedding.linear_2", "label_emb.0.2", SAME);
         }
-        // An up block takes what each layer of its down block left, and what came before them.
-        let (layers, all) = (layer + 1, count(entries, &format!("{UNET}.output_blocks.")));
-        for n in 0..all {
-            let file = format!("{UNET}.output_blocks.{n}");
-            let (canonical, layer) = (format!("unet.up_blocks.{}", n / layers), n % layers);
-            self.add(format!("{canonical}.resnets.{layer}"), format!("{file}.0"), UNET_RESNET);
-            let mut next = 1;
-            if has(format!("{file}.1.")) && !has(format!("{file}.1.conv.")) {
-                self.add(format!("{canonical}.attentions.{layer}"), format!("{file}.1"), SAME);
-                next = 2;
+        if self.mid {
+            names.add("mid_block.resnets.0", "middle_block.0", UNET_RESNET);
+        }
+        if self.mid_attention {
+            names.add("mid_block.attentions.0", "middle_block.1", SAME);
+            names.add("mid_block.resnets.1", "middle_block.2", UNET_RESNET);
+        }
+        self.add_down(&mut names);
+        self.add_up(&mut names);
+        names
+    }
+
+    fn add_down(&self, names: &mut Names) {
+        let mut n = 1;
+        for (level, layers) in self.down.iter().enumerate() {
+            let block = format!("down_blocks.{level}");
+            for (i, attention) in layers.iter().enumerate() {
+                add_layer(names, &block, i, &format!("input_blocks.{n}"), *attention);
+                n += 1;
             }
-            if layer + 1 == layers && n + 1 < all {
-                let upsampler = format!("{file}.{next}.conv");
-                self.add(format!("{canonical}.upsamplers.0.conv"), upsampler, SAME);
+            if level + 1 < self.down.len() {
+                let conv = format!("{block}.downsamplers.0.conv");
+                names.add(conv, format!("input_blocks.{n}.0.op"), SAME);
+                n += 1;
             }
         }
     }
 
-    fn add_vae(&mut self, entries: &BTreeMap<String, Entry>) {
-        self.add("vae.post_quant_conv", format!("{VAE}.post_quant_conv"), SAME);
-        let (ours, theirs) = ("vae.decoder", format!("{VAE}.decoder"));
+    fn add_up(&self, names: &mut Names) {
+        let mut n = 0;
+        for (level, layers) in self.up.iter().enumerate() {
+            let block = format!("up_blocks.{level}");
+            for (i, attention) in layers.iter().enumerate() {
+                let file = format!("output_blocks.{n}");
+                add_layer(names, &block, i, &file, *attention);
+                n += 1;
+                if i + 1 == layers.len() && level + 1 < self.up.len() {
+                    let conv = format!("{block}.upsamplers.0.conv");
+                    names.add(conv, format!("{file}.{}.conv", 1 + usize::from(*attention)), SAME);
+                }
+            }
+        }
+    }
+}
+
+/// More levels, or layers in one, than any UNet has; a name that says so is made up.
+const MAX_BLOCKS: usize = 64;
+
+fn grow<T: Clone>(list: &mut Vec<T>, len: usize, with: T) {
+    if list.len() < len {
+        list.resize(len, with);
+    }
+}
+
+fn add_layer(names: &mut Names, block: &str, i: usize, file: &str, attention: bool) {
+    names.add(format!("{block}.resnets.{i}"), format!("{file}.0"), UNET_RESNET);
+    if attention {
+        names.add(format!("{block}.attentions.{i}"), format!("{file}.1"), SAME);
+    }
+}
+
+/// The autoencoder's modules as diffusers called them before 2023.
+pub(super) fn old_vae() -> Names {
+    let mut names = Names::default();
+    for half in ["encoder", "decoder"] {
+        let attention = format!("{half}.mid_block.attentions.0");
+        names.add(attention.clone(), attention, OLD_VAE_ATTENTION);
+    }
+    names.add("", "", SAME);
+    names
+}
+
+/// The autoencoder's modules.
+pub(super) fn vae(file: &TensorFile, prefix: &str) -> Names {
+    let mut names = Names::default();
+    for name in ["quant_conv", "post_quant_conv"] {
+        names.add(name, join(prefix, name), SAME);
+    }
+    for (half, blocks, file_blocks, resampler) in [
+        ("encoder", "down_blocks", "down", ("downsamplers.0.conv", "downsample.conv")),
+        ("decoder", "up_blocks", "up", ("upsamplers.0.conv", "upsample.conv")),
+    ] {
+        let theirs = join(prefix, half);
+        // Some files come without the encoder, but none without a decoder that draws.
+        if half == "encoder" && !file.has_prefix(&format!("{theirs}.")) {
+            continue;
+        }
         for (canonical, file, parts) in [
             ("conv_in", "conv_in", SAME),
             ("conv_norm_out", "norm_out", SAME),
@@ -141,36 +278,24 @@ impl Layout {
             ("mid_block.attentions.0", "mid.attn_1", VAE_ATTENTION),
             ("mid_block.resnets.1", "mid.block_2", VAE_RESNET),
         ] {
-            self.add(format!("{ours}.{canonical}"), format!("{theirs}.{file}"), parts);
+            names.add(format!("{half}.{canonical}"), format!("{theirs}.{file}"), parts);
         }
-        // The file counts its levels from the finest, the canonical names from the coarsest.
-        let levels = count(entries, &format!("{theirs}.up."));
+        let levels = file.count(&format!("{theirs}.{file_blocks}."));
         for level in 0..levels {
-            let (file, block) = (format!("{theirs}.up.{level}"), levels - 1 - level);
-            let canonical = format!("{ours}.up_blocks.{block}");
-            for layer in 0..count(entries, &format!("{file}.block.")) {
-                let file = format!("{file}.block.{layer}");
-                self.add(format!("{canonical}.resnets.{layer}"), file, VAE_RESNET);
+            let file_block = format!("{theirs}.{file_blocks}.{level}");
+            // The decoder's levels are counted from the finest, its canonical blocks from the coarsest.
+            let block = if half == "decoder" { levels - 1 - level } else { level };
+            let block = format!("{half}.{blocks}.{block}");
+            for layer in 0..file.count(&format!("{file_block}.block.")) {
+                let canonical = format!("{block}.resnets.{layer}");
+                names.add(canonical, format!("{file_block}.block.{layer}"), VAE_RESNET);
             }
-            if level > 0 {
-                let file = format!("{file}.upsample.conv");
-                self.add(format!("{canonical}.upsamplers.0.conv"), file, SAME);
+            let is_last = if half == "decoder" { level == 0 } else { level + 1 == levels };
+            if !is_last {
+                let (canonical, file) = resampler;
+                names.add(format!("{block}.{canonical}"), format!("{file_block}.{file}"), SAME);
             }
         }
     }
-}
-
-/// What follows `module` in `name`: nothing, or a dot and the rest.
-fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
-    name.strip_prefix(module).filter(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// One more than the largest number that follows `prefix` in a name.
-fn count(entries: &BTreeMap<String, Entry>, prefix: &str) -> usize {
-    entries
-        .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
-        .map_while(|(name, _)| name.strip_prefix(prefix))
-        .filter_map(|rest| rest.split('.').next()?.parse::<usize>().ok())
-        .max()
-        .map_or(0, |n| n + 1)
+    names
 }

@@ -1,26 +1,28 @@
 //! Checkpoints on disk: opened, recognised and read under one canonical naming.
 //!
-//! The canonical names are those of diffusers' modules, under `text_encoder.`, `unet.` and
-//! `vae.`; a `Layout` says what a file calls them. Nothing here knows what a tensor is for:
-//! models ask by name, and a file that lacks what they ask for is refused with that name.
+//! The canonical names are those of diffusers' modules, under `text_encoder.`, `text_encoder_2.`,
+//! `unet.` and `vae.`; `Names` say what a file calls them. A checkpoint is a single file, or a
+//! folder as diffusers writes it with a file or more for each component; the autoencoder may come
+//! from elsewhere. Nothing here knows what a tensor is for: models ask by name, and a file that
+//! lacks what they ask for is refused with that name.
 
+mod facts;
+mod file;
+mod folder;
 mod ldm;
+mod names;
+mod single;
 mod weights;
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    ops::{Bound, Range},
-    path::Path,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
-
+pub use facts::{Facts, Family, Heads};
+pub use file::{Entry, FileIdentity, TensorFile};
 pub use weights::{Reading, Weights};
 
-use super::Family;
-use crate::modes::CheckpointRef;
+use crate::modes::{CheckpointRef, PipelineSpec};
+use ldm::UNetShape;
+use names::{Names, View};
 
 /// Why a checkpoint cannot be used. Messages name the file as the user does.
 #[derive(Debug, thiserror::Error)]
@@ -41,15 +43,10 @@ pub enum Error {
     MissingTensor { file: String, tensor: String },
     #[error("{file}: the tensor '{tensor}' has the shape {found:?} where {expected} belongs")]
     WrongShape { file: String, tensor: String, found: Vec<usize>, expected: String },
-    #[error("{file}: the tensor '{tensor}' is stored as {dtype}; fp32, fp16 and bf16 are read")]
+    #[error(
+        "{file}: the tensor '{tensor}' is stored as {dtype}; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read"
+    )]
     WrongType { file: String, tensor: String, dtype: String },
-}
-
-/// A tensor's place in the file.
-struct Entry {
-    dtype: Dtype,
-    dims: Vec<usize>,
-    bytes: Range<usize>,
 }
 
 /// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.
@@ -64,138 +61,176 @@ pub struct Module {
     pub dims: Vec<usize>,
 }
 
-/// An open checkpoint: its header is read and checked, its tensors are still on disk.
+/// Where one of a checkpoint's networks is: one file, or several that are read as one.
+struct Component {
+    files: Vec<(Arc<TensorFile>, Names)>,
+}
+
+impl Component {
+    /// The file that has the tensor of that canonical name, and the tensor's name in it.
+    fn find(&self, canonical: &str) -> Option<Found<'_>> {
+        self.files.iter().find_map(|(file, names)| {
+            let (tensor, view) = names.file_name(canonical);
+            let entry = file.entries.get(&tensor)?;
+            Some(Found { file, tensor, view, entry })
+        })
+    }
+
+    fn has_module(&self, canonical: &str) -> bool {
+        self.files.iter().any(|(file, names)| {
+            names.has_module(canonical)
+                || file.has_prefix(&format!("{}.", names.file_name(canonical).0))
+        })
+    }
+
+    /// The canonical names of its matrices and kernels, without their `.weight`.
+    fn matrices(&self) -> BTreeMap<String, Vec<usize>> {
+        let mut matrices = BTreeMap::new();
+        for (file, names) in &self.files {
+            for (canonical, name) in names.tensors(file) {
+                let Some(module) = canonical.strip_suffix(".weight") else { continue };
+                let view = names.file_name(&canonical).1;
+                let dims = view.dims(&file.entries[name].dims);
+                if matches!(dims.len(), 2 | 4) {
+                    matrices.insert(module.to_owned(), dims);
+                }
+            }
+        }
+        matrices
+    }
+}
+
+/// A tensor: the file that has it, its name there, which part of it is meant, and where it lies.
+struct Found<'a> {
+    file: &'a TensorFile,
+    tensor: String,
+    view: View,
+    entry: &'a Entry,
+}
+
+impl View {
+    /// Whether a tensor of these dimensions has such a part at all.
+    fn divides(self, stored: &[usize]) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Third(_) => stored.first().is_some_and(|n| n % 3 == 0),
+            Self::Transposed => stored.len() == 2,
+        }
+    }
+
+    /// The dimensions of a tensor that has a part of these.
+    fn stored(self, dims: &[usize]) -> Vec<usize> {
+        match (self, dims) {
+            (Self::Third(_), [n, rest @ ..]) => [&[n.saturating_mul(3)], rest].concat(),
+            (Self::Transposed, [n, k]) => vec![*k, *n],
+            _ => dims.to_vec(),
+        }
+    }
+
+    /// The dimensions of what is meant, of a tensor with these.
+    fn dims(self, stored: &[usize]) -> Vec<usize> {
+        match (self, stored) {
+            (Self::Third(_), [n, rest @ ..]) => [&[n / 3], rest].concat(),
+            (Self::Transposed, [k, n]) => vec![*n, *k],
+            _ => stored.to_vec(),
+        }
+    }
+}
+
+/// An open checkpoint: its headers are read and checked, its tensors are still on disk.
 pub struct Checkpoint {
-    /// The file as the user calls it.
-    file: String,
-    map: Mmap,
-    entries: BTreeMap<String, Entry>,
-    layout: ldm::Layout,
-    family: Family,
+    /// The file or folder as the user calls it.
+    name: String,
+    components: BTreeMap<&'static str, Component>,
+    facts: Facts,
 }
 
 impl Checkpoint {
-    /// Opens the file, checks that it is whole, and recognises its family.
-    pub fn open(checkpoint: &CheckpointRef) -> Result<Self, Error> {
-        let file = checkpoint.name.clone();
-        let map = map(&checkpoint.path)
-            .map_err(|cause| Error::Unreadable { file: file.clone(), cause })?;
-        if let Some(what) = foreign_format(&map) {
-            return Err(Error::NotSafetensors { file, what });
+    /// Opens what a pipeline is made of, checks that it is whole, and recognises its family.
+    pub fn open(spec: &PipelineSpec) -> Result<Self, Error> {
+        let CheckpointRef { name, path } = &spec.checkpoint;
+        let mut checkpoint =
+            if path.is_dir() { folder::open(name, path)? } else { single::open(name, path)? };
+        if let Some(vae) = &spec.vae {
+            checkpoint.components.insert("vae", open_vae(vae)?);
         }
-        let entries = read_header(&file, &map)?;
-        let family =
-            recognise(&entries).map_err(|what| Error::NotSupported { file: file.clone(), what })?;
-        let layout = ldm::Layout::of(&entries);
-        Ok(Self { file, map, entries, layout, family })
-    }
-
-    pub fn family(&self) -> Family {
-        self.family
-    }
-
-    fn entry(&self, canonical: &str) -> Result<(&Entry, String), Error> {
-        let tensor = self.layout.file_name(canonical);
-        match self.entries.get(&tensor) {
-            Some(entry) => Ok((entry, tensor)),
-            None => Err(Error::MissingTensor { file: self.file.clone(), tensor }),
+        if let Some(prediction) = spec.prediction {
+            checkpoint.facts.prediction = prediction;
         }
+        Ok(checkpoint)
     }
 
-    /// Whether the file has the module of that canonical name, or at least a part of it.
-    fn has_module(&self, canonical: &str) -> bool {
-        self.layout.has_module(canonical)
-            || has_prefix(&self.entries, &format!("{}.", self.layout.file_name(canonical)))
+    /// What it is, besides its tensors.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
-}
 
-fn map(path: &Path) -> std::io::Result<Mmap> {
-    // Asked before it is opened: opening a pipe waits for somebody to write into it.
-    let kind = std::fs::metadata(path)?;
-    if kind.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
-    }
-    if !kind.is_file() {
-        return Err(std::io::Error::other("it is not a file but a pipe, a socket or a device"));
-    }
-    let file = File::open(path)?;
-    // SAFETY: the map is only read. A file that is cut short under it ends this process with
-    // SIGBUS; that is the worker's, whose daemon notices, restarts it and says so.
-    unsafe { Mmap::map(&file) }
-}
-
-fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
-    let starts = |magic: &[u8]| bytes.starts_with(magic);
-    let pickle = matches!(bytes, [0x80, 2..=5, ..]);
-    match () {
-        () if bytes.is_empty() => Some("is empty"),
-        // A safetensors header, whatever its length before it looks like.
-        () if bytes.get(8) == Some(&b'{') => None,
-        () if starts(b"PK\x03\x04") || pickle => {
-            Some("is a pickled checkpoint (.ckpt, .pt), which may run code when it is opened")
+    /// What a LoRA can change, in all components but the autoencoder.
+    pub fn modules(&self) -> Vec<Module> {
+        let mut modules = Vec::new();
+        for (&name, component) in self.components.iter().filter(|(name, _)| **name != "vae") {
+            let matrices = component.matrices();
+            let shape = || UNetShape::of_modules(matrices.keys().map(String::as_str));
+            let ldm = (name == "unet").then(|| shape().names());
+            modules.extend(matrices.into_iter().map(|(module, dims)| Module {
+                ldm: ldm.as_ref().map(|names| names.file_name(&module).0).filter(|ldm| *ldm != module),
+                canonical: format!("{name}.{module}"),
+                dims,
+            }));
         }
-        () if starts(b"GGUF") => Some("is a GGUF file"),
-        () => None,
+        modules
     }
-}
 
-fn read_header(file: &str, map: &[u8]) -> Result<BTreeMap<String, Entry>, Error> {
-    let tensors = SafeTensors::deserialize(map).map_err(|error| {
-        first_cut_tensor(map).map_or_else(
-            || Error::Damaged { file: file.to_owned(), cause: error.to_string() },
-            |(tensor, needed)| {
-                let (file, found) = (file.to_owned(), map.len() as u64);
-                Error::Truncated { file, tensor, needed, found }
-            },
-        )
-    })?;
-    let start = map.as_ptr() as usize;
-    let entries = tensors.iter().map(|(name, view)| {
-        let begin = view.data().as_ptr() as usize - start;
-        let bytes = begin..begin + view.data().len();
-        (name.to_owned(), Entry { dtype: view.dtype(), dims: view.shape().to_vec(), bytes })
-    });
-    Ok(entries.collect())
-}
+    /// The component of a canonical name, and the name in it.
+    fn component<'a>(&self, canonical: &'a str) -> Option<(&Component, &'a str)> {
+        let (component, rest) = canonical.split_once('.')?;
+        Some((self.components.get(component)?, rest))
+    }
 
-/// Of a file with a readable header: the first tensor that does not lie wholly in it, and its end.
-fn first_cut_tensor(map: &[u8]) -> Option<(String, u64)> {
-    let header_len = u64::from_le_bytes(map.get(..8)?.try_into().ok()?);
-    let header = map.get(8..8usize.checked_add(usize::try_from(header_len).ok()?)?)?;
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
-    let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
-    header
-        .iter()
-        .filter_map(|(name, entry)| {
-            Some((name.clone(), end(entry)?.saturating_add(8 + header_len)))
+    /// The tensor of that canonical name.
+    fn find(&self, canonical: &str) -> Result<Found<'_>, Error> {
+        let component = self.component(canonical);
+        let found = component.and_then(|(component, name)| component.find(name));
+        found.ok_or_else(|| {
+            let (file, tensor) = match component.and_then(|(c, name)| Some((c.files.first()?, name))) {
+                Some(((file, names), name)) => (file.name.clone(), names.file_name(name).0),
+                None => (self.name.clone(), canonical.to_owned()),
+            };
+            Error::MissingTensor { file, tensor }
         })
-        .filter(|(_, end)| *end > map.len() as u64)
-        .min_by_key(|(_, end)| *end)
-}
+    }
 
-/// The family by its telltale names (never by counts, so that tiny ones are recognised too).
-fn recognise(entries: &BTreeMap<String, Entry>) -> Result<Family, String> {
-    let has = |prefix: &str| has_prefix(entries, prefix);
-    let later =
-        |family: &str| Err(format!("is {family}, which this version does not draw with yet"));
-    if has("conditioner.embedders.0.transformer.") {
-        later("an SDXL checkpoint")
-    } else if has("conditioner.embedders.0.model.") {
-        later("an SDXL refiner")
-    } else if has("cond_stage_model.model.") {
-        later("an SD2.x checkpoint")
-    } else if has("cond_stage_model.transformer.") {
-        Ok(Family::Sd1)
-    } else if entries.keys().any(|name| name.contains("lora_") || name.contains(".lora.")) {
-        Err("is a LoRA, not a checkpoint; name it under 'loras'".to_owned())
-    } else if has("model.diffusion_model.") {
-        Err("holds a UNet without its text encoder; a whole checkpoint is needed".to_owned())
-    } else {
-        Err("holds no Stable Diffusion model that is known here".to_owned())
+    /// Whether it has the module of that canonical name, or at least a part of it.
+    fn has_module(&self, canonical: &str) -> bool {
+        self.component(canonical).is_some_and(|(component, name)| component.has_module(name))
     }
 }
 
-fn has_prefix(entries: &BTreeMap<String, Entry>, prefix: &str) -> bool {
-    let mut from = entries.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-    from.next().is_some_and(|(name, _)| name.starts_with(prefix))
+/// An autoencoder of its own: a single file under either naming, or diffusers' folder of one.
+fn open_vae(vae: &CheckpointRef) -> Result<Component, Error> {
+    let CheckpointRef { name, path } = vae;
+    if path.is_dir() {
+        return folder::open_component(name, path);
+    }
+    let file = TensorFile::open(name, path)?;
+    let names = vae_names(&file).ok_or_else(|| Error::NotSupported {
+        file: name.clone(),
+        what: "holds no autoencoder (VAE) that is known here".to_owned(),
+    })?;
+    Ok(Component { files: vec![(Arc::new(file), names)] })
+}
+
+fn vae_names(file: &TensorFile) -> Option<Names> {
+    let prefix = |prefix: &str| file.has_prefix(&format!("{prefix}decoder."));
+    if prefix("first_stage_model.") {
+        Some(ldm::vae(file, "first_stage_model"))
+    } else if file.has_prefix("decoder.mid_block.attentions.0.query.") {
+        Some(ldm::old_vae())
+    } else if file.has_prefix("decoder.up_blocks.") {
+        Some(Names::canonical())
+    } else if prefix("") {
+        Some(ldm::vae(file, ""))
+    } else {
+        None
+    }
 }

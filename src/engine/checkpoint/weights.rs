@@ -6,7 +6,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Checkpoint, Error};
+use super::{Checkpoint, Error, Found, TensorFile, View};
 
 /// Numbers that a thread converts at a time.
 const CHUNK: usize = 64 << 10;
@@ -69,32 +69,41 @@ impl Weights<'_> {
     }
 
     /// A tensor's dimensions, of which there is at least one.
-    pub fn dims(&self, name: &str) -> Result<&[usize], Error> {
-        let (entry, tensor) = self.reading.checkpoint.entry(&format!("{}.{name}", self.name))?;
-        if entry.dims.is_empty() || entry.dims.contains(&0) {
-            return Err(self.wrong_shape(tensor, &entry.dims, "no empty tensor"));
+    pub fn dims(&self, name: &str) -> Result<Vec<usize>, Error> {
+        let Found { file, tensor, view, entry } = self.find(name)?;
+        let dims = view.dims(&entry.dims);
+        if dims.is_empty() || dims.contains(&0) {
+            return Err(wrong_shape(file, tensor, &entry.dims, "no empty tensor"));
         }
-        Ok(&entry.dims)
+        Ok(dims)
     }
 
     /// A tensor that must have these dimensions, as f32; in a check, nothing.
     pub fn load(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, Error> {
-        let checkpoint = self.reading.checkpoint;
-        let (entry, tensor) = checkpoint.entry(&format!("{}.{name}", self.name))?;
-        if entry.dims != dims {
-            return Err(self.wrong_shape(tensor, &entry.dims, &format!("{dims:?}")));
+        let Found { file, tensor, view, entry } = self.find(name)?;
+        if view.dims(&entry.dims) != dims || !view.divides(&entry.dims) {
+            let expected = format!("{:?}", view.stored(dims));
+            return Err(wrong_shape(file, tensor, &entry.dims, &expected));
         }
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let (file, dtype) = (checkpoint.file.clone(), format!("{:?}", entry.dtype));
+        let Some(size) = float_bytes(entry.dtype) else {
+            let (file, dtype) = (file.name.clone(), format!("{:?}", entry.dtype));
             return Err(Error::WrongType { file, tensor, dtype });
-        }
-        let bytes = &checkpoint.map[entry.bytes.clone()];
+        };
+        let bytes = file.bytes(entry);
+        let bytes = match view {
+            View::Whole | View::Transposed => bytes,
+            View::Third(i) => {
+                let len = dims.iter().product::<usize>() * size;
+                &bytes[i * len..][..len]
+            }
+        };
         self.reading.bytes.update(|read| read + bytes.len() as u64);
         if self.is_check() {
             return Ok(Vec::new());
         }
         (self.reading.on_bytes)(self.reading.bytes.get());
-        Ok(to_f32(entry.dtype, bytes))
+        let numbers = to_f32(entry.dtype, bytes);
+        Ok(if view == View::Transposed { transpose(&numbers, dims[0]) } else { numbers })
     }
 
     /// Refuses a tensor whose first dimension is not a multiple of `of`.
@@ -105,19 +114,30 @@ impl Weights<'_> {
 
     /// An error that says what shape belongs where this tensor is.
     pub fn refuse<T>(&self, name: &str, expected: &str) -> Result<T, Error> {
-        let (entry, tensor) = self.reading.checkpoint.entry(&format!("{}.{name}", self.name))?;
-        Err(self.wrong_shape(tensor, &entry.dims, expected))
+        let Found { file, tensor, entry, .. } = self.find(name)?;
+        Err(wrong_shape(file, tensor, &entry.dims, expected))
     }
 
-    fn wrong_shape(&self, tensor: String, found: &[usize], expected: &str) -> Error {
-        let (file, found) = (self.reading.checkpoint.file.clone(), found.to_vec());
-        Error::WrongShape { file, tensor, found, expected: expected.to_owned() }
+    fn find(&self, name: &str) -> Result<Found<'_>, Error> {
+        self.reading.checkpoint.find(&format!("{}.{name}", self.name))
     }
 }
 
+fn wrong_shape(file: &TensorFile, tensor: String, found: &[usize], expected: &str) -> Error {
+    let (file, found) = (file.name.clone(), found.to_vec());
+    Error::WrongShape { file, tensor, found, expected: expected.to_owned() }
+}
+
+/// A `[k, n]` matrix as `[n, k]`.
+fn transpose(numbers: &[f32], n: usize) -> Vec<f32> {
+    let k = numbers.len() / n.max(1);
+    (0..n).flat_map(|row| (0..k).map(move |column| numbers[column * n + row])).collect()
+}
+
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let mut numbers = vec![0.0; bytes.len() / dtype_bytes(dtype)];
-    let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * dtype_bytes(dtype)));
+    let size = float_bytes(dtype).unwrap_or(1);
+    let mut numbers = vec![0.0; bytes.len() / size];
+    let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size));
     chunks.for_each(|(numbers, bytes)| {
         let pairs = bytes.as_chunks::<2>().0;
         match dtype {
@@ -130,6 +150,11 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
                     *number = bf16::from_le_bytes(*pair).to_f32();
                 }
             }
+            Dtype::F8_E4M3 => convert_bytes(numbers, bytes, e4m3),
+            // The upper half of an fp16.
+            Dtype::F8_E5M2 => {
+                convert_bytes(numbers, bytes, |byte| f16::from_bits(u16::from(byte) << 8).to_f32());
+            }
             _ => {
                 for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
                     *number = f32::from_le_bytes(*bytes);
@@ -140,6 +165,59 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     numbers
 }
 
-fn dtype_bytes(dtype: Dtype) -> usize {
-    if dtype == Dtype::F32 { 4 } else { 2 }
+fn convert_bytes(numbers: &mut [f32], bytes: &[u8], value: impl Fn(u8) -> f32) {
+    let table: [f32; 256] = std::array::from_fn(|byte| value(byte as u8));
+    for (number, byte) in numbers.iter_mut().zip(bytes) {
+        *number = table[usize::from(*byte)];
+    }
+}
+
+/// fp8 with 4 bits of exponent and 3 of fraction, without infinities (Micikevicius et al., 2022,
+/// arXiv:2209.05433, table 1; torch's `float8_e4m3fn`).
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction * 2f32.powi(-6),
+        _ => (1.0 + fraction) * 2f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// Bytes of a number, of the types that weights are stored in.
+fn float_bytes(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        Dtype::F8_E4M3 | Dtype::F8_E5M2 => Some(1),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fp8() {
+        for (byte, expected) in [
+            (0x00, 0.0),
+            (0x01, 2f32.powi(-9)),
+            (0x07, 7.0 * 2f32.powi(-9)),
+            (0x08, 2f32.powi(-6)),
+            (0x38, 1.0),
+            (0xb9, -1.125),
+            (0x7e, 448.0),
+        ] {
+            assert_eq!(e4m3(byte), expected, "{byte:#x}");
+        }
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+        let e5m2 = to_f32(Dtype::F8_E5M2, &[0x00, 0x01, 0x3c, 0xbd, 0x7b]);
+        assert_eq!(e5m2, [0.0, 2f32.powi(-16), 1.0, -1.25, 57344.0]);
+    }
+
+    #[test]
+    fn transposed() {
+        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
 }

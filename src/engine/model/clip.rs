@@ -1,4 +1,5 @@
-//! CLIP's text encoder (Radford et al., 2021, arXiv:2103.00020; transformers' `CLIPTextModel`).
+//! CLIP's text encoder (Radford et al., 2021, arXiv:2103.00020; transformers' `CLIPTextModel` and
+//! `CLIPTextModelWithProjection`), OpenAI's and OpenCLIP's.
 
 use crate::engine::{
     checkpoint::{Error, Weights},
@@ -14,6 +15,9 @@ pub struct ClipTextEncoder {
     positions: Embedding,
     layers: Vec<Layer>,
     final_norm: LayerNorm,
+    /// Of the prompt as a whole.
+    projection: Option<Linear>,
+    activation: Activation,
     width: usize,
 }
 
@@ -27,7 +31,10 @@ struct Layer {
 }
 
 impl ClipTextEncoder {
-    pub fn load(w: &Weights<'_>) -> Result<Self, Error> {
+    /// `activation`: QuickGELU in OpenAI's models, GELU in OpenCLIP's. `projects`: whether the
+    /// projection of the prompt as a whole is needed.
+    pub fn load(w: &Weights<'_>, activation: Activation, projects: bool) -> Result<Self, Error> {
+        let projection = w.at("text_projection");
         let w = w.at("text_model");
         let (tokens, positions) =
             (w.at("embeddings.token_embedding"), w.at("embeddings.position_embedding"));
@@ -44,6 +51,10 @@ impl ClipTextEncoder {
                 .map(|i| Layer::load(&layers.at(&i.to_string()), width))
                 .collect::<Result<_, _>>()?,
             final_norm: LayerNorm::load(&w.at("final_layer_norm"), width)?,
+            projection: projects
+                .then(|| Linear::load_unbiased(&projection, width))
+                .transpose()?,
+            activation,
             width,
         })
     }
@@ -57,8 +68,54 @@ impl ClipTextEncoder {
         self.layers.len()
     }
 
-    /// The hidden states of the layer `clip_skip` before the last, normalised: `[b, 77, width]`.
+    /// Width of the projection, where there is one.
+    pub fn projected_width(&self) -> usize {
+        self.projection.as_ref().map_or(0, Linear::out_channels)
+    }
+
+    /// The hidden states of the layer `clip_skip` before the last, normalised: `[b, 77, width]`
+    /// for `b` prompts of 77 ids.
     pub fn encode(&self, prompts: &[Vec<u32>], clip_skip: usize) -> nn::Result<Tensor> {
+        self.final_norm.forward(&self.hidden(prompts, clip_skip)?)
+    }
+
+    /// The same, not normalised, which is what SDXL was trained on.
+    pub fn hidden(&self, prompts: &[Vec<u32>], clip_skip: usize) -> nn::Result<Tensor> {
+        let used = self.layers.len().saturating_sub(clip_skip);
+        self.run(self.embed(prompts)?, &self.layers[..used])
+    }
+
+    /// The same, and the prompts as a whole, `[b, projected_width]`: what the last layer says of
+    /// the token at `ends[i]`, projected.
+    pub fn hidden_and_pooled(
+        &self,
+        prompts: &[Vec<u32>],
+        clip_skip: usize,
+        ends: &[usize],
+    ) -> nn::Result<(Tensor, Tensor)> {
+        let (used, rest) = self.layers.split_at(self.layers.len().saturating_sub(clip_skip));
+        let hidden = self.run(self.embed(prompts)?, used)?;
+        let last = self.run(hidden.clone(), rest)?;
+        let ends = ends.iter().enumerate().map(|(i, end)| last.narrow(0, i, 1)?.narrow(1, *end, 1));
+        let ends = ends.collect::<nn::Result<Vec<_>>>()?;
+        let ends = Tensor::cat(&ends.iter().collect::<Vec<_>>(), 0)?;
+        let pooled = self.final_norm.forward(&ends.reshape(&[prompts.len(), self.width])?)?;
+        let pooled = match &self.projection {
+            Some(projection) => projection.forward(&pooled)?,
+            None => pooled,
+        };
+        Ok((hidden, pooled))
+    }
+
+    fn run(&self, mut x: Tensor, layers: &[Layer]) -> nn::Result<Tensor> {
+        for layer in layers {
+            x = layer.forward(&x, self.width, self.activation)?;
+        }
+        Ok(x)
+    }
+
+    /// `[b, 77, width]`
+    fn embed(&self, prompts: &[Vec<u32>]) -> nn::Result<Tensor> {
         let length = prompts.first().map_or(0, Vec::len);
         let embedded = prompts.iter().flat_map(|ids| {
             ids.iter().enumerate().flat_map(|(at, id)| {
@@ -66,12 +123,7 @@ impl ClipTextEncoder {
                 token.iter().zip(position).map(|(token, position)| token + position)
             })
         });
-        let mut x = Tensor::from_vec(embedded.collect(), &[prompts.len(), length, self.width])?;
-        let used = self.layers.len().saturating_sub(clip_skip);
-        for layer in &self.layers[..used] {
-            x = layer.forward(&x, self.width)?;
-        }
-        self.final_norm.forward(&x)
+        Tensor::from_vec(embedded.collect(), &[prompts.len(), length, self.width])
     }
 
     pub fn bytes(&self) -> usize {
@@ -81,7 +133,8 @@ impl ClipTextEncoder {
                 .map(|l| l.bytes())
                 .sum::<usize>()
         });
-        self.tokens.bytes() + self.positions.bytes() + layers.sum::<usize>()
+        let projection = self.projection.as_ref().map_or(0, Linear::bytes);
+        self.tokens.bytes() + self.positions.bytes() + layers.sum::<usize>() + projection
     }
 }
 
@@ -101,12 +154,12 @@ impl Layer {
         })
     }
 
-    fn forward(&self, x: &Tensor, width: usize) -> nn::Result<Tensor> {
+    fn forward(&self, x: &Tensor, width: usize, activation: Activation) -> nn::Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
         let heads = [0, width, 2 * width].map(|first| Columns { tensor: &qkv, first });
         let attended = nn::attention(heads, width / HEAD_DIM, HEAD_DIM, true)?;
         let x = self.out.forward_add(&attended, x)?;
         let hidden = self.fc1.forward(&self.norm2.forward(&x)?)?;
-        self.fc2.forward_add(&nn::activate(&hidden, Activation::QuickGelu)?, &x)
+        self.fc2.forward_add(&nn::activate(&hidden, activation)?, &x)
     }
 }

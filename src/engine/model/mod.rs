@@ -9,5 +9,5 @@ mod unet;
 mod vae;
 
 pub use clip::ClipTextEncoder;
-pub use unet::{Heads, UNet};
-pub use vae::VaeDecoder;
+pub use unet::{Conditioning, UNet};
+pub use vae::{Moments, Vae};

@@ -2,39 +2,46 @@
 
 use super::resnet::ResnetBlock;
 use crate::engine::{
-    checkpoint::{Error, Weights},
+    checkpoint::{Error, Heads, Weights},
     nn::{self, Activation, Columns, Conv2d, Geglu, GroupNorm, LayerNorm, Linear, Tensor},
 };
 
 const EPSILON: f32 = 1e-5;
 const TRANSFORMER_EPSILON: f32 = 1e-6;
-
-/// What the tensors' shapes cannot tell.
-#[derive(Debug, Clone, Copy)]
-pub enum Heads {
-    /// The same number at every width (SD1.x: 8).
-    Count(usize),
-}
-
-impl Heads {
-    fn count(self, _channels: usize) -> usize {
-        match self {
-            Self::Count(count) => count,
-        }
-    }
-}
+/// Over how many numbers a guidance scale is spread.
+const GUIDANCE_WIDTH: usize = 256;
 
 pub struct UNet {
-    time_linear1: Linear,
-    time_linear2: Linear,
+    time: Embedder,
+    /// Tells the guidance scale to a model that was distilled with it.
+    guidance: Option<Linear>,
+    /// Tells what an image is to be like besides its text (SDXL).
+    added: Option<Embedder>,
     conv_in: Conv2d,
     down: Vec<DownBlock>,
-    mid_first: ResnetBlock,
+    mid_first: Option<ResnetBlock>,
     mid: Vec<(Transformer, ResnetBlock)>,
     up: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
     in_channels: usize,
+}
+
+/// What a UNet is told besides noisy latents and a timestep.
+pub struct Conditioning {
+    /// Text embeddings, `[b, length, context]`.
+    pub context: Tensor,
+    /// From [`UNet::embed_added`], `[b, time]`, for a UNet that has it.
+    pub added: Option<Tensor>,
+    /// From [`UNet::embed_guidance`], `[b, base]`, for a UNet that has it.
+    pub guidance: Option<Tensor>,
+}
+
+/// Two linear layers with a silu between them (diffusers' `TimestepEmbedding`).
+struct Embedder {
+    linear1: Linear,
+    linear2: Linear,
+    width_in: usize,
 }
 
 /// A residual block and, at most levels, a transformer behind it.
@@ -68,7 +75,8 @@ impl UNet {
         let in_channels = w.at("conv_in").dims("weight")?.get(1).copied().unwrap_or(0);
         let conv_in = Conv2d::load(&w.at("conv_in"), in_channels, 3)?;
         let base = conv_in.out_channels();
-        let time = w.at("time_embedding.linear_1").dims("weight")?[0];
+        let time_embedder = Embedder::load(&w.at("time_embedding"), base)?;
+        let time = time_embedder.linear2.out_channels();
         let sizes = Sizes { time, context, heads };
 
         let (mut channels, mut skips) = (base, vec![base]);
@@ -82,7 +90,10 @@ impl UNet {
 
         let mid = w.at("mid_block");
         let resnet = |i: usize| mid.at(&format!("resnets.{i}"));
-        let mid_first = ResnetBlock::load(&resnet(0), channels, EPSILON, Some(time))?;
+        let mid_first = mid
+            .exists()
+            .then(|| ResnetBlock::load(&resnet(0), channels, EPSILON, Some(time)))
+            .transpose()?;
         let depth = mid.at("attentions").count().max(usize::from(resnet(1).exists()));
         let mid = (0..depth)
             .map(|i| {
@@ -99,9 +110,20 @@ impl UNet {
             let (block, is_last) = (blocks.at(&i.to_string()), i + 1 == count);
             up.push(UpBlock::load(&block, &mut channels, &mut skips, sizes, is_last)?);
         }
+        let guidance = w.at("time_embedding.cond_proj");
+        let guidance = guidance.exists().then(|| Linear::stack_unbiased(&[&guidance], GUIDANCE_WIDTH, base));
+        let added = w.at("add_embedding");
+        let added = added
+            .exists()
+            .then(|| {
+                let width = added.at("linear_1").dims("weight")?.last().copied().unwrap_or(0);
+                Embedder::load_to(&added, width, time)
+            })
+            .transpose()?;
         Ok(Self {
-            time_linear1: Linear::load_to(&w.at("time_embedding.linear_1"), base, time)?,
-            time_linear2: Linear::load_to(&w.at("time_embedding.linear_2"), time, time)?,
+            time: time_embedder,
+            guidance: guidance.transpose()?,
+            added,
             conv_in,
             down,
             mid_first,
@@ -118,10 +140,47 @@ impl UNet {
         self.in_channels
     }
 
-    /// The model output for noisy latents `[b, h, w, 4]`, a timestep for each image and text
-    /// embeddings `[b, 77, context]`: `[b, h, w, 4]`.
-    pub fn forward(&self, x: &Tensor, timesteps: &[f32], context: &Tensor) -> nn::Result<Tensor> {
-        let time = self.time_embedding(timesteps)?;
+    /// Width of what [`Self::embed_added`] takes, where it is needed.
+    pub fn added_width(&self) -> Option<usize> {
+        self.added.as_ref().map(|added| added.width_in)
+    }
+
+    /// Whether it is told the guidance scale, so that it needs no second pass without the prompt.
+    pub fn takes_guidance(&self) -> bool {
+        self.guidance.is_some()
+    }
+
+    /// What the image is to be like: the prompt as a whole, `[1, p]`, and some numbers (SDXL's
+    /// "time ids"), each spread over an equal part of the width that `p` leaves: `[1, time]`.
+    pub fn embed_added(&self, pooled: &Tensor, ids: &[f32]) -> nn::Result<Option<Tensor>> {
+        let Some(added) = &self.added else { return Ok(None) };
+        let left = added.width_in - pooled.dims().last().copied().unwrap_or(0).min(added.width_in);
+        let spread = sinusoids(ids, left / ids.len().max(1));
+        let spread = Tensor::from_vec(spread, &[1, left])?;
+        added.forward(&Tensor::cat(&[pooled, &spread], 1)?).map(Some)
+    }
+
+    /// The guidance scale for a UNet that was distilled with it (Meng et al., 2023,
+    /// arXiv:2210.03142; the reference's `get_guidance_scale_embedding`): `[1, base]`.
+    pub fn embed_guidance(&self, scale: f64) -> nn::Result<Option<Tensor>> {
+        let Some(guidance) = &self.guidance else { return Ok(None) };
+        let half = GUIDANCE_WIDTH / 2;
+        let frequency = |i: usize| (-(10_000f32.ln()) / (half - 1) as f32 * i as f32).exp();
+        let angles = || (0..half).map(|i| ((scale - 1.0) * 1000.0) as f32 * frequency(i));
+        let waves = angles().map(f32::sin).chain(angles().map(f32::cos)).collect();
+        guidance.forward(&Tensor::from_vec(waves, &[1, GUIDANCE_WIDTH])?).map(Some)
+    }
+
+    /// The model output for noisy latents `[b, h, w, in_channels]` and a timestep for each image:
+    /// `[b, h, w, 4]`.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+    ) -> nn::Result<Tensor> {
+        let time = self.time_embedding(timesteps, conditioning)?;
+        let context = &conditioning.context;
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
@@ -134,7 +193,9 @@ impl UNet {
                 skips.push(x.clone());
             }
         }
-        x = self.mid_first.forward(&x, Some(&time))?;
+        if let Some(resnet) = &self.mid_first {
+            x = resnet.forward(&x, Some(&time))?;
+        }
         for (transformer, resnet) in &self.mid {
             x = resnet.forward(&transformer.forward(&x, context)?, Some(&time))?;
         }
@@ -155,11 +216,21 @@ impl UNet {
     }
 
     /// silu of the embedded timesteps, `[b, time]`: every block takes it through a silu first.
-    fn time_embedding(&self, timesteps: &[f32]) -> nn::Result<Tensor> {
-        let width = self.conv_in.out_channels();
-        let x = Tensor::from_vec(sinusoids(timesteps, width), &[timesteps.len(), width])?;
-        let x = nn::activate(&self.time_linear1.forward(&x)?, Activation::Silu)?;
-        nn::activate(&self.time_linear2.forward(&x)?, Activation::Silu)
+    fn time_embedding(
+        &self,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+    ) -> nn::Result<Tensor> {
+        let width = self.time.width_in;
+        let mut x = Tensor::from_vec(sinusoids(timesteps, width), &[timesteps.len(), width])?;
+        if let Some(guidance) = &conditioning.guidance {
+            x = x.add(guidance)?;
+        }
+        let mut x = self.time.forward(&x)?;
+        if let Some(added) = &conditioning.added {
+            x = x.add(added)?;
+        }
+        nn::activate(&x, Activation::Silu)
     }
 
     pub fn bytes(&self) -> usize {
@@ -168,8 +239,10 @@ impl UNet {
         let down: usize = self.down.iter().map(|b| stages(&b.stages) + conv(&b.downsample)).sum();
         let up: usize = self.up.iter().map(|b| stages(&b.stages) + conv(&b.upsample)).sum();
         let mid: usize = self.mid.iter().map(|(t, r)| t.bytes() + r.bytes()).sum();
-        let time = self.time_linear1.bytes() + self.time_linear2.bytes();
-        let ends = self.conv_in.bytes() + self.conv_out.bytes() + self.mid_first.bytes();
+        let time = self.time.bytes() + self.added.as_ref().map_or(0, Embedder::bytes);
+        let guidance = self.guidance.as_ref().map_or(0, Linear::bytes);
+        let mid_first = self.mid_first.as_ref().map_or(0, ResnetBlock::bytes);
+        let ends = self.conv_in.bytes() + self.conv_out.bytes() + mid_first + guidance;
         time + ends + down + mid + up
     }
 }
@@ -184,6 +257,30 @@ fn sinusoids(timesteps: &[f32], width: usize) -> Vec<f32> {
         .iter()
         .flat_map(|t| angles(*t).map(f32::cos).chain(angles(*t).map(f32::sin)))
         .collect()
+}
+
+impl Embedder {
+    fn load(w: &Weights<'_>, width_in: usize) -> Result<Self, Error> {
+        let width = w.at("linear_1").dims("weight")?[0];
+        Self::load_to(w, width_in, width)
+    }
+
+    fn load_to(w: &Weights<'_>, width_in: usize, width: usize) -> Result<Self, Error> {
+        Ok(Self {
+            linear1: Linear::load_to(&w.at("linear_1"), width_in, width)?,
+            linear2: Linear::load_to(&w.at("linear_2"), width, width)?,
+            width_in,
+        })
+    }
+
+    /// `[b, width_in]` → `[b, width]`
+    fn forward(&self, x: &Tensor) -> nn::Result<Tensor> {
+        self.linear2.forward(&nn::activate(&self.linear1.forward(x)?, Activation::Silu)?)
+    }
+
+    fn bytes(&self) -> usize {
+        self.linear1.bytes() + self.linear2.bytes()
+    }
 }
 
 impl Stage {
@@ -227,7 +324,7 @@ impl DownBlock {
             stages.push(stage);
         }
         let conv = w.at("downsamplers.0.conv");
-        let load = || Conv2d::load_stride2(&conv, *channels);
+        let load = || Conv2d::load_stride2(&conv, *channels, [1, 1]);
         let downsample = (!is_last).then(load).transpose()?;
         if downsample.is_some() {
             skips.push(*channels);
@@ -286,15 +383,14 @@ impl Transformer {
         let proj_in = w.at("proj_in");
         let width = proj_in.dims("weight")?[0];
         let blocks = w.at("transformer_blocks");
-        let heads = sizes.heads.count(width);
-        if width % heads != 0 {
-            proj_in.refuse("weight", &format!("a multiple of {heads} heads"))?;
-        }
+        let heads = sizes.heads.of(width).or_else(|unit| {
+            proj_in.refuse("weight", &format!("a multiple of {unit} (for its heads)"))
+        })?;
         Ok(Self {
             norm: GroupNorm::load(&w.at("norm"), channels, TRANSFORMER_EPSILON, Activation::None)?,
             proj_in: Linear::load_to(&proj_in, channels, width)?,
             blocks: (0..blocks.count().max(1))
-                .map(|i| TransformerBlock::load(&blocks.at(&i.to_string()), width, sizes))
+                .map(|i| TransformerBlock::load(&blocks.at(&i.to_string()), width, heads, sizes.context))
                 .collect::<Result<_, _>>()?,
             proj_out: Linear::load_to(&w.at("proj_out"), width, channels)?,
         })
@@ -318,7 +414,12 @@ impl Transformer {
 }
 
 impl TransformerBlock {
-    fn load(w: &Weights<'_>, width: usize, sizes: Sizes) -> Result<Self, Error> {
+    fn load(
+        w: &Weights<'_>,
+        width: usize,
+        heads: usize,
+        context: usize,
+    ) -> Result<Self, Error> {
         let part = |attention: &str, names: &[&str]| -> Vec<_> {
             names.iter().map(|name| w.at(&format!("{attention}.{name}"))).collect()
         };
@@ -332,12 +433,12 @@ impl TransformerBlock {
             self_out: Linear::load_to(&w.at("attn1.to_out.0"), width, width)?,
             norm2: LayerNorm::load(&w.at("norm2"), width)?,
             cross_q: Linear::stack_unbiased(&[&w.at("attn2.to_q")], width, width)?,
-            cross_kv: Linear::stack_unbiased(&[&kv[0], &kv[1]], sizes.context, width)?,
+            cross_kv: Linear::stack_unbiased(&[&kv[0], &kv[1]], context, width)?,
             cross_out: Linear::load_to(&w.at("attn2.to_out.0"), width, width)?,
             norm3: LayerNorm::load(&w.at("norm3"), width)?,
             geglu,
             ff_out: Linear::load_to(&w.at("ff.net.2"), inner, width)?,
-            heads: sizes.heads.count(width),
+            heads,
             width,
         })
     }

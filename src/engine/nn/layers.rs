@@ -16,11 +16,18 @@ type Load<T> = std::result::Result<T, checkpoint::Error>;
 
 /// `x·Wᵀ + b` over the last dimension.
 pub struct Linear {
+    out_channels: usize,
     weights: PackedWeights,
     bias: Option<Vec<f32>>,
 }
 
 impl Linear {
+    /// Reads `weight`, `[n, k]`, of a layer without a bias.
+    pub fn load_unbiased(w: &Weights<'_>, k: usize) -> Load<Self> {
+        let n = w.dims("weight")?[0];
+        Self::stack_unbiased(&[w], k, n)
+    }
+
     /// Reads `weight` (`[n, k]`, or a 1×1 convolution's `[n, k, 1, 1]`) and `bias`.
     pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
@@ -41,20 +48,26 @@ impl Linear {
 
     /// The same, of layers that have no bias.
     pub fn stack_unbiased(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
+        let out_channels = n * parts.len();
         let mut rows = Vec::new();
         for w in parts {
             let dims: &[usize] = if w.dims("weight")?.len() == 4 { &[n, k, 1, 1] } else { &[n, k] };
             rows.extend(w.load("weight", dims)?);
         }
         if parts.iter().any(|w| w.is_check()) {
-            return Ok(Self { weights: PackedWeights::default(), bias: None });
+            return Ok(Self { out_channels, weights: PackedWeights::default(), bias: None });
         }
-        let weights = PackedWeights::pack(1, k, n * parts.len(), |n, _, d| rows[n * k + d]);
-        Ok(Self { weights, bias: None })
+        let weights = PackedWeights::pack(1, k, out_channels, |n, _, d| rows[n * k + d]);
+        Ok(Self { out_channels, weights, bias: None })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, Finish::Store)
+    }
+
+    /// Width of the output.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
     }
 
     /// `forward(x) + residual`.
@@ -67,7 +80,7 @@ impl Linear {
     }
 
     fn run(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
-        dense(x, &self.weights, self.bias.as_deref(), self.weights.n, finish)
+        dense(x, &self.weights, self.bias.as_deref(), self.out_channels, finish)
     }
 }
 
@@ -145,6 +158,8 @@ pub struct Conv2d {
     bias: Vec<f32>,
     kernel: usize,
     stride: usize,
+    /// Zeros before and after each row and column.
+    padding: [usize; 2],
     out_channels: usize,
 }
 
@@ -175,15 +190,21 @@ impl ConvWeights {
 impl Conv2d {
     /// Reads `weight`, `[n, channels, kernel, kernel]`, and `bias`. Padding keeps the size.
     pub fn load(w: &Weights<'_>, channels: usize, kernel: usize) -> Load<Self> {
-        Self::load_strided(w, channels, kernel, 1)
+        Self::load_strided(w, channels, kernel, 1, [kernel / 2; 2])
     }
 
-    /// 3×3 at every other pixel: the UNet's downsampling.
-    pub fn load_stride2(w: &Weights<'_>, channels: usize) -> Load<Self> {
-        Self::load_strided(w, channels, 3, 2)
+    /// 3×3 at every other pixel, with `padding` zeros before and after: downsampling.
+    pub fn load_stride2(w: &Weights<'_>, channels: usize, padding: [usize; 2]) -> Load<Self> {
+        Self::load_strided(w, channels, 3, 2, padding)
     }
 
-    fn load_strided(w: &Weights<'_>, channels: usize, kernel: usize, stride: usize) -> Load<Self> {
+    fn load_strided(
+        w: &Weights<'_>,
+        channels: usize,
+        kernel: usize,
+        stride: usize,
+        padding: [usize; 2],
+    ) -> Load<Self> {
         let n = w.dims("weight")?[0];
         let source = w.load("weight", &[n, channels, kernel, kernel])?;
         let bias = w.load("bias", &[n])?;
@@ -192,7 +213,7 @@ impl Conv2d {
         } else {
             ConvWeights::new(&source, channels, n, kernel, stride)
         };
-        Ok(Self { weights, bias, kernel, stride, out_channels: n })
+        Ok(Self { weights, bias, kernel, stride, padding, out_channels: n })
     }
 
     pub fn out_channels(&self) -> usize {
@@ -239,13 +260,14 @@ impl Conv2d {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let [images, h, w, _] = x.dims4()?;
-        let padding = self.kernel / 2;
-        let out = seen.map(|size| (size + 2 * padding - self.kernel) / self.stride + 1);
+        let [before, after] = self.padding;
+        let out =
+            seen.map(|size| (size + before + after).saturating_sub(self.kernel) / self.stride + 1);
         let dims = [images, out[0], out[1], self.out_channels];
         let geometry = Geometry {
             kernel: self.kernel,
             stride: self.stride,
-            pad_before: padding,
+            pad_before: before,
             stored: [h, w],
             seen,
             out,

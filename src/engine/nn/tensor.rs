@@ -22,6 +22,10 @@ impl Tensor {
         Ok(Self(candle_core::Tensor::from_vec(data, dims, &Device::Cpu)?))
     }
 
+    pub fn zeros(dims: &[usize]) -> Result<Self> {
+        Self::from_vec(vec![0.0; dims.iter().product()], dims)
+    }
+
     /// A tensor whose every element `fill` writes.
     pub(super) fn build(dims: &[usize], fill: impl FnOnce(OutPtr)) -> Result<Self> {
         let len = dims.iter().product();
@@ -66,6 +70,11 @@ impl Tensor {
 
     pub fn add(&self, other: &Self) -> Result<Self> {
         Ok(Self(self.0.add(&other.0)?))
+    }
+
+    /// Element by element.
+    pub fn mul(&self, other: &Self) -> Result<Self> {
+        Ok(Self(self.0.mul(&other.0)?))
     }
 
     pub fn scale(&self, factor: f64) -> Result<Self> {

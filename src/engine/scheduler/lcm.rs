@@ -1,7 +1,10 @@
 //! Multistep latent-consistency sampling (Luo et al., 2023, arXiv:2310.04378, algorithm 3;
 //! diffusers' `LCMScheduler`).
 
-use super::{NoiseSchedule, Plan, PlanStep, TRAIN_STEPS};
+use super::{
+    TRAIN_STEPS,
+    plan::{Move, Run},
+};
 
 /// Steps of the teacher that the student was distilled from; its timesteps are among theirs.
 pub(super) const ORIGINAL_STEPS: usize = 50;
@@ -9,27 +12,17 @@ pub(super) const ORIGINAL_STEPS: usize = 50;
 const SIGMA_DATA: f64 = 0.5;
 const TIMESTEP_SCALING: f64 = 10.0;
 
-pub(super) fn plan(schedule: &NoiseSchedule, steps: usize) -> Plan {
+pub(super) fn timesteps(steps: usize) -> Vec<f64> {
     let stride = TRAIN_STEPS / ORIGINAL_STEPS;
-    let timesteps: Vec<usize> =
-        (0..steps).map(|i| (ORIGINAL_STEPS - i * ORIGINAL_STEPS / steps) * stride - 1).collect();
-    let step = |i: usize| {
-        let t = timesteps[i];
-        let alpha = schedule.alpha(t as isize);
-        let scaled = t as f64 * TIMESTEP_SCALING;
-        let norm = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
-        let (skip, out) = (SIGMA_DATA * SIGMA_DATA / norm, scaled / norm.sqrt());
-        // All the way to an image, and from there back into the noise of the next timestep.
-        let next = timesteps.get(i + 1).map(|next| schedule.alpha(*next as isize));
-        let (signal, noise) = next.map_or((1.0, 0.0), |next| (next.sqrt(), (1.0 - next).sqrt()));
-        PlanStep {
-            timestep: t as f32,
-            input_scale: 1.0,
-            denoised: (alpha.sqrt().recip(), -((1.0 - alpha) / alpha).sqrt()),
-            keep: signal * skip,
-            history: vec![signal * out],
-            noise,
-        }
-    };
-    Plan { init_noise_sigma: 1.0, steps: (0..steps).map(step).collect() }
+    let timestep = |i| ((ORIGINAL_STEPS - i * ORIGINAL_STEPS / steps) * stride - 1) as f64;
+    (0..steps).map(timestep).collect()
+}
+
+pub(super) fn step(run: &Run<'_>, i: usize) -> Move {
+    let scaled = f64::from(run.calls[i].timestep) * TIMESTEP_SCALING;
+    let norm = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
+    let (skip, out) = (SIGMA_DATA * SIGMA_DATA / norm, scaled / norm.sqrt());
+    // All the way to an image, and from there back into the noise of the next timestep.
+    let next = run.level(i + 1);
+    Move::first_order(next.signal * skip, next.signal * out).with_noise(next.noise)
 }

@@ -1,144 +1,172 @@
 //! Schedulers: the denoising algorithms, each as a [`Plan`] of plain numbers.
 //!
-//! Every one of them is linear in the latents, in the denoised images that the model has predicted
-//! so far and in fresh noise. So a scheduler only says the coefficients, and one loop (in
-//! `diffusion.rs`) executes all of them. All stand on the noise schedule of Stable Diffusion:
-//! 1,000 training steps, "scaled linear" betas from 0.00085 to 0.012, timestep spacing "leading"
-//! with offset 1, as diffusers' classes of the same names are set up for SD1.x.
+//! Every one of them is linear in the latents so far, in the denoised images that the model has
+//! predicted so far and in fresh noise. So a scheduler only says the coefficients, and one
+//! function (in `sampling.rs`) executes all of them. A plan is made in three steps:
+//!
+//! 1. which timesteps the model is called at (`timesteps.rs`), and how noisy latents are at each
+//!    ([`Level`], from the training's noise in `schedule.rs`);
+//! 2. what follows from each call: moves, one file an algorithm, named after its paper;
+//! 3. both together, from the first call or, for image to image, from a later one.
+//!
+//! All is as diffusers' classes of the same names do it with SD's own schedule: 1,000 training
+//! steps, "scaled linear" betas from 0.00085 to 0.012, timestep offset 1. Nothing here knows a
+//! model, a tensor or a generator.
 
 mod ddim;
 mod dpmpp_2m;
+mod dpmpp_sde;
 mod euler;
 mod euler_ancestral;
+mod heun;
 mod lcm;
+mod leap;
+mod lms;
+mod plan;
+mod pndm;
+mod schedule;
+mod timesteps;
+mod unipc;
 
-use crate::modes::SchedulerId;
+pub use plan::{Combination, Level, Plan, PlanStep};
+
+use crate::modes::{Prediction, SchedulerId, Spacing};
+use plan::{Call, Run};
+use schedule::NoiseSchedule;
 
 /// Steps that the models were trained with.
 const TRAIN_STEPS: usize = 1000;
 
-/// How to get from noise to latents.
+/// All that a plan depends on.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    /// What the initial noise is multiplied by.
-    pub init_noise_sigma: f64,
-    pub steps: Vec<PlanStep>,
-}
-
-/// One call of the model and what follows from it. With latents x, the model sees
-/// `input_scale·x`; the denoised latents are `D = denoised.0·x + denoised.1·output`; the next
-/// latents are `keep·x + Σ history[j]·D[j steps ago] + noise·(fresh noise)`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PlanStep {
-    pub timestep: f32,
-    pub input_scale: f64,
-    pub denoised: (f64, f64),
-    pub keep: f64,
-    /// The newest first.
-    pub history: Vec<f64>,
-    /// Noise is drawn for this step only where this is not zero.
-    pub noise: f64,
-}
-
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the scheduler '{id}' takes at most {max} steps, not {steps}")]
-pub struct TooManySteps {
+pub struct Sampling {
     pub id: SchedulerId,
-    pub max: usize,
     pub steps: usize,
+    /// `lcm`, `dpmpp_sde` and the Karras ones have a spacing of their own.
+    pub spacing: Spacing,
+    /// What the model's output is.
+    pub prediction: Prediction,
+    /// Whether training ended in noise alone (Lin et al., 2023, arXiv:2305.08891, algorithm 1).
+    pub zero_terminal_snr: bool,
+    /// How much fresh noise `ddim` adds, 0 to 1; the others have no use for it.
+    pub eta: f32,
+    /// How much of an image is noised to start from: the plan then has the last of the steps.
+    /// `None` starts from noise alone, with all steps.
+    pub strength: Option<f32>,
+}
+
+impl Sampling {
+    /// From noise to an image, as Stable Diffusion 1.5 does it.
+    pub fn of(id: SchedulerId, steps: usize) -> Self {
+        Self {
+            id,
+            steps,
+            spacing: Spacing::Leading,
+            prediction: Prediction::Epsilon,
+            zero_terminal_snr: false,
+            eta: 0.0,
+            strength: None,
+        }
+    }
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error("the scheduler '{id}' takes at most {max} steps, not {steps}")]
+    TooManySteps { id: SchedulerId, max: usize, steps: usize },
+    #[error(
+        "a strength of {strength} leaves none of {steps} steps; ask for more steps or more strength"
+    )]
+    NoStepLeft { strength: f32, steps: usize },
+    #[error(
+        "the scheduler '{id}' cannot end in zero signal-to-noise ratio, as this checkpoint was \
+         trained to; use one of {}",
+        names(has_zero_terminal_snr)
+    )]
+    NoZeroTerminalSnr { id: SchedulerId },
+    #[error(
+        "the scheduler '{id}' begins at pure noise here, which tells a model nothing that predicts \
+         noise; this checkpoint needs 'prediction: v' or another scheduler"
+    )]
+    NothingToPredict { id: SchedulerId },
 }
 
 /// The most steps that a scheduler can take.
 pub fn max_steps(id: SchedulerId) -> usize {
+    use SchedulerId as Id;
     match id {
-        SchedulerId::Lcm => lcm::ORIGINAL_STEPS,
-        SchedulerId::Ddim | SchedulerId::Euler | SchedulerId::EulerA => TRAIN_STEPS - 1,
-        SchedulerId::Dpmpp2m | SchedulerId::Dpmpp2mKarras => TRAIN_STEPS - 1,
+        Id::Lcm => lcm::ORIGINAL_STEPS,
+        // They space as if there were one step more.
+        Id::Dpmpp2m | Id::Dpmpp2mSde | Id::Unipc => TRAIN_STEPS - 2,
+        Id::Ddim | Id::Pndm | Id::Euler | Id::EulerA | Id::Heun | Id::Lms => TRAIN_STEPS - 1,
+        Id::Dpmpp2mKarras | Id::Dpmpp2mSdeKarras => TRAIN_STEPS - 1,
+        Id::DpmppSde | Id::DpmppSdeKarras => TRAIN_STEPS - 1,
     }
 }
 
-/// The plan of a scheduler for that many steps (at least one).
-pub fn plan(id: SchedulerId, steps: usize) -> Result<Plan, TooManySteps> {
+/// Whether the reference's class can rescale its noise to end in nothing else.
+fn has_zero_terminal_snr(id: SchedulerId) -> bool {
+    use SchedulerId as Id;
+    match id {
+        Id::Ddim | Id::Euler | Id::EulerA | Id::Unipc | Id::Lcm => true,
+        Id::Dpmpp2m | Id::Dpmpp2mKarras | Id::Dpmpp2mSde | Id::Dpmpp2mSdeKarras => true,
+        Id::Pndm | Id::Heun | Id::Lms | Id::DpmppSde | Id::DpmppSdeKarras => false,
+    }
+}
+
+fn names(which: fn(SchedulerId) -> bool) -> String {
+    let names = SchedulerId::NAMES.iter();
+    let all = names.filter(|name| name.parse().is_ok_and(which)).copied();
+    all.collect::<Vec<_>>().join(", ")
+}
+
+/// The plan for at least one step.
+pub fn plan(sampling: &Sampling) -> Result<Plan, Error> {
+    use SchedulerId as Id;
+    let &Sampling { id, steps, .. } = sampling;
     let max = max_steps(id);
     if steps > max {
-        return Err(TooManySteps { id, max, steps });
+        return Err(Error::TooManySteps { id, max, steps });
     }
-    let schedule = NoiseSchedule::stable_diffusion();
-    let steps = steps.max(1);
-    Ok(match id {
-        SchedulerId::Ddim => ddim::plan(&schedule, steps),
-        SchedulerId::Euler => euler::plan(&schedule, steps),
-        SchedulerId::EulerA => euler_ancestral::plan(&schedule, steps),
-        SchedulerId::Dpmpp2m => dpmpp_2m::plan(&schedule, steps),
-        SchedulerId::Dpmpp2mKarras => dpmpp_2m::plan_karras(&schedule, steps),
-        SchedulerId::Lcm => lcm::plan(&schedule, steps),
-    })
+    if sampling.zero_terminal_snr && !has_zero_terminal_snr(id) {
+        return Err(Error::NoZeroTerminalSnr { id });
+    }
+    let run = Run::new(sampling)?;
+    let moves = run.indices().map(|i| match id {
+        Id::Ddim => ddim::step(&run, i),
+        Id::Pndm => pndm::step(&run, i),
+        Id::Euler => euler::step(&run, i),
+        Id::EulerA => euler_ancestral::step(&run, i),
+        Id::Heun => heun::step(&run, i),
+        Id::Lms => lms::step(&run, i),
+        Id::Dpmpp2m | Id::Dpmpp2mKarras => dpmpp_2m::step(&run, i),
+        Id::Dpmpp2mSde | Id::Dpmpp2mSdeKarras => dpmpp_2m::step_sde(&run, i),
+        Id::DpmppSde | Id::DpmppSdeKarras => dpmpp_sde::step(&run, i),
+        Id::Unipc => unipc::step(&run, i),
+        Id::Lcm => lcm::step(&run, i),
+    });
+    Ok(run.plan(moves))
 }
 
-/// How much of the image is left at each training step: ᾱ, falling from almost 1 to almost 0.
-struct NoiseSchedule {
-    alphas_cumprod: Vec<f64>,
-}
-
-impl NoiseSchedule {
-    /// Rounded to f32 where the reference is.
-    fn stable_diffusion() -> Self {
-        let (start, end) = (0.00085f64.sqrt() as f32, 0.012f64.sqrt() as f32);
-        let step = (end - start) / (TRAIN_STEPS - 1) as f32;
-        let mut product = 1.0f64;
-        let alphas_cumprod = (0..TRAIN_STEPS).map(|i| {
-            let root = if i < TRAIN_STEPS / 2 {
-                start + step * i as f32
-            } else {
-                end - step * (TRAIN_STEPS - 1 - i) as f32
-            };
-            product *= f64::from(1.0 - root * root);
-            f64::from(product as f32)
-        });
-        Self { alphas_cumprod: alphas_cumprod.collect() }
+/// When a sampler calls the model, and how noisy its latents are then.
+fn calls(sampling: &Sampling, schedule: &NoiseSchedule) -> Vec<Call> {
+    use SchedulerId as Id;
+    let &Sampling { id, spacing, steps, .. } = sampling;
+    match id {
+        Id::Ddim => schedule.calls(timesteps::whole(spacing, steps)),
+        Id::Pndm => schedule.calls(pndm::timesteps(spacing, steps)),
+        Id::Lcm => schedule.calls(lcm::timesteps(steps)),
+        Id::Euler | Id::EulerA | Id::Lms => {
+            schedule.exploding_calls(timesteps::spaced(spacing, steps))
+        }
+        Id::Heun => schedule.exploding_calls(heun::timesteps(spacing, steps)),
+        Id::Dpmpp2m | Id::Dpmpp2mSde | Id::Unipc => {
+            schedule.preserving_calls(timesteps::before_zero(spacing, steps))
+        }
+        Id::DpmppSde => schedule.preserving_calls(timesteps::before_zero(Spacing::Linspace, steps)),
+        Id::Dpmpp2mKarras | Id::Dpmpp2mSdeKarras | Id::DpmppSdeKarras => {
+            schedule.karras_calls(steps)
+        }
     }
-
-    /// Before the first training step there is hardly any noise, but not none.
-    fn alpha(&self, timestep: isize) -> f64 {
-        self.alphas_cumprod[timestep.max(0) as usize]
-    }
-
-    /// Noise to signal, √((1 - ᾱ)/ᾱ).
-    fn sigma(&self, timestep: usize) -> f64 {
-        let alpha = self.alphas_cumprod[timestep];
-        f64::from(((1.0 - alpha) / alpha).sqrt() as f32)
-    }
-
-    /// Descending timesteps in even strides that lead up to the last one, moved by 1
-    /// ("leading" spacing with offset 1; Lin et al., 2023, table 2).
-    fn leading(strides: usize, steps: usize) -> impl Iterator<Item = usize> {
-        let stride = TRAIN_STEPS / strides;
-        let skip = strides - steps;
-        (skip..strides).rev().map(move |i| (i * stride + 1).min(TRAIN_STEPS - 1))
-    }
-}
-
-/// A step of the samplers that think in sigmas: latents are image + σ·noise, the model sees them
-/// at unit variance and answers with the noise.
-fn sigma_step(timestep: usize, sigma: f64, next: f64, noise: f64) -> PlanStep {
-    PlanStep {
-        timestep: timestep as f32,
-        input_scale: (sigma * sigma + 1.0).sqrt().recip(),
-        denoised: (1.0, -sigma),
-        keep: next / sigma,
-        history: vec![1.0 - next / sigma],
-        noise,
-    }
-}
-
-/// Each timestep with its sigma and the next one's, 0 after the last.
-fn sigmas(schedule: &NoiseSchedule, steps: usize) -> Vec<(usize, f64, f64)> {
-    let timesteps: Vec<_> = NoiseSchedule::leading(steps, steps).collect();
-    let next = timesteps.iter().skip(1).map(|t| schedule.sigma(*t)).chain([0.0]);
-    timesteps.iter().zip(next).map(|(t, next)| (*t, schedule.sigma(*t), next)).collect()
-}
-
-/// What initial noise is scaled to for "leading" timesteps.
-fn init_noise_sigma(steps: &[(usize, f64, f64)]) -> f64 {
-    steps.first().map_or(1.0, |(_, sigma, _)| (sigma * sigma + 1.0).sqrt())
 }

@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::modes::Size;
 use crate::modes::{CheckpointRef, LoraRef};
 
 /// The daemon's end of a worker that has said that it is ready.
