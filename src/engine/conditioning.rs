@@ -36,7 +36,8 @@ struct Words {
 
 impl Words {
     fn of(text: &str, request: &GenerateRequest, facts: &Facts) -> Self {
-        let encode = |padding| prompt::encode(text, request.prompt_syntax, request.long_prompts, padding);
+        let encode =
+            |padding| prompt::encode(text, request.prompt_syntax, request.long_prompts, padding);
         Self { first: encode(first_padding(facts.family)), second: encode(Padding::Zero) }
     }
 
@@ -69,7 +70,10 @@ pub(super) fn condition(
     if !guided {
         let Told { context, added } =
             tell(models, facts, request, &words, clip_skip, AESTHETIC_SCORE)?;
-        return Ok(Conditioned { conditioning: Conditioning { context, added, guidance }, truncated });
+        return Ok(Conditioned {
+            conditioning: Conditioning { context, added, guidance },
+            truncated,
+        });
     }
     let negative = request.negative_prompt.as_deref();
     let mut others = Words::of(negative.unwrap_or_default(), request, facts);
@@ -81,7 +85,13 @@ pub(super) fn condition(
         let pooled = models.pooled_width();
         Told {
             context: with.context.scale(0.0)?,
-            added: added(models, facts, request, &Tensor::zeros(&[1, pooled])?, NEGATIVE_AESTHETIC_SCORE)?,
+            added: added(
+                models,
+                facts,
+                request,
+                &Tensor::zeros(&[1, pooled])?,
+                NEGATIVE_AESTHETIC_SCORE,
+            )?,
         }
     } else {
         tell(models, facts, request, &others, 0, NEGATIVE_AESTHETIC_SCORE)?

@@ -173,7 +173,9 @@ pub enum DrawError {
     ClipSkip { clip_skip: u32, layers: usize },
     #[error("{field} {error}")]
     Source { field: &'static str, error: image::DecodeError },
-    #[error("the autoencoder (VAE) has no encoder, so that no image can be drawn over; name another one as the mode's 'vae'")]
+    #[error(
+        "the autoencoder (VAE) has no encoder, so that no image can be drawn over; name another one as the mode's 'vae'"
+    )]
     NoEncoder,
     #[error(
         "the model's numbers left the range of numbers (NaN), so that there is no image; its weights may be damaged, or made for a LoRA strength far from this"

@@ -58,7 +58,10 @@ struct Known {
 
 /// Whether noise is all that the denoising begins with.
 fn is_from_noise(request: &GenerateRequest) -> bool {
-    request.source.as_ref().is_none_or(|source| source.mask.is_some() && source.denoise_strength >= 1.0)
+    request
+        .source
+        .as_ref()
+        .is_none_or(|source| source.mask.is_some() && source.denoise_strength >= 1.0)
 }
 
 /// How much of the schedule is run: `None` is all of it, from noise.
@@ -68,12 +71,17 @@ pub(super) fn strength(request: &GenerateRequest) -> Option<f32> {
 }
 
 impl Prepared {
-    pub fn of(models: &Models, latent_scale: f64, request: &GenerateRequest) -> Result<Self, DrawError> {
+    pub fn of(
+        models: &Models,
+        latent_scale: f64,
+        request: &GenerateRequest,
+    ) -> Result<Self, DrawError> {
         let inpaints = models.unet.in_channels() != LATENT_CHANNELS;
         let [h, w] = [request.size.height, request.size.width].map(|side| side as usize);
         let scale = models.vae.scale();
         let source = request.source.as_ref();
-        let pixels = source.map(|source| image::decode_rgb(&source.image.0, request.size)).transpose();
+        let pixels =
+            source.map(|source| image::decode_rgb(&source.image.0, request.size)).transpose();
         let pixels = pixels.map_err(|error| DrawError::Source { field: "init_image", error })?;
         let mask = source.and_then(|source: &Source| source.mask.as_ref());
         let mask = mask.map(|mask| image::decode_mask(&mask.0, request.size)).transpose();
@@ -81,15 +89,21 @@ impl Prepared {
         // A UNet that is told what is masked is told so always: without a mask, it is everything.
         let mask = mask.or_else(|| inpaints.then(|| vec![u8::MAX; h * w]));
         let image = match &pixels {
-            Some(pixels) => Some(encode(models, pixels.iter().map(|byte| colour(*byte)).collect(), [h, w])?),
+            Some(pixels) => {
+                Some(encode(models, pixels.iter().map(|byte| colour(*byte)).collect(), [h, w])?)
+            }
             None => None,
         };
         let mask = match mask {
             Some(mask) => {
                 let pixels = pixels.unwrap_or_else(|| vec![0; 3 * h * w]);
-                let at = |(i, byte): (usize, &u8)| if mask[i / 3] < WHITE { colour(*byte) } else { 0.0 };
+                let at =
+                    |(i, byte): (usize, &u8)| if mask[i / 3] < WHITE { colour(*byte) } else { 0.0 };
                 let rest = pixels.iter().enumerate().map(at).collect();
-                Some(Mask { mask: shrink(&mask, [h, w], scale)?, rest: encode(models, rest, [h, w])? })
+                Some(Mask {
+                    mask: shrink(&mask, [h, w], scale)?,
+                    rest: encode(models, rest, [h, w])?,
+                })
             }
             None => None,
         };

@@ -24,10 +24,7 @@ use super::protocol::{
     self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
 };
 use crate::{
-    engine::{
-        DrawError, Drawn, Pipeline, Prepared, Step,
-        checkpoint,
-    },
+    engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint},
     job::JobId,
     modes::PipelineSpec,
     request::GenerateRequest,
@@ -154,9 +151,8 @@ impl Worker {
         // Both do not fit into memory at once.
         self.pipeline = None;
         let on_progress = progress(&self.socket, job);
-        let loaded = guarded(|| {
-            prepared.load(&on_progress).map_err(|error| unusable(spec, &error))
-        });
+        let loaded =
+            guarded(|| prepared.load(&on_progress).map_err(|error| unusable(spec, &error)));
         // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
         drop(prepared);
         match loaded {
@@ -258,7 +254,7 @@ fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
         | DrawError::ClipSkip { .. }
         | DrawError::Source { .. }
         | DrawError::NoEncoder => {
-            WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
+            WorkerError { kind: WorkerErrorKind::InvalidRequest, message: error.to_string() }
         }
         DrawError::NotFinite => {
             WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }

@@ -164,6 +164,77 @@ fn several_images_are_not_sent_as_one() {
 }
 
 #[test]
+fn several_images_are_those_of_the_seeds_that_follow() {
+    let daemon = Daemon::start();
+    let asked = |seed: u64| json!({"prompt": "a fox", "seed": seed, "num_inference_steps": 2});
+    let mut body = asked(7);
+    body["n"] = 3.into();
+    let answer = daemon.post("/generate", &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let images = answer.json()["images"].as_array().unwrap().clone();
+    let seeds: Vec<_> = images.iter().map(|image| image["seed"].as_u64().unwrap()).collect();
+    assert_eq!(seeds, [7, 8, 9]);
+    for image in images {
+        let alone = daemon.post("/generate", &asked(image["seed"].as_u64().unwrap()));
+        assert_eq!(image["data"], BASE64.encode(&alone.body), "seed {}", image["seed"]);
+    }
+}
+
+#[test]
+fn an_image_is_drawn_over_another() {
+    let daemon = Daemon::start();
+    let (source, mask) = (png(75, 66), png(8, 8));
+    let body = json!({
+        "prompt": "a fox", "seed": 7, "denoise_strength": 0.5, "init_image": BASE64.encode(&source),
+        "mask_image": format!("data:image/png;base64,{}", BASE64.encode(&mask)),
+    });
+    let drawn = daemon.post("/generate", &body);
+    assert_eq!(drawn.status, 200, "{}", drawn.text());
+    let image = image::load_from_memory(&drawn.body).unwrap();
+    assert_eq!((image.width(), image.height()), (72, 64));
+    assert!(String::from_utf8_lossy(&drawn.body).contains("Denoising strength: 0.5"));
+    let same = daemon.post_form(
+        "/generate",
+        &[
+            ("prompt", None, b"a fox"),
+            ("seed", None, b"7"),
+            ("denoise_strength", None, b"0.5"),
+            ("init_image", Some("source.png"), &source),
+            ("mask_image", Some("mask.png"), &mask),
+        ],
+    );
+    assert!(same.body == drawn.body, "another image from a form: {}", same.status);
+    let job = daemon.get(&format!("/api/jobs/{}", drawn.header("x-job-id"))).json();
+    assert_eq!(job["request"]["source"], json!({"denoise_strength": 0.5, "mask": true}), "{job}");
+}
+
+#[test]
+fn what_the_text_encoder_did_not_see_is_said() {
+    let daemon = Daemon::start();
+    let prompt = "a fox ".repeat(36) + "in the snöw, 狐";
+    let body = json!({"prompt": prompt, "num_inference_steps": 1});
+    let answer = daemon.post("/generate", &body);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let header = answer.header("x-prompt-truncated");
+    assert!(header.ends_with("sn%C3%B6w%2C%20%E7%8B%90"), "{header}");
+    let json = accepting(&daemon, "application/json", &body).json();
+    let truncated = json["prompt_truncated"].as_str().unwrap();
+    assert!(prompt.ends_with(truncated) && truncated.len() < 30, "{truncated}");
+    let seen = daemon.post("/generate", &json!({"prompt": "a fox", "num_inference_steps": 1}));
+    assert_eq!(seen.header("x-prompt-truncated"), "");
+}
+
+#[test]
+fn what_the_model_cannot_do_is_an_invalid_request() {
+    let daemon = Daemon::start();
+    let answer = daemon.post("/generate", &json!({"prompt": "x", "clip_skip": 12}));
+    let errors = refused(&answer);
+    assert!(errors[0].starts_with(" clip_skip 12 leaves nothing"), "{errors:?}");
+    assert_ne!(answer.header("x-job-id"), "");
+    assert_eq!(daemon.post("/generate", &json!({"prompt": "x"})).status, 200);
+}
+
+#[test]
 fn a_lora_that_is_not_below_lora_root_is_not_there() {
     let folder = folder(&format!("lora_root: loras{MODES}"));
     let loras = folder.path().join("loras");

@@ -103,7 +103,8 @@ impl Facts {
 /// Whether a file says that it was distilled by latent consistency: in its name or its title.
 pub fn says_lcm(name: &str, metadata: &HashMap<String, String>) -> bool {
     let has_word = |text: &str| {
-        text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word.eq_ignore_ascii_case("lcm"))
+        text.split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word.eq_ignore_ascii_case("lcm"))
     };
     let file = name.rsplit('/').next().unwrap_or(name);
     has_word(file) || metadata.get("modelspec.title").is_some_and(|title| has_word(title))

@@ -45,8 +45,8 @@ pub struct TensorFile {
 impl TensorFile {
     /// Opens the file that the user calls `name` and checks that it is whole.
     pub fn open(name: &str, path: &Path) -> Result<Self, Error> {
-        let (map, identity) = map(path)
-            .map_err(|cause| Error::Unreadable { file: name.to_owned(), cause })?;
+        let (map, identity) =
+            map(path).map_err(|cause| Error::Unreadable { file: name.to_owned(), cause })?;
         if let Some(what) = foreign_format(&map) {
             return Err(Error::NotSafetensors { file: name.to_owned(), what });
         }

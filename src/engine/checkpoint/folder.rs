@@ -36,8 +36,9 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
             .map(|component| Ok((component, folder.config(component)?)))
             .collect::<Result<Vec<_>, Error>>()?,
     );
-    let family = recognise(&configs)
-        .ok_or_else(|| folder.not_supported("holds no Stable Diffusion pipeline that is known here"))?;
+    let family = recognise(&configs).ok_or_else(|| {
+        folder.not_supported("holds no Stable Diffusion pipeline that is known here")
+    })?;
     let facts = facts(&folder, family, &index, &configs)?;
     let mut components = BTreeMap::new();
     for component in ["unet", "vae", "text_encoder", "text_encoder_2"] {
@@ -91,7 +92,8 @@ impl Folder<'_> {
 
     /// The files that hold a component's weights: one, or those that an index names.
     fn weight_files(&self) -> Result<Vec<String>, Error> {
-        for (stem, variant) in STEMS.iter().flat_map(|stem| VARIANTS.map(|variant| (stem, variant))) {
+        for (stem, variant) in STEMS.iter().flat_map(|stem| VARIANTS.map(|variant| (stem, variant)))
+        {
             let file = format!("{stem}{variant}.safetensors");
             if self.path.join(&file).is_file() {
                 return Ok(vec![file]);

@@ -172,10 +172,15 @@ impl Checkpoint {
             let matrices = component.matrices();
             let shape = || UNetShape::of_modules(matrices.keys().map(String::as_str));
             let ldm = (name == "unet").then(|| shape().names());
-            modules.extend(matrices.into_iter().map(|(module, dims)| Module {
-                ldm: ldm.as_ref().map(|names| names.file_name(&module).0).filter(|ldm| *ldm != module),
-                canonical: format!("{name}.{module}"),
-                dims,
+            modules.extend(matrices.into_iter().map(|(module, dims)| {
+                Module {
+                    ldm: ldm
+                        .as_ref()
+                        .map(|names| names.file_name(&module).0)
+                        .filter(|ldm| *ldm != module),
+                    canonical: format!("{name}.{module}"),
+                    dims,
+                }
             }));
         }
         modules
@@ -192,10 +197,11 @@ impl Checkpoint {
         let component = self.component(canonical);
         let found = component.and_then(|(component, name)| component.find(name));
         found.ok_or_else(|| {
-            let (file, tensor) = match component.and_then(|(c, name)| Some((c.files.first()?, name))) {
-                Some(((file, names), name)) => (file.name.clone(), names.file_name(name).0),
-                None => (self.name.clone(), canonical.to_owned()),
-            };
+            let (file, tensor) =
+                match component.and_then(|(c, name)| Some((c.files.first()?, name))) {
+                    Some(((file, names), name)) => (file.name.clone(), names.file_name(name).0),
+                    None => (self.name.clone(), canonical.to_owned()),
+                };
             Error::MissingTensor { file, tensor }
         })
     }

@@ -75,11 +75,10 @@ impl Names {
     pub fn file_name(&self, canonical: &str) -> (String, View) {
         for module in &self.modules {
             let Some(rest) = below(canonical, &module.canonical) else { continue };
-            let part = module.parts.iter().find_map(|part| Some((part, below(rest, part.canonical)?)));
+            let part =
+                module.parts.iter().find_map(|part| Some((part, below(rest, part.canonical)?)));
             return match part {
-                Some((part, rest)) => {
-                    (join(&join(&module.file, part.file), rest), part.view)
-                }
+                Some((part, rest)) => (join(&join(&module.file, part.file), rest), part.view),
                 None => (join(&module.file, rest), View::Whole),
             };
         }
@@ -96,16 +95,20 @@ impl Names {
     /// The canonical names of the file's tensors, each with its name in the file.
     pub fn tensors<'a>(&'a self, file: &'a TensorFile) -> impl Iterator<Item = (String, &'a str)> {
         file.entries.keys().flat_map(move |name| {
-            self.modules.iter().filter_map(move |module| Some((module, below(name, &module.file)?))).flat_map(
-                move |(module, rest)| {
+            self.modules
+                .iter()
+                .filter_map(move |module| Some((module, below(name, &module.file)?)))
+                .flat_map(move |(module, rest)| {
                     let parts = module.parts.iter().filter_map(|part| {
-                        Some(join(&join(&module.canonical, part.canonical), below(rest, part.file)?))
+                        Some(join(
+                            &join(&module.canonical, part.canonical),
+                            below(rest, part.file)?,
+                        ))
                     });
                     let parts: Vec<String> = parts.collect();
                     let whole = parts.is_empty().then(|| join(&module.canonical, rest));
                     parts.into_iter().chain(whole).map(move |canonical| (canonical, name.as_str()))
-                },
-            )
+                })
         })
     }
 }

@@ -89,9 +89,7 @@ fn facts(file: &TensorFile, family: Family) -> Facts {
         Some("epsilon") => false,
         _ if has_marker("v_pred") => true,
         // As the reference tells them apart (`_legacy_load_scheduler`).
-        _ => {
-            family == Family::Sd2 && !is_inpainting && global_step(file) != Some(SD2_BASE_STEPS)
-        }
+        _ => family == Family::Sd2 && !is_inpainting && global_step(file) != Some(SD2_BASE_STEPS),
     };
     Facts {
         prediction: if is_v { Prediction::V } else { Prediction::Epsilon },

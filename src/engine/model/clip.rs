@@ -51,9 +51,7 @@ impl ClipTextEncoder {
                 .map(|i| Layer::load(&layers.at(&i.to_string()), width))
                 .collect::<Result<_, _>>()?,
             final_norm: LayerNorm::load(&w.at("final_layer_norm"), width)?,
-            projection: projects
-                .then(|| Linear::load_unbiased(&projection, width))
-                .transpose()?,
+            projection: projects.then(|| Linear::load_unbiased(&projection, width)).transpose()?,
             activation,
             width,
         })

@@ -111,7 +111,8 @@ impl UNet {
             up.push(UpBlock::load(&block, &mut channels, &mut skips, sizes, is_last)?);
         }
         let guidance = w.at("time_embedding.cond_proj");
-        let guidance = guidance.exists().then(|| Linear::stack_unbiased(&[&guidance], GUIDANCE_WIDTH, base));
+        let guidance =
+            guidance.exists().then(|| Linear::stack_unbiased(&[&guidance], GUIDANCE_WIDTH, base));
         let added = w.at("add_embedding");
         let added = added
             .exists()
@@ -216,11 +217,7 @@ impl UNet {
     }
 
     /// silu of the embedded timesteps, `[b, time]`: every block takes it through a silu first.
-    fn time_embedding(
-        &self,
-        timesteps: &[f32],
-        conditioning: &Conditioning,
-    ) -> nn::Result<Tensor> {
+    fn time_embedding(&self, timesteps: &[f32], conditioning: &Conditioning) -> nn::Result<Tensor> {
         let width = self.time.width_in;
         let mut x = Tensor::from_vec(sinusoids(timesteps, width), &[timesteps.len(), width])?;
         if let Some(guidance) = &conditioning.guidance {
@@ -390,7 +387,9 @@ impl Transformer {
             norm: GroupNorm::load(&w.at("norm"), channels, TRANSFORMER_EPSILON, Activation::None)?,
             proj_in: Linear::load_to(&proj_in, channels, width)?,
             blocks: (0..blocks.count().max(1))
-                .map(|i| TransformerBlock::load(&blocks.at(&i.to_string()), width, heads, sizes.context))
+                .map(|i| {
+                    TransformerBlock::load(&blocks.at(&i.to_string()), width, heads, sizes.context)
+                })
                 .collect::<Result<_, _>>()?,
             proj_out: Linear::load_to(&w.at("proj_out"), width, channels)?,
         })
@@ -414,12 +413,7 @@ impl Transformer {
 }
 
 impl TransformerBlock {
-    fn load(
-        w: &Weights<'_>,
-        width: usize,
-        heads: usize,
-        context: usize,
-    ) -> Result<Self, Error> {
+    fn load(w: &Weights<'_>, width: usize, heads: usize, context: usize) -> Result<Self, Error> {
         let part = |attention: &str, names: &[&str]| -> Vec<_> {
             names.iter().map(|name| w.at(&format!("{attention}.{name}"))).collect()
         };

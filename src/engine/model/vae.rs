@@ -63,7 +63,8 @@ pub struct Moments {
 impl Vae {
     pub fn load(w: &Weights<'_>, latent_channels: usize) -> Result<Self, Error> {
         let decoder = Decoder::load(w, latent_channels)?;
-        let encoder = w.at("encoder").exists().then(|| Encoder::load(w, latent_channels)).transpose()?;
+        let encoder =
+            w.at("encoder").exists().then(|| Encoder::load(w, latent_channels)).transpose()?;
         Ok(Self { decoder, encoder })
     }
 
@@ -139,8 +140,7 @@ impl Decoder {
 
 impl Encoder {
     fn load(w: &Weights<'_>, latent_channels: usize) -> Result<Self, Error> {
-        let quant =
-            Linear::load_to(&w.at("quant_conv"), 2 * latent_channels, 2 * latent_channels)?;
+        let quant = Linear::load_to(&w.at("quant_conv"), 2 * latent_channels, 2 * latent_channels)?;
         let w = w.at("encoder");
         let conv_in = Conv2d::load(&w.at("conv_in"), 3, 3)?;
         let mut channels = conv_in.out_channels();
