@@ -215,11 +215,10 @@ fn what_the_text_encoder_did_not_see_is_said() {
     let body = json!({"prompt": prompt, "num_inference_steps": 1});
     let answer = daemon.post("/generate", &body);
     assert_eq!(answer.status, 200, "{}", answer.text());
-    let header = answer.header("x-prompt-truncated");
-    assert!(header.ends_with("sn%C3%B6w%2C%20%E7%8B%90"), "{header}");
+    // As the tokenizer writes it.
+    assert_eq!(answer.header("x-prompt-truncated"), "%C3%B6w%20%2C%20%E7%8B%90");
     let json = accepting(&daemon, "application/json", &body).json();
-    let truncated = json["prompt_truncated"].as_str().unwrap();
-    assert!(prompt.ends_with(truncated) && truncated.len() < 30, "{truncated}");
+    assert_eq!(json["prompt_truncated"], "öw , 狐");
     let seen = daemon.post("/generate", &json!({"prompt": "a fox", "num_inference_steps": 1}));
     assert_eq!(seen.header("x-prompt-truncated"), "");
 }
