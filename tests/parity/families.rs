@@ -10,7 +10,8 @@ use std::{
 use diffused::{
     engine::{Pipeline, Prepared},
     modes::{
-        CheckpointRef, LongPrompts, PipelineSpec, Prediction, PromptSyntax, SchedulerId, Size, Spacing,
+        CheckpointRef, LongPrompts, PipelineSpec, Prediction, PromptSyntax, SchedulerId, Size,
+        Spacing,
     },
     request::{EncodedImage, GenerateRequest, Source},
 };
