@@ -163,16 +163,17 @@ fn facts(
         || unet.get("time_cond_proj_dim").is_some_and(Value::is_number)
         || says_lcm(folder.name, &Default::default());
     let spacing: Option<Spacing> = text(scheduler, "timestep_spacing").and_then(|s| s.parse().ok());
+    let latent_scale = config("vae").get("scaling_factor").and_then(Value::as_f64);
+    if latent_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
+        return Err(folder.not_supported("has a 'scaling_factor' that is no positive number in vae/config.json"));
+    }
     Ok(Facts {
         heads: heads(unet).unwrap_or(of_family.heads),
         prediction,
         zero_terminal_snr: flag(scheduler, "rescale_betas_zero_snr").unwrap_or(false),
         spacing: spacing.filter(|_| !is_lcm),
         is_lcm,
-        latent_scale: config("vae")
-            .get("scaling_factor")
-            .and_then(Value::as_f64)
-            .unwrap_or(of_family.latent_scale),
+        latent_scale: latent_scale.unwrap_or(of_family.latent_scale),
         zero_negative: flag(index, "force_zeros_for_empty_prompt")
             .unwrap_or(of_family.zero_negative),
         ..of_family
