@@ -249,9 +249,10 @@ fn a_vaes_encoding_is_the_references() {
         let expected = tensors.get(&name).to_vec().unwrap();
         let (mean, log_variance): (Vec<_>, Vec<_>) =
             expected.chunks(8).map(|pixel| (&pixel[..4], &pixel[4..])).unzip();
-        let deviation = log_variance.concat().iter().map(|x| (x.clamp(-30.0, 20.0) / 2.0).exp());
+        let log_variance = log_variance.concat().into_iter();
+        let deviation: Vec<f32> =
+            log_variance.map(|x| (x.clamp(-30.0, 20.0) / 2.0).exp()).collect();
         assert_close(&name, &found.mean.to_vec().unwrap(), &mean.concat(), 2e-5);
-        let deviation: Vec<f32> = deviation.collect();
         assert_close(&name, &found.deviation.to_vec().unwrap(), &deviation, 2e-5);
     }
 }
