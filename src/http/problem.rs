@@ -161,6 +161,7 @@ impl Problem {
     pub fn of_job(failure: JobFailure, job: JobId) -> Self {
         let kind = match failure.kind {
             FailureKind::UnusableModel => Kind::ModelUnusable,
+            FailureKind::InvalidRequest => Kind::InvalidRequest,
             FailureKind::Unsupported => Kind::Unsupported,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
@@ -168,7 +169,9 @@ impl Problem {
             FailureKind::Internal => Kind::Internal,
         };
         let retry_after_secs = (kind == Kind::ShuttingDown).then_some(SHUTDOWN_RETRY_SECS);
-        Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
+        let problem = Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) };
+        // The worker has seen the request as a whole.
+        if kind == Kind::InvalidRequest { problem.at("") } else { problem }
     }
 
     pub fn cancelled(job: JobId) -> Self {

@@ -2,6 +2,7 @@
 //! it waits for something that can be observed.
 
 mod api;
+mod asking;
 mod checkpoints;
 mod custom;
 mod faults;

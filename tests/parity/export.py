@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import families
 import images
+import lora
 import models
 import schedulers
 import stages
@@ -43,6 +44,8 @@ def main() -> None:
         tiny.mend_clip_skip()
         export_golden(pipeline, root / GOLDEN)
         export_families(others | {"tiny-sd15": pipeline}, root / GOLDEN / "families")
+        say("LoRAs")
+        lora.export(others | {"tiny-sd15": pipeline}, root / GOLDEN / "lora", write_json)
         if check:
             compare(root)
 

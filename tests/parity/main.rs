@@ -7,6 +7,7 @@
 mod families;
 mod golden;
 mod images;
+mod lora;
 mod recipe;
 mod schedulers;
 mod stages;

@@ -160,7 +160,7 @@ fn write(path: &Path, tensors: Vec<(String, Made)>) {
 }
 
 /// The CRC-32 of zlib.
-fn crc32(bytes: &[u8]) -> u32 {
+pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
             crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }
