@@ -20,6 +20,7 @@ mod architecture;
 mod checkpoint;
 mod config;
 mod folder;
+mod lora;
 mod prompt;
 mod request;
 

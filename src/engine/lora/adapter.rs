@@ -103,6 +103,7 @@ impl Adapter {
                 "has no weights beside it that it could be the magnitude of",
             ));
         }
+        weight.as_ref().map(Algorithm::made).transpose()?;
         let rank = weight.as_ref().and_then(Algorithm::rank);
         let scale = match (alpha, rank) {
             (Some(tensor), _) if tensor.count() != 1 => {
@@ -112,9 +113,7 @@ impl Adapter {
             (None, Some(rank)) => Scale::Known(scale(rank).unwrap_or(1.0)),
             (_, None) => Scale::Known(1.0),
         };
-        let adapter = Self { weight, scale, magnitude, bias };
-        adapter.made()?;
-        Ok(adapter)
+        Ok(Self { weight, scale, magnitude, bias })
     }
 
     /// Whether it can be added to a weight of these dimensions; otherwise the dimensions that it
@@ -126,7 +125,7 @@ impl Adapter {
         {
             return Err(tensor.dims.clone());
         }
-        let Ok(Some(made)) = self.made() else { return Ok(()) };
+        let Some(made) = self.made() else { return Ok(()) };
         let as_many = product(&made.inputs) == product(inputs) && product(inputs).is_some();
         let kernels_agree = made.inputs.len() == 1 || inputs.len() == 1 || made.inputs == inputs;
         if made.n != n || !as_many || !kernels_agree {
@@ -140,7 +139,7 @@ impl Adapter {
 
     /// How wide its input is, if it changes a weight.
     pub fn input_width(&self) -> Option<usize> {
-        self.made().ok()?.map(|made| made.inputs[0])
+        self.made().map(|made| made.inputs[0])
     }
 
     /// Adds it to a weight of dimensions that it fits. `read` gives a tensor's numbers.
@@ -192,8 +191,9 @@ impl Adapter {
         }
     }
 
-    fn made(&self) -> Result<Option<Made>, Fault> {
-        self.weight.as_ref().map(Algorithm::made).transpose()
+    /// What it makes of a weight, if anything. (That its parts fit together was seen in `of`.)
+    fn made(&self) -> Option<Made> {
+        self.weight.as_ref()?.made().ok()
     }
 }
 

@@ -154,6 +154,10 @@ fn what_does_not_fit_together_is_named() {
             "'x.lora_up.weight' [32] is not a matrix",
         ),
         (
+            &[("lora_down.weight", &[]), ("lora_up.weight", &[32, 1])],
+            "'x.lora_down.weight' [] is not a matrix",
+        ),
+        (
             &[("lora_down.weight", &[0, 32]), ("lora_up.weight", &[32, 0])],
             "'x.lora_down.weight' [0, 32] has no size that makes sense",
         ),
