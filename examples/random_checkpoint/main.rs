@@ -1,49 +1,81 @@
-//! Writes a Stable Diffusion 1.5 checkpoint of random weights in the true shapes: 2.1 GB of float16.
+//! Writes checkpoints of random weights in the true shapes of SD1.5, SD2.1, SDXL and its refiner, in
+//! float16, and LoRAs for them.
 //!
-//! It draws nothing that means anything, but every number in it is as large as in a trained one,
+//! They draw nothing that means anything, but every number in them is as large as in trained ones,
 //! so that time, memory and agreement with other programs can be measured without a download.
 //!
 //! ```text
-//! cargo run --release --example random_checkpoint -- OUT.safetensors [--seed N]
+//! cargo run --release --example random_checkpoint -- --family sdxl OUT.safetensors [--seed N]
+//! cargo run --release --example random_checkpoint -- --family sdxl --lora OUT.safetensors --rank 16 --over attention
 //! ```
 //!
-//! `architecture.rs` knows which tensors there are; this file knows how they are filled.
+//! `architecture` knows which tensors a checkpoint has, `lora` which ones a LoRA for it; this file
+//! knows how they are filled.
 
 mod architecture;
+mod lora;
 
 use std::{
     borrow::Cow,
-    path::PathBuf,
+    collections::HashMap,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use anyhow::Context;
-use architecture::{Fill, Tensor};
+use architecture::{Family, Fill, Tensor};
 use clap::Parser;
 use half::f16;
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
 
-/// Write a Stable Diffusion 1.5 checkpoint of random weights.
+/// Write a checkpoint of random weights, or a LoRA, or both.
 #[derive(Parser)]
 struct Options {
-    /// The file to write.
-    out: PathBuf,
+    /// The checkpoint to write.
+    #[arg(required_unless_present = "lora")]
+    out: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "sd1")]
+    family: Family,
+    /// A LoRA to write, under kohya's names.
+    #[arg(long, value_name = "OUT")]
+    lora: Option<PathBuf>,
+    /// The LoRA's rank; its alpha is half of that.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=320))]
+    rank: u16,
+    /// Which layers the LoRA changes.
+    #[arg(long, value_enum, default_value = "attention")]
+    over: lora::Over,
     /// Another seed gives other weights.
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
-    let tensors = architecture::stable_diffusion_1_5();
+    let Options { out, family, lora, rank, over, seed } = Options::parse();
+    if let Some(out) = out {
+        write(&out, &family.tensors(), None, seed)?;
+    }
+    if let Some(out) = lora {
+        let rank = usize::from(rank);
+        write(&out, &lora::tensors(family, over, rank), Some(lora::metadata(family, rank)), seed)?;
+    }
+    Ok(())
+}
+
+fn write(
+    out: &Path,
+    tensors: &[Tensor],
+    metadata: Option<HashMap<String, String>>,
+    seed: u64,
+) -> anyhow::Result<()> {
     let progress = Progress::new(tensors.iter().map(data_len).sum());
-    let views = tensors.iter().map(|tensor| {
-        (tensor.name.as_str(), Lazy { tensor, seed: options.seed, progress: &progress })
-    });
-    safetensors::serialize_to_file(views, None, &options.out)
-        .with_context(|| format!("cannot write {}", options.out.display()))?;
-    println!("{}: {} tensors", options.out.display(), tensors.len());
+    let views = tensors
+        .iter()
+        .map(|tensor| (tensor.name.as_str(), Lazy { tensor, seed, progress: &progress }));
+    safetensors::serialize_to_file(views, metadata, out)
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    println!("{}: {} tensors", out.display(), tensors.len());
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The engine: a pipeline's files and a request in, images out. Knows nothing of jobs, HTTP or YAML.
 //!
 //! - [`checkpoint`]: the files, their family, their tensors under canonical names;
+//! - [`lora`]: what changes those tensors when they are loaded;
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
 //! - [`scheduler`], [`sampling`], [`noise`]: how noise becomes latents;
 //! - [`tokenizer`], [`prompt`]: how words become numbers;
@@ -10,6 +11,7 @@
 pub mod checkpoint;
 mod conditioning;
 pub mod diffusion;
+pub mod lora;
 pub mod model;
 pub mod nn;
 pub mod noise;
@@ -23,11 +25,12 @@ use std::{ops::ControlFlow, time::Duration};
 
 use crate::{
     image,
-    modes::{PipelineSpec, SchedulerId, Size},
+    modes::{LoraReport, PipelineSpec, SchedulerId, Size},
     request::GenerateRequest,
 };
-use checkpoint::{Checkpoint, Facts, Family, Reading};
+use checkpoint::{Checkpoint, Facts, Family, Layers, Reading, ReadingCost};
 use diffusion::LATENT_CHANNELS;
+use lora::Patches;
 use model::{ClipTextEncoder, UNet, Vae};
 use nn::Activation;
 
@@ -108,6 +111,11 @@ impl Models {
 /// shape and type: nothing of them has been read yet.
 pub struct Prepared {
     checkpoint: Checkpoint,
+    facts: Facts,
+    patches: Patches,
+    loras: Vec<LoraReport>,
+    /// What it will be made of; they hold nothing.
+    wanted: Layers,
     /// What there is to read.
     bytes: u64,
 }
@@ -115,23 +123,44 @@ pub struct Prepared {
 impl Prepared {
     pub fn open(spec: &PipelineSpec) -> Result<Self, checkpoint::Error> {
         let checkpoint = Checkpoint::open(spec)?;
-        let check = Reading::check(&checkpoint);
-        Models::read(checkpoint.facts(), &check)?;
-        let bytes = check.bytes();
-        Ok(Self { checkpoint, bytes })
+        let mut facts = checkpoint.facts().clone();
+        let (patches, loras) = if spec.loras.is_empty() {
+            Default::default()
+        } else {
+            let (modules, family) = (checkpoint.modules(), facts.family.name());
+            Patches::of(&spec.loras, &modules, family, spec.on_lora_error)?
+        };
+        facts.is_lcm |= patches.has_lcm();
+        let check = Reading::check(&checkpoint, &patches);
+        Models::read(&facts, &check)?;
+        let (wanted, cost) = check.finish();
+        Ok(Self { checkpoint, facts, patches, loras, wanted, bytes: cost.bytes })
     }
 
     pub fn facts(&self) -> &Facts {
-        self.checkpoint.facts()
+        &self.facts
     }
 
     /// Reads the weights. `on_progress` hears what fraction has been read.
     pub fn load(&self, on_progress: &dyn Fn(f32)) -> Result<Pipeline, checkpoint::Error> {
+        self.load_in_place_of(None, on_progress)
+    }
+
+    /// The same, where another pipeline has to go: layers that both are made of are taken over
+    /// and not read again, the others are freed first.
+    pub fn load_in_place_of(
+        &self,
+        old: Option<Pipeline>,
+        on_progress: &dyn Fn(f32),
+    ) -> Result<Pipeline, checkpoint::Error> {
+        let kept = old.map(|old| old.layers).unwrap_or_default().in_common_with(&self.wanted);
         let total = self.bytes.max(1);
         let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
-        let facts = self.checkpoint.facts().clone();
-        let models = Models::read(&facts, &Reading::load(&self.checkpoint, &on_bytes))?;
-        Ok(Pipeline { facts, models })
+        let reading = Reading::load(&self.checkpoint, &self.patches, kept, &on_bytes);
+        let models = Models::read(&self.facts, &reading)?;
+        let (layers, cost) = reading.finish();
+        let (facts, loras) = (self.facts.clone(), self.loras.clone());
+        Ok(Pipeline { facts, models, layers, loras, cost })
     }
 }
 
@@ -139,6 +168,10 @@ impl Prepared {
 pub struct Pipeline {
     facts: Facts,
     models: Models,
+    /// Those of the models, for the pipeline after this one.
+    layers: Layers,
+    loras: Vec<LoraReport>,
+    cost: ReadingCost,
 }
 
 /// Images and how they came about.
@@ -188,6 +221,16 @@ pub enum DrawError {
 impl Pipeline {
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// What became of the LoRAs, in their order.
+    pub fn loras(&self) -> &[LoraReport] {
+        &self.loras
+    }
+
+    /// What it took to load it.
+    pub fn cost(&self) -> ReadingCost {
+        self.cost
     }
 
     /// The weights as they are held in memory.

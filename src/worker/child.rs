@@ -26,7 +26,7 @@ use super::protocol::{
 use crate::{
     engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint},
     job::JobId,
-    modes::PipelineSpec,
+    modes::{LoraReport, PipelineSpec},
     request::GenerateRequest,
 };
 
@@ -148,11 +148,13 @@ impl Worker {
                 return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
             }
         };
-        // Both do not fit into memory at once.
-        self.pipeline = None;
+        // Both do not fit into memory at once; what they have in common stays.
+        let old = self.pipeline.take();
         let on_progress = progress(&self.socket, job);
-        let loaded =
-            guarded(|| prepared.load(&on_progress).map_err(|error| unusable(spec, &error)));
+        let loaded = guarded(|| {
+            let loaded = prepared.load_in_place_of(old, &on_progress);
+            loaded.map_err(|error| unusable(spec, &error))
+        });
         // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
         drop(prepared);
         match loaded {
@@ -161,8 +163,8 @@ impl Worker {
                     family: pipeline.facts().family.name().to_owned(),
                     weights_bytes: pipeline.weights_bytes(),
                     load_ms: millis(started.elapsed()),
-                    merge_ms: 0,
-                    loras: Vec::new(),
+                    merge_ms: millis(pipeline.cost().merging),
+                    loras: pipeline.loras().to_vec(),
                 };
                 self.pipeline = Some(pipeline);
                 self.send(&FromWorker::Loaded { job, report }, &[])
@@ -192,7 +194,7 @@ impl Worker {
         };
         match guarded(|| Ok(pipeline.draw(request, &mut on_step))) {
             Ok(Ok(drawn)) => {
-                let (drawn, rgb) = report(drawn);
+                let (drawn, rgb) = report(drawn, pipeline.loras());
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
@@ -231,14 +233,6 @@ fn internal(message: &str) -> WorkerError {
 /// Opens a pipeline's files and looks through all that will be needed of it, without reading weights:
 /// what is refused here costs nothing that is loaded.
 fn open(spec: &PipelineSpec) -> Result<Prepared, WorkerError> {
-    if !spec.loras.is_empty() {
-        let names: Vec<_> = spec.loras.iter().map(|lora| lora.name.as_str()).collect();
-        let message = format!(
-            "LoRA merging is not in this version; take {} out of the mode to draw without",
-            names.join(", ")
-        );
-        return Err(WorkerError { kind: WorkerErrorKind::Unsupported, message });
-    }
     Prepared::open(spec).map_err(|error| unusable(spec, &error))
 }
 
@@ -278,12 +272,13 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
     }
 }
 
-fn report(drawn: Drawn) -> (DrawnReport, Vec<u8>) {
+fn report(drawn: Drawn, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
+    let skipped = loras.iter().filter(|lora| lora.skipped.is_some());
     let report = DrawnReport {
         size: drawn.size,
         images: drawn.images.len() as u32,
         prompt_truncated: drawn.prompt_truncated,
-        skipped_loras: Vec::new(),
+        skipped_loras: skipped.map(|lora| lora.name.clone()).collect(),
         scheduler: drawn.scheduler,
         encode_ms: millis(drawn.encode),
         denoise_ms: millis(drawn.denoise),

@@ -1,4 +1,4 @@
-"""Makes the tiny checkpoint that the repository ships, and the golden data of the parity tests.
+"""Makes the tiny checkpoint that the repository ships, the recipes of the others, and the golden data of the parity tests.
 
     python tests/parity/export.py            # writes models/tiny and tests/parity/golden
     python tests/parity/export.py --check    # makes both again elsewhere; fails if a byte differs
@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+import families
 import images
+import lora
+import models
 import schedulers
 import stages
 import tiny
@@ -37,7 +40,12 @@ def main() -> None:
     with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "again") if check else REPOSITORY
         pipeline = export_checkpoint(root / CHECKPOINT)
+        others = export_recipes(root / GOLDEN / "models")
+        tiny.mend_clip_skip()
         export_golden(pipeline, root / GOLDEN)
+        export_families(others | {"tiny-sd15": pipeline}, root / GOLDEN / "families")
+        say("LoRAs")
+        lora.export(others | {"tiny-sd15": pipeline}, root / GOLDEN / "lora", write_json)
         if check:
             compare(root)
 
@@ -48,8 +56,32 @@ def export_checkpoint(path: Path):
     pipeline.set_progress_bar_config(disable=True)
     tiny.save(pipeline, path)
     tiny.check_reads_back(pipeline, path)
-    tiny.mend_clip_skip()
     return pipeline
+
+
+def export_recipes(folder: Path) -> dict:
+    """The models of every family by name."""
+    built = {}
+    for name in models.FAMILIES:
+        say(f"the recipe of {name}")
+        built[name], recipe = models.build(name)
+        recipe.write(folder / f"{name}.json")
+        models.check_reads_back(name, built[name], recipe)
+        if name == families.VAE_OWNER:
+            models.vae_alone(recipe).write(folder / "vae.json")
+    return built
+
+
+def export_families(built: dict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    families.pictures(folder)
+    requests = families.requests()
+    for number, request in enumerate(requests, 1):
+        say(f"image {number} of {len(requests)}: {request['file']}")
+        families.draw(built, request, folder)
+    say("stages")
+    save_file(families.stages(built, folder), folder / "stages.safetensors")
+    write_rows(folder / "families.json", requests)
 
 
 def export_golden(pipeline, folder: Path) -> None:
@@ -83,6 +115,12 @@ def export_golden(pipeline, folder: Path) -> None:
 
 def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def write_rows(path: Path, rows: list) -> None:
+    """One a line, for those who look at differences."""
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n")
 
 
 def compare(root: Path) -> None:

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::golden::{folder, json, pipeline};
 
 /// Of the peak signal to noise; 45 dB is a mean difference of 1.4 of 255 levels.
-const MIN_PSNR_DB: f64 = 45.0;
+pub const MIN_PSNR_DB: f64 = 45.0;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -57,7 +57,7 @@ fn images_are_the_references() {
     println!("the image that differs most: {} with {:.1} dB", worst.1, worst.0);
 }
 
-fn psnr_db(a: &[u8], b: &[u8]) -> f64 {
+pub fn psnr_db(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len());
     let squares: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
     10.0 * (255.0f64.powi(2) / (squares / a.len() as f64)).log10()

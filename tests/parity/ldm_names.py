@@ -1,10 +1,11 @@
-"""The names of a single-file SD1.x checkpoint, from the names of diffusers and transformers.
+"""The names of single-file checkpoints, from the names of diffusers and transformers.
 
 Written on its own rather than taken from diffusers, so that loading the file back with
 diffusers' own map checks one against the other.
 """
 
 import re
+from collections.abc import Collection
 
 import torch
 
@@ -18,6 +19,8 @@ RESNET = {
 }
 UNET_OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
@@ -26,9 +29,9 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 def checkpoint(unet: Weights, vae: Weights, text_encoder: Weights, levels: int, layers: int) -> Weights:
     """All tensors under their names in the file, in the dtype that they came in.
 
-    `levels`: resolutions of the UNet and of the VAE; `layers`: resnets of a UNet level going down.
+    `levels`: resolutions of the VAE; `layers`: resnets of a UNet level going down.
     """
-    named = {f"model.diffusion_model.{unet_name(k, levels, layers)}": v for k, v in unet.items()}
+    named = {f"model.diffusion_model.{unet_name(k, unet, layers)}": v for k, v in unet.items()}
     for name, value in vae.items():
         ldm = vae_name(name, levels)
         # Self-attention in the VAE was written as convolutions of 1x1.
@@ -41,7 +44,7 @@ def checkpoint(unet: Weights, vae: Weights, text_encoder: Weights, levels: int, 
     return named
 
 
-def unet_name(name: str, levels: int, layers: int) -> str:
+def unet_name(name: str, all_names: Collection[str], layers: int) -> str:
     """Blocks are numbered through: `layers` of them and a downsampler a level, one more going up."""
     module, _, parameter = name.rpartition(".")
     if module in UNET_OUTSIDE:
@@ -61,7 +64,8 @@ def unet_name(name: str, levels: int, layers: int) -> str:
             index = layers
         block = f"output_blocks.{level * (layers + 1) + index}"
         if kind == "upsamplers":  # after the resnet, and after the transformer where there is one
-            return f"{block}.{1 if level == 0 else 2}.{rest}"
+            attends = any(n.startswith(f"up_blocks.{level}.attentions.{layers}.") for n in all_names)
+            return f"{block}.{2 if attends else 1}.{rest}"
     return f"{block}.{0 if kind == 'resnets' else 1}.{_inside(kind, rest)}"
 
 
@@ -85,6 +89,28 @@ def vae_name(name: str, levels: int) -> str:
     name = re.sub(r"(up\.\d)\.upsamplers\.0", r"\1.upsample", name)
     name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
     return f"first_stage_model.{name}"
+
+
+OPEN_CLIP_OUTSIDE = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def open_clip_name(name: str) -> str:
+    """For a name below `text_model.`; queries, keys and values share one, in this order."""
+    if name in OPEN_CLIP_OUTSIDE:
+        return OPEN_CLIP_OUTSIDE[name]
+    layer, module, parameter = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(\w+)", name).groups()
+    block = f"transformer.resblocks.{layer}"
+    if re.fullmatch(r"self_attn\.[qkv]_proj", module):
+        return f"{block}.attn.in_proj_{parameter}"
+    return f"{block}.{OPEN_CLIP_LAYER[module]}.{parameter}"
 
 
 def training_buffers(beta_start: float, beta_end: float) -> Weights:

@@ -107,7 +107,8 @@ pub fn says_lcm(name: &str, metadata: &HashMap<String, String>) -> bool {
             .any(|word| word.eq_ignore_ascii_case("lcm"))
     };
     let file = name.rsplit('/').next().unwrap_or(name);
-    has_word(file) || metadata.get("modelspec.title").is_some_and(|title| has_word(title))
+    let titles = ["modelspec.title", "ss_output_name"].iter().filter_map(|key| metadata.get(*key));
+    has_word(file) || titles.into_iter().any(|title| has_word(title))
 }
 
 #[cfg(test)]

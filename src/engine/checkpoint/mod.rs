@@ -9,6 +9,7 @@
 mod facts;
 mod file;
 mod folder;
+mod layers;
 mod ldm;
 mod names;
 mod single;
@@ -16,9 +17,12 @@ mod weights;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, TensorFile};
-pub use weights::{Reading, Weights};
+pub use layers::Layers;
+pub use weights::{Reading, ReadingCost, Weights};
+pub(super) use weights::{float_bytes, to_f32};
 
 use crate::modes::{CheckpointRef, PipelineSpec};
 use ldm::UNetShape;

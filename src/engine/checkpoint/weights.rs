@@ -1,12 +1,21 @@
 //! What models read their weights through.
 
-use std::cell::Cell;
+use std::{
+    any::Any,
+    cell::{Cell, RefCell},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::{Checkpoint, Error, Found, TensorFile, View};
+use super::{
+    Checkpoint, Error, Found, TensorFile, View,
+    layers::{LayerKey, Layers, Source},
+};
+use crate::engine::lora::Patches;
 
 /// Numbers that a thread converts at a time.
 const CHUNK: usize = 64 << 10;
@@ -15,20 +24,59 @@ const CHUNK: usize = 64 << 10;
 /// and shapes alone, then to load. So that a file is refused before anything else had to go.
 pub struct Reading<'a> {
     checkpoint: &'a Checkpoint,
+    patches: &'a Patches,
     check: bool,
-    bytes: Cell<u64>,
+    /// Made before, by another reading.
+    kept: Layers,
+    /// Made or taken over by this one.
+    layers: RefCell<Layers>,
+    read: Cell<u64>,
+    /// Of layers that were taken over.
+    spared: Cell<u64>,
+    merging: Cell<Duration>,
     on_bytes: &'a dyn Fn(u64),
+}
+
+/// What a reading took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadingCost {
+    /// The file's bytes that were read (or would be).
+    pub bytes: u64,
+    /// Time spent on merging LoRAs.
+    pub merging: Duration,
 }
 
 impl<'a> Reading<'a> {
     /// Looks at names, shapes and types; layers made from it hold nothing.
-    pub fn check(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, check: true, bytes: Cell::new(0), on_bytes: &|_| () }
+    pub fn check(checkpoint: &'a Checkpoint, patches: &'a Patches) -> Self {
+        Self {
+            checkpoint,
+            patches,
+            check: true,
+            kept: Layers::default(),
+            layers: RefCell::default(),
+            read: Cell::new(0),
+            spared: Cell::new(0),
+            merging: Cell::default(),
+            on_bytes: &|_| (),
+        }
     }
 
-    /// Reads the tensors; `on_bytes` hears how many bytes have been read in all.
-    pub fn load(checkpoint: &'a Checkpoint, on_bytes: &'a dyn Fn(u64)) -> Self {
-        Self { checkpoint, check: false, bytes: Cell::new(0), on_bytes }
+    /// Reads the tensors of all layers but those that are `kept`; `on_bytes` hears how many bytes
+    /// are there in all.
+    pub fn load(
+        checkpoint: &'a Checkpoint,
+        patches: &'a Patches,
+        kept: Layers,
+        on_bytes: &'a dyn Fn(u64),
+    ) -> Self {
+        Self { check: false, kept, on_bytes, ..Self::check(checkpoint, patches) }
+    }
+
+    /// The layers that were made or taken over, and what that took.
+    pub fn finish(self) -> (Layers, ReadingCost) {
+        let cost = ReadingCost { bytes: self.read.get(), merging: self.merging.get() };
+        (self.layers.into_inner(), cost)
     }
 
     /// The weights below a canonical name.
@@ -36,9 +84,10 @@ impl<'a> Reading<'a> {
         Weights { reading: self, name: name.to_owned() }
     }
 
-    /// What was read (or would be), in the file's bytes.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.get()
+    fn tell(&self) {
+        if !self.check {
+            (self.on_bytes)(self.read.get() + self.spared.get());
+        }
     }
 }
 
@@ -97,13 +146,53 @@ impl Weights<'_> {
                 &bytes[i * len..][..len]
             }
         };
-        self.reading.bytes.update(|read| read + bytes.len() as u64);
+        self.reading.read.update(|read| read + bytes.len() as u64);
         if self.is_check() {
             return Ok(Vec::new());
         }
-        (self.reading.on_bytes)(self.reading.bytes.get());
-        let numbers = to_f32(entry.dtype, bytes);
-        Ok(if view == View::Transposed { transpose(&numbers, dims[0]) } else { numbers })
+        self.reading.tell();
+        let mut numbers = to_f32(entry.dtype, bytes);
+        if view == View::Transposed {
+            numbers = transpose(&numbers, dims[0]);
+        }
+        let started = Instant::now();
+        self.reading.patches.apply(&self.canonical(name), dims, &mut numbers);
+        self.reading.merging.update(|merging| merging + started.elapsed());
+        Ok(numbers)
+    }
+
+    /// What `make` makes of these tensors of these modules, or what it made of the very same ones
+    /// for a pipeline that this one takes the place of.
+    pub fn share<T: Any + Send + Sync>(
+        modules: &[&Self],
+        tensors: &[&str],
+        make: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Arc<T>, Error> {
+        let Some(first) = modules.first() else { return make().map(Arc::new) };
+        let sources = modules.iter().flat_map(|w| tensors.iter().map(|name| w.source(name)));
+        let key = LayerKey::of::<T>(&first.name, sources.collect());
+        let reading = first.reading;
+        let (layer, bytes) = if let Some((layer, bytes)) = reading.kept.get::<T>(&key) {
+            reading.spared.update(|spared| spared + bytes);
+            reading.tell();
+            (layer, bytes)
+        } else {
+            let before = reading.read.get();
+            (Arc::new(make()?), reading.read.get() - before)
+        };
+        reading.layers.borrow_mut().insert(key, layer.clone(), bytes);
+        Ok(layer)
+    }
+
+    /// Where a tensor comes from and what is done to it; nothing if it is not there.
+    fn source(&self, name: &str) -> Option<Source> {
+        let Found { file, tensor, .. } = self.find(name).ok()?;
+        let patches = self.reading.patches.key(&self.canonical(name));
+        Some(Source { file: file.identity.clone(), tensor, patches })
+    }
+
+    fn canonical(&self, name: &str) -> String {
+        format!("{}.{name}", self.name)
     }
 
     /// Refuses a tensor whose first dimension is not a multiple of `of`.
@@ -119,7 +208,7 @@ impl Weights<'_> {
     }
 
     fn find(&self, name: &str) -> Result<Found<'_>, Error> {
-        self.reading.checkpoint.find(&format!("{}.{name}", self.name))
+        self.reading.checkpoint.find(&self.canonical(name))
     }
 }
 
@@ -134,7 +223,8 @@ fn transpose(numbers: &[f32], n: usize) -> Vec<f32> {
     (0..n).flat_map(|row| (0..k).map(move |column| numbers[column * n + row])).collect()
 }
 
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+/// The numbers of a tensor of a readable type.
+pub(in crate::engine) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let size = float_bytes(dtype).unwrap_or(1);
     let mut numbers = vec![0.0; bytes.len() / size];
     let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size));
@@ -185,7 +275,7 @@ fn e4m3(byte: u8) -> f32 {
 }
 
 /// Bytes of a number, of the types that weights are stored in.
-fn float_bytes(dtype: Dtype) -> Option<usize> {
+pub(in crate::engine) fn float_bytes(dtype: Dtype) -> Option<usize> {
     match dtype {
         Dtype::F32 => Some(4),
         Dtype::F16 | Dtype::BF16 => Some(2),

@@ -1,10 +1,14 @@
 //! Layers: weights taken from a checkpoint once, then only run.
+//!
+//! What a layer has packed is shared with the next pipeline that is made of the same tensors.
+
+use std::sync::Arc;
 
 use super::{
     Activation, Error, Result, Tensor,
     cpu::{
         conv::{self, Geometry},
-        gemm::{Dense, Finish, Product},
+        gemm::{self, Finish, Product},
         norm::{self, Affine},
         packed::PackedWeights,
         winograd::{Winograd, WinogradWeights},
@@ -17,6 +21,11 @@ type Load<T> = std::result::Result<T, checkpoint::Error>;
 /// `x·Wᵀ + b` over the last dimension.
 pub struct Linear {
     out_channels: usize,
+    dense: Arc<Dense>,
+}
+
+/// The weights of a [`Linear`] or a [`Geglu`].
+struct Dense {
     weights: PackedWeights,
     bias: Option<Vec<f32>>,
 }
@@ -41,24 +50,32 @@ impl Linear {
 
     /// Several layers of `n` outputs over the same input as one: their outputs stand side by side.
     pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
-        let layers = Self::stack_unbiased(parts, k, n)?;
-        let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
-        Ok(Self { bias: Some(biases.concat()), ..layers })
+        let dense = Weights::share(parts, &["weight", "bias"], || {
+            let weights = Self::pack(parts, k, n)?;
+            let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
+            Ok(Dense { weights, bias: Some(biases.concat()) })
+        })?;
+        Ok(Self { out_channels: n * parts.len(), dense })
     }
 
     /// The same, of layers that have no bias.
     pub fn stack_unbiased(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
-        let out_channels = n * parts.len();
+        let dense = Weights::share(parts, &["weight"], || {
+            Ok(Dense { weights: Self::pack(parts, k, n)?, bias: None })
+        })?;
+        Ok(Self { out_channels: n * parts.len(), dense })
+    }
+
+    fn pack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<PackedWeights> {
         let mut rows = Vec::new();
         for w in parts {
             let dims: &[usize] = if w.dims("weight")?.len() == 4 { &[n, k, 1, 1] } else { &[n, k] };
             rows.extend(w.load("weight", dims)?);
         }
         if parts.iter().any(|w| w.is_check()) {
-            return Ok(Self { out_channels, weights: PackedWeights::default(), bias: None });
+            return Ok(PackedWeights::default());
         }
-        let weights = PackedWeights::pack(1, k, out_channels, |n, _, d| rows[n * k + d]);
-        Ok(Self { out_channels, weights, bias: None })
+        Ok(PackedWeights::pack(1, k, n * parts.len(), |n, _, d| rows[n * k + d]))
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -76,35 +93,37 @@ impl Linear {
     }
 
     pub fn bytes(&self) -> usize {
-        self.weights.bytes()
+        self.dense.weights.bytes()
     }
 
     fn run(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
-        dense(x, &self.weights, self.bias.as_deref(), self.out_channels, finish)
+        self.dense.forward(x, self.out_channels, finish)
     }
 }
 
 /// A projection to twice the width, of which one half gates the other (Shazeer, 2020).
 pub struct Geglu {
-    weights: PackedWeights,
-    bias: Vec<f32>,
+    dense: Arc<Dense>,
     half: usize,
 }
 
 impl Geglu {
     pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        let (rows, bias) = (w.load("weight", &[n, k])?, w.load("bias", &[n])?);
-        if w.is_check() {
-            return Ok(Self { weights: PackedWeights::default(), bias, half: n / 2 });
-        }
-        let (weights, bias) = PackedWeights::pack_geglu(k, n / 2, &rows, &bias);
-        Ok(Self { weights, bias, half: n / 2 })
+        let dense = Weights::share(&[w], &["weight", "bias"], || {
+            let (rows, bias) = (w.load("weight", &[n, k])?, w.load("bias", &[n])?);
+            if w.is_check() {
+                return Ok(Dense { weights: PackedWeights::default(), bias: None });
+            }
+            let (weights, bias) = PackedWeights::pack_geglu(k, n / 2, &rows, &bias);
+            Ok(Dense { weights, bias: Some(bias) })
+        })?;
+        Ok(Self { dense, half: n / 2 })
     }
 
     /// `[.., k]` → `[.., half]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        dense(x, &self.weights, Some(&self.bias), self.half, Finish::Geglu)
+        self.dense.forward(x, self.half, Finish::Geglu)
     }
 
     pub fn out_channels(&self) -> usize {
@@ -112,29 +131,27 @@ impl Geglu {
     }
 
     pub fn bytes(&self) -> usize {
-        self.weights.bytes()
+        self.dense.weights.bytes()
     }
 }
 
-fn dense(
-    x: &Tensor,
-    weights: &PackedWeights,
-    bias: Option<&[f32]>,
-    columns: usize,
-    finish: Finish<'_>,
-) -> Result<Tensor> {
-    let k = weights.k;
-    let (mut dims, data) = (x.dims().to_vec(), x.data()?);
-    expect_channels(x, k)?;
-    let count = data.len() / k.max(1);
-    if let Some(last) = dims.last_mut() {
-        *last = columns;
+impl Dense {
+    /// `[.., k]` → `[.., columns]`
+    fn forward(&self, x: &Tensor, columns: usize, finish: Finish<'_>) -> Result<Tensor> {
+        let (weights, bias) = (&self.weights, self.bias.as_deref());
+        let k = weights.k;
+        let (mut dims, data) = (x.dims().to_vec(), x.data()?);
+        expect_channels(x, k)?;
+        let count = data.len() / k.max(1);
+        if let Some(last) = dims.last_mut() {
+            *last = columns;
+        }
+        let rows = gemm::Dense::new(&data, k, count, k);
+        let (images, rows_per_image, out_stride) = (1, count, columns);
+        let product =
+            Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };
+        Tensor::build(&dims, |out| product.run(out))
     }
-    let rows = Dense::new(&data, k, count, k);
-    let (images, rows_per_image, out_stride) = (1, count, columns);
-    let product =
-        Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };
-    Tensor::build(&dims, |out| product.run(out))
 }
 
 fn expect_channels(x: &Tensor, expected: usize) -> Result<()> {
@@ -154,13 +171,18 @@ fn shape_error(x: &Tensor, expected: &str) -> Error {
 
 /// A square convolution with zero padding.
 pub struct Conv2d {
-    weights: ConvWeights,
-    bias: Vec<f32>,
+    kernels: Arc<Kernels>,
     kernel: usize,
     stride: usize,
     /// Zeros before and after each row and column.
     padding: [usize; 2],
     out_channels: usize,
+}
+
+/// The weights of a [`Conv2d`].
+struct Kernels {
+    weights: ConvWeights,
+    bias: Vec<f32>,
 }
 
 /// By which algorithm a convolution runs; chosen when it is loaded.
@@ -206,14 +228,17 @@ impl Conv2d {
         padding: [usize; 2],
     ) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        let source = w.load("weight", &[n, channels, kernel, kernel])?;
-        let bias = w.load("bias", &[n])?;
-        let weights = if w.is_check() {
-            ConvWeights::Direct(PackedWeights::default())
-        } else {
-            ConvWeights::new(&source, channels, n, kernel, stride)
-        };
-        Ok(Self { weights, bias, kernel, stride, padding, out_channels: n })
+        let kernels = Weights::share(&[w], &["weight", "bias"], || {
+            let source = w.load("weight", &[n, channels, kernel, kernel])?;
+            let bias = w.load("bias", &[n])?;
+            let weights = if w.is_check() {
+                ConvWeights::Direct(PackedWeights::default())
+            } else {
+                ConvWeights::new(&source, channels, n, kernel, stride)
+            };
+            Ok(Kernels { weights, bias })
+        })?;
+        Ok(Self { kernels, kernel, stride, padding, out_channels: n })
     }
 
     pub fn out_channels(&self) -> usize {
@@ -221,7 +246,7 @@ impl Conv2d {
     }
 
     pub fn bytes(&self) -> usize {
-        match &self.weights {
+        match &self.kernels.weights {
             ConvWeights::Direct(weights) => weights.bytes(),
             ConvWeights::Winograd(weights) => weights.bytes(),
         }
@@ -230,26 +255,30 @@ impl Conv2d {
     /// `[b, h, w, c]` → `[b, h/stride, w/stride, n]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.bias, None)
+        self.run(x, [h, w], &self.kernels.bias, None)
     }
 
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.bias, Some(residual))
+        self.run(x, [h, w], &self.kernels.bias, Some(residual))
     }
 
     /// `forward(x) + shift`, with a `[b, n]` shift for all pixels of an image.
     pub fn forward_shift(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        let bias: Vec<f32> =
-            shift.data()?.iter().zip(self.bias.iter().cycle()).map(|(s, b)| s + b).collect();
+        let bias: Vec<f32> = shift
+            .data()?
+            .iter()
+            .zip(self.kernels.bias.iter().cycle())
+            .map(|(s, b)| s + b)
+            .collect();
         self.run(x, [h, w], &bias, None)
     }
 
     /// The convolution of `x` enlarged to `size` by nearest neighbour, without enlarging it.
     pub fn forward_enlarged(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
-        self.run(x, size, &self.bias, None)
+        self.run(x, size, &self.kernels.bias, None)
     }
 
     fn run(
@@ -275,7 +304,7 @@ impl Conv2d {
         let data = x.data()?;
         let residual = residual.map(|residual| expect_dims(residual, &dims)?.data()).transpose()?;
         let residual = residual.as_deref();
-        match &self.weights {
+        match &self.kernels.weights {
             ConvWeights::Direct(weights) => {
                 expect_channels(x, weights.k)?;
                 let finish = residual.map_or(Finish::Store, Finish::Add);
@@ -305,19 +334,27 @@ impl Conv2d {
 
 /// The learned part of a normalisation.
 struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    learned: Arc<[Vec<f32>; 2]>,
     epsilon: f32,
 }
 
 impl Norm {
     fn load(w: &Weights<'_>, channels: usize, epsilon: f32) -> Load<Self> {
-        let (weight, bias) = (w.load("weight", &[channels])?, w.load("bias", &[channels])?);
-        Ok(Self { weight, bias, epsilon })
+        let names = ["weight", "bias"];
+        let learned = Weights::share(&[w], &names, || {
+            let [weight, bias] = names.map(|name| w.load(name, &[channels]));
+            Ok([weight?, bias?])
+        })?;
+        Ok(Self { learned, epsilon })
+    }
+
+    fn channels(&self) -> usize {
+        self.learned[0].len()
     }
 
     fn affine(&self) -> Affine<'_> {
-        Affine { weight: &self.weight, bias: &self.bias, epsilon: self.epsilon }
+        let [weight, bias] = &*self.learned;
+        Affine { weight, bias, epsilon: self.epsilon }
     }
 }
 
@@ -343,7 +380,7 @@ impl GroupNorm {
     /// `[b, .., c]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let data = x.data()?;
-        expect_channels(x, self.norm.weight.len())?;
+        expect_channels(x, self.norm.channels())?;
         let (images, affine) = (x.dims()[0], self.norm.affine());
         Tensor::build(x.dims(), |out| {
             norm::group_norm(&data, images, Self::GROUPS, &affine, self.activation, out);
@@ -361,21 +398,22 @@ impl LayerNorm {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let data = x.data()?;
-        expect_channels(x, self.0.weight.len())?;
+        expect_channels(x, self.0.channels())?;
         Tensor::build(x.dims(), |out| norm::layer_norm(&data, &self.0.affine(), out))
     }
 }
 
 /// A table of vectors that are looked up by index.
 pub struct Embedding {
-    rows: Vec<f32>,
+    rows: Arc<Vec<f32>>,
     width: usize,
 }
 
 impl Embedding {
     /// Reads `weight`, `[count, width]`.
     pub fn load(w: &Weights<'_>, count: usize, width: usize) -> Load<Self> {
-        Ok(Self { rows: w.load("weight", &[count, width])?, width })
+        let load = || w.load("weight", &[count, width]);
+        Ok(Self { rows: Weights::share(&[w], &["weight"], load)?, width })
     }
 
     /// The row of that index; indices come from the tokenizer, which knows the table's size.

@@ -13,8 +13,11 @@ pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
 pub use tensor::{Error, Result, Tensor};
 
 use cpu::{
+    OutPtr,
     attention::{Attention, Heads},
+    gemm::{Dense, Finish, Product},
     norm,
+    packed::PackedWeights,
 };
 
 /// What a layer does to its output, element by element.
@@ -59,4 +62,25 @@ pub fn attention(
     let dims = [batch, q.len, heads * head_dim];
     let attention = Attention { q, k, v, batch, heads, head_dim, causal };
     Tensor::build(&dims, |out| attention.run(out))
+}
+
+/// `out += scale · a·b`, of plain matrices `a` `[n, rank]`, `b` `[rank, k]` and `out` `[n, k]`,
+/// which must be as large as that.
+pub fn add_product(out: &mut [f32], scale: f32, a: &[f32], b: &[f32], rank: usize) {
+    let (n, k) = (a.len() / rank.max(1), b.len() / rank.max(1));
+    assert!(a.len() == n * rank && b.len() == rank * k && out.len() == n * k, "the sizes agree");
+    let scaled: Vec<f32> = a.iter().map(|x| scale * x).collect();
+    let mut weights = PackedWeights::default();
+    weights.repack_rows(b, k, rank, k);
+    let product = Product {
+        rows: Dense::new(&scaled, rank, n, rank),
+        images: 1,
+        rows_per_image: n,
+        weights: &weights,
+        bias: None,
+        finish: Finish::Accumulate,
+        columns: k,
+        out_stride: k,
+    };
+    product.run(OutPtr::new(out));
 }

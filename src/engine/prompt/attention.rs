@@ -130,10 +130,13 @@ impl<'a> Parser<'a> {
         if self.parts.is_empty() {
             self.parts.push(("", 1.0));
         }
-        let merged = self.parts.chunk_by(|(_, a), (_, b)| a == b).map(|run| {
-            let weight = run[0].1.clamp(-MAX_WEIGHT, MAX_WEIGHT);
-            (run.iter().map(|(text, _)| *text).collect(), weight as f32)
-        });
+        for (_, weight) in &mut self.parts {
+            *weight = weight.clamp(-MAX_WEIGHT, MAX_WEIGHT);
+        }
+        let merged = self
+            .parts
+            .chunk_by(|(_, a), (_, b)| a == b)
+            .map(|run| (run.iter().map(|(text, _)| *text).collect(), run[0].1 as f32));
         merged.collect()
     }
 }
@@ -208,12 +211,14 @@ mod tests {
     fn what_the_reference_has_no_bounds_for() {
         let nines = "9".repeat(400);
         let weigh = |text: &str| parse(text).into_iter().map(|(_, weight)| weight).collect();
-        let cases: [(String, Vec<f32>); 6] = [
+        let cases: [(String, Vec<f32>); 8] = [
             (format!("(word:{nines})"), vec![1000.0]),
             (format!("(word:-{nines})"), vec![-1000.0]),
             (format!("({}word{}:0)", "(".repeat(100), ":999)".repeat(100)), vec![0.0]),
             (format!("{}word{}", "(".repeat(10_000), ":999)".repeat(10_000)), vec![1000.0]),
             (format!("{}word{}", "(".repeat(10_000), ")".repeat(10_000)), vec![445.791_56]),
+            ("((a:999)b:999)(c:1000)".to_owned(), vec![1000.0, 999.0, 1000.0]),
+            ("((a:9)b:9999)".to_owned(), vec![1000.0]),
             ("(word:1.2.3)(.:.)".to_owned(), vec![1.1]),
         ];
         for (text, expected) in cases {

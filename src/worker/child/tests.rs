@@ -1,11 +1,10 @@
 //! The loop over a real socket, with the test at the daemon's end. What needs a checkpoint that
 //! draws is tested with the whole daemon.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use super::*;
-use crate::modes::Size;
-use crate::modes::{CheckpointRef, LoraRef};
+use crate::modes::{CheckpointRef, LoraRef, OnLoraError, Size};
 
 /// The daemon's end of a worker that has said that it is ready.
 fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<()>) {
@@ -51,14 +50,27 @@ fn a_file_that_cannot_be_loaded_is_named_as_the_user_does() {
 }
 
 #[test]
-fn loras_are_refused_by_name() {
+fn a_lora_that_cannot_be_merged_is_named() {
     let (mut socket, _serving, _) = worker();
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors");
+    let checkpoint = CheckpointRef { name: "tiny.safetensors".to_owned(), path: tiny };
+    let fail = PipelineSpec { checkpoint, ..spec(&["ink.safetensors", "lcm.safetensors"]) };
     let job = JobId::new();
-    let pipeline = spec(&["ink.safetensors", "lcm.safetensors"]);
-    let answer = ask(&mut socket, &ToWorker::Load { job, pipeline });
+    let answer = ask(&mut socket, &ToWorker::Load { job, pipeline: fail.clone() });
     let FromWorker::Failed { error, still_loaded, .. } = answer else { panic!("{answer:?}") };
-    assert_eq!((error.kind, still_loaded), (WorkerErrorKind::Unsupported, true));
-    assert!(error.message.contains("ink.safetensors, lcm.safetensors"), "{error}");
+    assert_eq!((error.kind, still_loaded), (WorkerErrorKind::UnusableModel, true));
+    assert!(error.message.starts_with("ink.safetensors: cannot be read"), "{error}");
+    let pipeline = PipelineSpec { on_lora_error: OnLoraError::Skip, ..fail };
+    protocol::write(&mut socket, &ToWorker::Load { job, pipeline }, &[]).unwrap();
+    let report = loop {
+        match receive(&mut socket) {
+            FromWorker::Loading { .. } => {}
+            FromWorker::Loaded { report, .. } => break report,
+            answer => panic!("{answer:?}"),
+        }
+    };
+    let skipped: Vec<_> = report.loras.iter().map(|lora| lora.skipped.is_some()).collect();
+    assert_eq!(skipped, [true, true]);
 }
 
 #[test]

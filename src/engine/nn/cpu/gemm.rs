@@ -64,6 +64,8 @@ pub(crate) enum Finish<'a> {
     Store,
     /// Adds what stands at the same place.
     Add(&'a [f32]),
+    /// Adds to what the output holds already; for products of one tap.
+    Accumulate,
     /// The weights' left half times GELU of their right half (see [`PackedWeights::pack_geglu`]).
     Geglu,
 }
@@ -116,7 +118,7 @@ impl<R: Rows> Product<'_, R> {
     /// Geglu's panels come in pairs, the second half of the columns beside the first.
     fn output_panels(&self) -> usize {
         match self.finish {
-            Finish::Store | Finish::Add(_) => self.weights.panels(),
+            Finish::Store | Finish::Add(_) | Finish::Accumulate => self.weights.panels(),
             Finish::Geglu => self.weights.panels() / 2,
         }
     }
@@ -171,7 +173,13 @@ impl<R: Rows> Item<'_, R> {
                 } else {
                     self.read_out::<S, MR, NV>(simd, panel, row)
                 };
-                let sums = self.accumulate(simd, lines, row, taps.clone(), sums);
+                let mut sums = self.accumulate(simd, lines, row, taps.clone(), sums);
+                if matches!(self.product.finish, Finish::Accumulate) {
+                    let before = self.read_out::<S, MR, NV>(simd, panel, row);
+                    for (sum, before) in sums.iter_mut().flatten().zip(before.as_flattened()) {
+                        *sum = simd.add_f32s(*sum, *before);
+                    }
+                }
                 let residual = match self.product.finish {
                     Finish::Add(residual) if taps.end == weights.taps => Some(residual),
                     _ => None,
@@ -258,7 +266,8 @@ impl<R: Rows> Item<'_, R> {
         let mut sums = [[simd.splat_f32s(0.0); NV]; MR];
         for (r, sums) in sums.iter_mut().enumerate().take(self.rows.end - first_row) {
             let (place, columns) = self.place(panel, first_row + r);
-            // SAFETY: this item alone writes these columns of these rows, and wrote them before.
+            // SAFETY: this item alone writes these columns of these rows; they were written before,
+            // by it or (`Accumulate`) by the caller.
             let out = unsafe { self.out.slice(place, columns.min(NV * S::F32_LANES)) };
             for (sum, out) in sums.iter_mut().zip(out.chunks(S::F32_LANES)) {
                 *sum = simd.partial_load_f32s(out);
@@ -332,7 +341,10 @@ mod tests {
             let (bias, add) = (numbers(n, 3), numbers(m * n, 4));
             let weights = PackedWeights::pack(1, k, n, |n, _, d| w[n * k + d]);
             let run = |finish| {
-                let mut out = vec![f32::NAN; m * n];
+                let mut out = match finish {
+                    Finish::Accumulate => add.clone(),
+                    _ => vec![f32::NAN; m * n],
+                };
                 let rows = Dense::new(&x, k, m, k);
                 let (bias, columns) = (Some(bias.as_slice()), n);
                 let (images, rows_per_image, out_stride) = (1, m, n);
@@ -351,10 +363,12 @@ mod tests {
                 out
             };
             let (stored, added) = (run(Finish::Store), run(Finish::Add(&add)));
+            let accumulated = run(Finish::Accumulate);
             for i in 0..m * n {
                 let plain = plain_product(&x, &w, k, n, i) + f64::from(bias[i % n]);
                 close(stored[i], plain, k);
                 close(added[i], plain + f64::from(add[i]), k);
+                close(accumulated[i], plain + f64::from(add[i]), k);
             }
         }
     }

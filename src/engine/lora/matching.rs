@@ -1,0 +1,148 @@
+//! Whether a LoRA fits a checkpoint: a verdict over names, shapes and metadata. No file is read.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write,
+};
+
+use super::{
+    Fault,
+    adapter::{Adapter, Group, Tensor, product},
+    base::Claim,
+    keys::{Key, NotAKey, Targets},
+    scales::Scales,
+};
+use crate::engine::checkpoint::Module;
+
+/// A file's tensors, put together by the modules that they are for.
+#[derive(Debug, Default, PartialEq)]
+pub struct Sorted {
+    /// By what the file calls the module.
+    pub adapters: BTreeMap<String, Adapter>,
+    /// Tensors that are no part of a LoRA.
+    pub strangers: Vec<String>,
+}
+
+/// A LoRA that can be merged into a checkpoint.
+#[derive(Debug, PartialEq)]
+pub struct Match {
+    /// By the canonical name of the module.
+    pub adapters: BTreeMap<String, Adapter>,
+    /// What the checkpoint has no place for, as the file calls it.
+    pub unmatched: Vec<String>,
+}
+
+/// A module that both have, in different sizes.
+struct Misfit {
+    module: String,
+    made_for: Vec<usize>,
+    found: Vec<usize>,
+}
+
+impl Sorted {
+    /// # Errors
+    /// Tensors that are named as a LoRA's are, but are not what they ought to be.
+    pub fn of<'a>(
+        tensors: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+        metadata: &HashMap<String, String>,
+    ) -> Result<Self, Fault> {
+        let (mut groups, mut sorted) = (BTreeMap::<String, Group>::new(), Self::default());
+        for (name, dims) in tensors {
+            let Key { module, part } = match Key::of(name) {
+                Ok(key) => key,
+                Err(NotAKey::Unknown) => {
+                    sorted.strangers.push(name.to_owned());
+                    continue;
+                }
+                Err(NotAKey::Unsupported(algorithm)) => {
+                    return Err(Fault::Unsupported { tensor: name.to_owned(), algorithm });
+                }
+            };
+            let tensor = Tensor { name: name.to_owned(), dims: dims.to_vec() };
+            if dims.contains(&0) || product(dims).is_none() {
+                return Err(malformed(&tensor, "has no size that makes sense"));
+            }
+            if let Some(other) = groups.entry(module).or_default().insert(part, tensor.clone()) {
+                return Err(malformed(&tensor, &format!("means the same as '{}'", other.name)));
+            }
+        }
+        let scales = Scales::of(metadata);
+        for (module, group) in groups {
+            // Left over where a module was taken out of a file: it changes nothing.
+            if group.keys().all(|part| *part == super::keys::Part::Alpha) {
+                continue;
+            }
+            let adapter = Adapter::of(group, |rank| scales.of_module(&module, rank))?;
+            sorted.adapters.insert(module, adapter);
+        }
+        Ok(sorted)
+    }
+
+    /// Finds each module's place in a checkpoint of a family of that name.
+    ///
+    /// # Errors
+    /// Nothing has a place, or something that has one does not fit there, or the file says that it
+    /// is for another family and a part of it has no place.
+    pub fn match_to(
+        self,
+        modules: &[Module],
+        family: &str,
+        metadata: &HashMap<String, String>,
+    ) -> Result<Match, Fault> {
+        if self.adapters.is_empty() {
+            return Err(Fault::Empty { tensors: self.strangers.len() });
+        }
+        let (targets, all) = (Targets::of(modules), self.adapters.len());
+        let claim = Claim::of(metadata, &self);
+        let mut matched = Match { adapters: BTreeMap::new(), unmatched: Vec::new() };
+        let mut misfits = Vec::new();
+        for (module, adapter) in self.adapters {
+            let Some(target) = targets.find(&module) else {
+                matched.unmatched.push(module);
+                continue;
+            };
+            if let Err(made_for) = adapter.fits(&target.dims) {
+                misfits.push(Misfit { module, made_for, found: target.dims.clone() });
+            } else if matched.adapters.insert(target.canonical.clone(), adapter).is_some() {
+                return Err(Fault::Twice { module });
+            }
+        }
+        let foreign = claim.as_ref().is_some_and(|claim| claim.contradicts(family));
+        let has_all = matched.unmatched.is_empty();
+        if !matched.adapters.is_empty() && misfits.is_empty() && (has_all || !foreign) {
+            return Ok(matched);
+        }
+        let placed = matched.adapters.len();
+        Err(Fault::Foreign(verdict(claim.as_ref(), family, [placed, all], misfits.first())))
+    }
+}
+
+/// The sentence that follows the file's name.
+fn verdict(
+    claim: Option<&Claim>,
+    family: &str,
+    [placed, all]: [usize; 2],
+    misfit: Option<&Misfit>,
+) -> String {
+    let mut text = match claim {
+        Some(claim) if claim.base.name() != family => {
+            format!("is {claim}, not for this {family} checkpoint")
+        }
+        Some(claim) => format!("is {claim}, but does not fit this checkpoint"),
+        None => format!("does not fit this {family} checkpoint, and does not say what it is for"),
+    };
+    let modules = if all == 1 { "module" } else { "modules" };
+    let _ = write!(text, "; {placed} of its {all} {modules} found a place");
+    if let Some(Misfit { module, made_for, found }) = misfit {
+        let _ = write!(
+            text,
+            ", and '{module}' is made for {made_for:?} where the checkpoint has {found:?}"
+        );
+    }
+    text
+}
+
+fn malformed(tensor: &Tensor, what: &str) -> Fault {
+    let (tensor, dims) = (tensor.name.clone(), tensor.dims.clone());
+    Fault::Malformed { tensor, dims, what: what.to_owned() }
+}
