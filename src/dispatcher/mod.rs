@@ -194,8 +194,6 @@ pub enum FailureKind {
     UnusableModel,
     /// The mode's model cannot do what the request asks for; it can do others.
     InvalidRequest,
-    /// This version does not do what was asked (yet).
-    Unsupported,
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.

@@ -50,7 +50,6 @@ pub enum Kind {
     UnsupportedMediaType,
     InvalidRequest,
     InvalidConfiguration,
-    Unsupported,
     QueueFull,
     ModelUnusable,
     WorkerDied,
@@ -87,9 +86,6 @@ impl Kind {
                 "invalid-configuration",
                 "The configuration file is not valid",
             ),
-            Self::Unsupported => {
-                (S::UNPROCESSABLE_ENTITY, "unsupported", "Not supported in this version")
-            }
             Self::QueueFull => (S::TOO_MANY_REQUESTS, "queue-full", "The queue is full"),
             Self::ModelUnusable => {
                 (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
@@ -162,7 +158,6 @@ impl Problem {
         let kind = match failure.kind {
             FailureKind::UnusableModel => Kind::ModelUnusable,
             FailureKind::InvalidRequest => Kind::InvalidRequest,
-            FailureKind::Unsupported => Kind::Unsupported,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
             FailureKind::ShuttingDown => Kind::ShuttingDown,

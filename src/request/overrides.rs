@@ -19,7 +19,7 @@ pub struct Overrides {
     /// does, and is not read as text.
     #[schema(example = "a red fox in the snow", max_length = 16384)]
     pub prompt: String,
-    /// What to keep away from; needs a guidance scale above 1.
+    /// What to keep away from; needs a guidance scale above 1. A `<lora:…>` in it is refused.
     #[schema(max_length = 16384)]
     pub negative_prompt: Option<String>,
     /// Width and height in pixels, multiples of 8. Without it the init image's own, each side
@@ -41,7 +41,9 @@ pub struct Overrides {
     /// The same seed draws the same image; without one, one is drawn and returned in `X-Seed`.
     #[schema(minimum = 0)]
     pub seed: Option<u64>,
-    /// The sampling algorithm, by diffused's name for it, such as `ddim`, `euler_a`, `dpmpp_2m_karras`.
+    /// The sampling algorithm: `ddim`, `pndm`, `euler`, `euler_a`, `heun`, `lms`, `dpmpp_2m`,
+    /// `dpmpp_2m_karras`, `dpmpp_2m_sde`, `dpmpp_2m_sde_karras`, `dpmpp_sde`, `dpmpp_sde_karras`,
+    /// `unipc`, `lcm`.
     #[schema(value_type = Option<String>, example = "euler_a")]
     pub scheduler: Option<SchedulerId>,
     /// How its timesteps are spread: `leading`, `linspace` or `trailing`.

@@ -135,8 +135,6 @@ pub enum WorkerErrorKind {
     UnusableModel,
     /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
     InvalidRequest,
-    /// This version does not do what was asked (yet).
-    Unsupported,
     /// Anything that should not have happened.
     Internal,
 }

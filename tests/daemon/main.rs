@@ -7,5 +7,6 @@ mod checkpoints;
 mod custom;
 mod faults;
 mod life;
+mod loras;
 mod process;
 mod support;

@@ -294,7 +294,6 @@ fn failure(error: WorkerError) -> JobFailure {
     let kind = match error.kind {
         WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
         WorkerErrorKind::InvalidRequest => FailureKind::InvalidRequest,
-        WorkerErrorKind::Unsupported => FailureKind::Unsupported,
         WorkerErrorKind::Internal => FailureKind::Internal,
     };
     JobFailure { kind, message: error.message }
