@@ -25,6 +25,10 @@ const VARIANTS: [&str; 2] = ["", ".fp16"];
 
 pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     let folder = Folder { name, path };
+    if !path.join("model_index.json").is_file() {
+        let what = "is a folder without a model_index.json; a checkpoint is a .safetensors file, or a folder that diffusers saved";
+        return Err(folder.not_supported(what));
+    }
     let index = folder.json("model_index.json")?;
     let has = |component: &str| {
         index.get(component).and_then(|value| value.get(1)).is_some_and(|class| !class.is_null())
@@ -165,7 +169,9 @@ fn facts(
     let spacing: Option<Spacing> = text(scheduler, "timestep_spacing").and_then(|s| s.parse().ok());
     let latent_scale = config("vae").get("scaling_factor").and_then(Value::as_f64);
     if latent_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
-        return Err(folder.not_supported("has a 'scaling_factor' that is no positive number in vae/config.json"));
+        return Err(folder.not_supported(
+            "has a 'scaling_factor' that is no positive number in vae/config.json",
+        ));
     }
     Ok(Facts {
         heads: heads(unet).unwrap_or(of_family.heads),
