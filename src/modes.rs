@@ -204,6 +204,21 @@ pub struct LoraRef {
     pub adapter_name: Option<String>,
 }
 
+impl LoraRef {
+    /// Strengths go from minus this to this.
+    pub const MAX_STRENGTH: f32 = 100.0;
+}
+
+/// How a request names a LoRA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoraName {
+    /// The file, relative to `lora_root`.
+    Path(String),
+    /// The file's name without its extension, in whichever folder below `lora_root`; or the
+    /// `adapter_name` of one that a mode has.
+    Name(String),
+}
+
 /// What became of a LoRA when its pipeline was loaded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraReport {
@@ -285,6 +300,10 @@ impl Size {
             return Err(InvalidSize::TooLarge { width, height });
         }
         Ok(Self { width, height })
+    }
+
+    pub fn pixels(self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use diffused::{
     dispatcher::{
-        self, CustomJobs, DispatcherConfig, DispatcherShutdown, DrawnImage, FailureKind, Handle,
+        self, CustomJobs, DispatcherConfig, DispatcherShutdown, DrawnImages, FailureKind, Handle,
         JobFailure, Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
@@ -113,7 +113,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 fn is_image(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Image(DrawnImage { rgb, .. }) if rgb.len() == 8 * 8 * 3)
+    matches!(outcome, Outcome::Images(DrawnImages { rgb, .. }) if rgb.len() == 8 * 8 * 3)
 }
 
 #[tokio::test]

@@ -130,12 +130,11 @@ fn announce(listener: &TcpListener) -> io::Result<()> {
     stdout.flush()
 }
 
-/// The default mode, if it can be loaded: one that cannot says so when it is used.
+/// The default mode, if its model is there: one that is not says so when it is used.
 fn preload(modes: &Modes) -> Option<(String, PipelineSpec)> {
     let mode = modes.get(&modes.default_mode).ok()?;
-    let PipelineSpec { checkpoint, loras, .. } = &mode.pipeline;
-    let loadable = loras.is_empty() && checkpoint.path.is_file();
-    loadable.then(|| (mode.name.clone(), mode.pipeline.clone()))
+    let model = &mode.pipeline.checkpoint.path;
+    (model.is_file() || model.is_dir()).then(|| (mode.name.clone(), mode.pipeline.clone()))
 }
 
 /// Does what signals say. The first stop finishes the running job, while new ones are still

@@ -56,6 +56,10 @@ mod tests {
         for changed in [
             "{a: {model: b}}",
             "{a: {model: a, loras: [x]}}",
+            "{a: {model: a, vae: x}}",
+            "{a: {model: a, prediction: v}}",
+            "{a: {model: a, on_lora_error: skip}}",
+            "{a: {model: a, long_prompts: chunk}}",
             "{a: {model: a, default_negative_prompt: x}}",
             "{a: {model: a, metadata: {k: 1}}}",
         ] {

@@ -36,7 +36,7 @@ pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
 }
 
 fn problem(mention: &Mention) -> Option<String> {
-    let Mention { name, path, root, .. } = mention;
+    let Mention { name, path, root, folder_with, .. } = mention;
     let Some(root) = root else {
         return (!path.is_dir()).then(|| "there is no such folder".into());
     };
@@ -44,7 +44,14 @@ fn problem(mention: &Mention) -> Option<String> {
         return None; // The missing root has its own warning.
     }
     if path.is_dir() {
-        return Some(format!("'{name}' is a folder; a .safetensors file is expected"));
+        return match folder_with {
+            None => Some(format!("'{name}' is a folder; a .safetensors file is expected")),
+            Some(file) if path.join(file).is_file() => None,
+            Some(file) => Some(format!(
+                "'{name}' is a folder without {file}; a .safetensors file or a folder as diffusers \
+                 writes it is expected"
+            )),
+        };
     }
     if path.is_symlink() {
         return Some(format!("'{name}' is a symbolic link that leads nowhere"));

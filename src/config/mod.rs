@@ -18,12 +18,14 @@ use crate::modes::Modes;
 mod diagnostic;
 mod diff;
 mod files;
+mod loras;
 mod raw;
 mod reader;
 mod resolve;
 
 pub use diagnostic::{Diagnostic, KeyPath, Position, Severity};
 pub use diff::ModesDiff;
+pub use loras::{UnknownLora, find_lora};
 
 /// A larger file is a mistake.
 const MAX_FILE_BYTES: u64 = 8 << 20;

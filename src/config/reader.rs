@@ -166,7 +166,7 @@ impl<'a> Field<'a> {
     }
 
     /// Any number that is finite as an `f32`.
-    pub fn number(&self, errors: &mut Errors) -> Option<f32> {
+    fn number(&self, errors: &mut Errors) -> Option<f32> {
         let number = match &self.node.value {
             Value::Integer(n) => *n as f32,
             Value::Float(n) => *n as f32,
@@ -174,6 +174,17 @@ impl<'a> Field<'a> {
         };
         if !number.is_finite() {
             self.error(errors, "expected a finite number");
+            return None;
+        }
+        Some(number)
+    }
+
+    /// A number in that range.
+    pub fn within(&self, range: RangeInclusive<f32>, errors: &mut Errors) -> Option<f32> {
+        let number = self.number(errors)?;
+        if !range.contains(&number) {
+            let (min, max) = (range.start(), range.end());
+            self.error(errors, format!("{number} is not between {min} and {max}"));
             return None;
         }
         Some(number)

@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     path::{Component, Path, PathBuf},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -13,19 +15,27 @@ use super::{
     reader::{Errors, Field, Table},
 };
 use crate::modes::{
-    CheckpointRef, Defaults, LoraRef, Mode, Modes, PipelineSpec, Size, did_you_mean, nearest_name,
+    CheckpointRef, Defaults, LoraRef, Mode, Modes, OnLoraError, PipelineSpec, Size, did_you_mean,
+    nearest_name,
 };
 
-const ROOT_KEYS: [&str; 4] = ["model_root", "lora_root", "default_mode", "modes"];
-const MODE_KEYS: [&str; 9] = [
+const ROOT_KEYS: [&str; 5] = ["model_root", "lora_root", "default_mode", "max_pixels", "modes"];
+const MODE_KEYS: [&str; 16] = [
     "model",
+    "vae",
     "loras",
+    "on_lora_error",
+    "prediction",
     "default_size",
     "default_steps",
     "default_guidance",
+    "guidance_rescale",
     "default_scheduler",
+    "timestep_spacing",
     "default_negative_prompt",
     "clip_skip",
+    "long_prompts",
+    "prompt_syntax",
     "metadata",
 ];
 const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
@@ -46,6 +56,8 @@ pub struct Mention {
     pub path: PathBuf,
     /// The folder that `name` is relative to; `None` for such a folder itself.
     pub root: Option<PathBuf>,
+    /// The file that a folder in its place must have.
+    pub folder_with: Option<&'static str>,
     pub at: Position,
     pub key: KeyPath,
 }
@@ -60,6 +72,10 @@ pub fn resolve(root: &Node, file: Arc<Path>, base: &Path) -> Result<Resolved, Ve
         _ => Err(errors),
     }
 }
+
+/// What makes a folder a whole pipeline in diffusers' layout, and what makes it one model.
+const PIPELINE_FOLDER: &str = "model_index.json";
+const MODEL_FOLDER: &str = "config.json";
 
 struct Resolver {
     errors: Errors,
@@ -92,6 +108,10 @@ impl Resolver {
         };
         let default_mode = table.require("default_mode", &mut self.errors);
         let modes = table.require("modes", &mut self.errors);
+        let max_pixels = table
+            .get("max_pixels")
+            .and_then(|field| field.whole_number(64..=Size::MAX_PIXELS as u32, &mut self.errors))
+            .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -105,15 +125,10 @@ impl Resolver {
         let default_mode = default_mode.and_then(|field| self.default_mode(&field, entries));
         let modes: BTreeMap<String, Arc<Mode>> = entries
             .iter()
-            .filter_map(|entry| self.mode(entry, &field.key, &roots))
+            .filter_map(|entry| self.mode(entry, &field.key, &roots, max_pixels))
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
-        Some(Modes {
-            default_mode: default_mode?,
-            lora_root: roots.lora?,
-            max_pixels: Size::DEFAULT_MAX_PIXELS,
-            modes,
-        })
+        Some(Modes { default_mode: default_mode?, lora_root: roots.lora?, max_pixels, modes })
     }
 
     fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
@@ -127,6 +142,7 @@ impl Resolver {
             name: name.to_owned(),
             path: path.clone(),
             root: None,
+            folder_with: None,
             at: field.node.at,
             key: field.key.clone(),
         });
@@ -144,45 +160,84 @@ impl Resolver {
         None
     }
 
-    fn mode(&mut self, entry: &Entry, parent: &KeyPath, roots: &Roots) -> Option<Mode> {
+    fn mode(
+        &mut self,
+        entry: &Entry,
+        parent: &KeyPath,
+        roots: &Roots,
+        max_pixels: u64,
+    ) -> Option<Mode> {
         let field = Field { node: &entry.value, key: parent.key(&entry.key) };
         if let Err(reason) = check_mode_name(&entry.key) {
             self.errors.add(entry.key_at, field.key.clone(), reason);
         }
         let table = Table::read(&field, entry.key_at, &MODE_KEYS, &mut self.errors)?;
-        let model = table.require("model", &mut self.errors);
-        let checkpoint = model.and_then(|field| {
-            let (name, path) = self.file_name(&field, roots.model.as_deref())?;
-            Some(CheckpointRef { name, path })
-        });
-        let loras = self.loras(&table, roots.lora.as_deref());
+        let pipeline = self.pipeline(&table, roots);
         let defaults = self.defaults(&table);
+        if defaults.size.pixels() > max_pixels {
+            let (at, key) = match table.get("default_size") {
+                Some(field) => (field.node.at, field.key),
+                None => (entry.key_at, field.key.key("default_size")),
+            };
+            let size = defaults.size;
+            let message = format!("{size} is more than the {max_pixels} pixels of max_pixels");
+            self.errors.add(at, key, message);
+        }
         let metadata = match table.get("metadata") {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
-        let pipeline = PipelineSpec { loras, ..PipelineSpec::of(checkpoint?) };
-        Some(Mode { name: entry.key.clone(), pipeline, defaults, metadata })
+        Some(Mode { name: entry.key.clone(), pipeline: pipeline?, defaults, metadata })
+    }
+
+    /// What must be loaded.
+    fn pipeline(&mut self, table: &Table, roots: &Roots) -> Option<PipelineSpec> {
+        let model = table.require("model", &mut self.errors);
+        let checkpoint = model.and_then(|field| self.checkpoint(&field, roots, PIPELINE_FOLDER));
+        let vae = table.get("vae").map(|field| self.checkpoint(&field, roots, MODEL_FOLDER));
+        let loras = self.loras(table, roots.lora.as_deref());
+        let errors = &mut self.errors;
+        let on_lora_error = parsed(table, "on_lora_error", errors);
+        let prediction = parsed(table, "prediction", errors);
+        Some(PipelineSpec {
+            checkpoint: checkpoint?,
+            vae: vae.flatten(),
+            loras,
+            on_lora_error: on_lora_error.unwrap_or(OnLoraError::Fail),
+            prediction,
+        })
+    }
+
+    fn checkpoint(
+        &mut self,
+        field: &Field,
+        roots: &Roots,
+        folder_with: &'static str,
+    ) -> Option<CheckpointRef> {
+        let (name, path) = self.file_name(field, roots.model.as_deref(), Some(folder_with))?;
+        Some(CheckpointRef { name, path })
     }
 
     /// A wrong value is reported and stands as its default: nothing is made of it afterwards.
     fn defaults(&mut self, table: &Table) -> Defaults {
         let errors = &mut self.errors;
-        let guidance = table.get("default_guidance");
         let other = Defaults::default();
         Defaults {
-            size: table
-                .get("default_size")
-                .and_then(|field| field.parsed(errors))
-                .unwrap_or(other.size),
+            size: parsed(table, "default_size", errors).unwrap_or(other.size),
             steps: table
                 .get("default_steps")
                 .and_then(|field| field.whole_number(1..=Defaults::MAX_STEPS, errors))
                 .unwrap_or(other.steps),
-            guidance_scale: guidance
-                .and_then(|field| guidance_scale(&field, errors))
+            guidance_scale: table
+                .get("default_guidance")
+                .and_then(|field| field.within(0.0..=Defaults::MAX_GUIDANCE_SCALE, errors))
                 .unwrap_or(other.guidance_scale),
-            scheduler: table.get("default_scheduler").and_then(|field| field.parsed(errors)),
+            guidance_rescale: table
+                .get("guidance_rescale")
+                .and_then(|field| field.within(0.0..=1.0, errors))
+                .unwrap_or(other.guidance_rescale),
+            scheduler: parsed(table, "default_scheduler", errors),
+            timestep_spacing: parsed(table, "timestep_spacing", errors),
             negative_prompt: table
                 .get("default_negative_prompt")
                 .and_then(|field| field.text(errors))
@@ -190,8 +245,9 @@ impl Resolver {
             clip_skip: table
                 .get("clip_skip")
                 .and_then(|field| field.whole_number(0..=Defaults::MAX_CLIP_SKIP, errors))
-                .unwrap_or(0),
-            ..other
+                .unwrap_or(other.clip_skip),
+            long_prompts: parsed(table, "long_prompts", errors).unwrap_or(other.long_prompts),
+            prompt_syntax: parsed(table, "prompt_syntax", errors).unwrap_or(other.prompt_syntax),
         }
     }
 
@@ -203,7 +259,7 @@ impl Resolver {
     /// Either the file's name alone or a mapping.
     fn lora(&mut self, item: &Field, root: Option<&Path>) -> Option<LoraRef> {
         if let Value::Text(_) = item.node.value {
-            let (name, path) = self.file_name(item, root)?;
+            let (name, path) = self.file_name(item, root, None)?;
             return Some(LoraRef { name, path, strength: 1.0, adapter_name: None });
         }
         if !matches!(item.node.value, Value::Map(_)) {
@@ -215,8 +271,9 @@ impl Resolver {
         }
         let table = Table::read(item, item.node.at, &LORA_KEYS, &mut self.errors)?;
         let file = table.require("path", &mut self.errors);
-        let file = file.and_then(|field| self.file_name(&field, root));
-        let strength = table.get("strength").map(|field| field.number(&mut self.errors));
+        let file = file.and_then(|field| self.file_name(&field, root, None));
+        let strengths = -LoraRef::MAX_STRENGTH..=LoraRef::MAX_STRENGTH;
+        let strength = table.get("strength").map(|field| field.within(strengths, &mut self.errors));
         let adapter_name = table.get("adapter_name").map(|field| field.text(&mut self.errors));
         let (name, path) = file?;
         Some(LoraRef {
@@ -229,7 +286,12 @@ impl Resolver {
 
     /// A file below `root`: its name as written, and its path. A symbolic link that leads out
     /// of the folder is the user's own decision; a name that does is not.
-    fn file_name(&mut self, field: &Field, root: Option<&Path>) -> Option<(String, PathBuf)> {
+    fn file_name(
+        &mut self,
+        field: &Field,
+        root: Option<&Path>,
+        folder_with: Option<&'static str>,
+    ) -> Option<(String, PathBuf)> {
         let name = field.text(&mut self.errors)?;
         if let Err(reason) = check_file_name(name) {
             field.error(&mut self.errors, reason);
@@ -241,6 +303,7 @@ impl Resolver {
             name: name.to_owned(),
             path: path.clone(),
             root: Some(root.to_owned()),
+            folder_with,
             at: field.node.at,
             key: field.key.clone(),
         });
@@ -248,14 +311,9 @@ impl Resolver {
     }
 }
 
-fn guidance_scale(field: &Field, errors: &mut Errors) -> Option<f32> {
-    let scale = field.number(errors)?;
-    if !(0.0..=Defaults::MAX_GUIDANCE_SCALE).contains(&scale) {
-        let max = Defaults::MAX_GUIDANCE_SCALE;
-        field.error(errors, format!("{scale} is not between 0 and {max}"));
-        return None;
-    }
-    Some(scale)
+/// A value that is written as a word.
+fn parsed<T: FromStr<Err: Display>>(table: &Table, key: &str, errors: &mut Errors) -> Option<T> {
+    table.get(key).and_then(|field| field.parsed(errors))
 }
 
 /// Mode names travel in URLs and HTTP headers.
@@ -270,7 +328,8 @@ fn check_mode_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-fn check_file_name(name: &str) -> Result<(), &'static str> {
+/// Whether a name stays below its root.
+pub fn check_file_name(name: &str) -> Result<(), &'static str> {
     let mut has_name = false;
     for component in Path::new(name).components() {
         match component {

@@ -97,11 +97,16 @@ fn missing_files_are_warnings_with_the_nearest_name() {
     fs::create_dir_all(folder.path().join("models/sd15")).unwrap();
     fs::write(folder.path().join("models/sd15/dreamlike.safetensors"), "x").unwrap();
     fs::write(folder.path().join("models/sd15/other.safetensors"), "x").unwrap();
+    for (folder_name, file) in [("sdxl", "model_index.json"), ("fine-vae", "config.json")] {
+        fs::create_dir(folder.path().join("models").join(folder_name)).unwrap();
+        fs::write(folder.path().join("models").join(folder_name).join(file), "{}").unwrap();
+    }
     symlink("nowhere", folder.path().join("models/link.safetensors")).unwrap();
     let text = "model_root: models\nlora_root: nowhere\ndefault_mode: a\nmodes:\n  \
                 a: {model: sd15/dreamlik.safetensors, loras: [x.safetensors]}\n  \
                 b: {model: sd15}\n  c: {model: sd15/dreamlike.safetensors}\n  \
-                d: {model: link.safetensors}\n  e: {model: sd15/quite.safetensors}\n";
+                d: {model: link.safetensors}\n  e: {model: sd15/quite.safetensors}\n  \
+                f: {model: sdxl, vae: fine-vae}\n  g: {model: fine-vae, vae: sdxl}\n";
     fs::write(&path, text).unwrap();
     let manager = ModeConfigManager::load(&path).unwrap();
     let folder = folder.path().to_str().unwrap();
@@ -110,8 +115,10 @@ fn missing_files_are_warnings_with_the_nearest_name() {
     insta::assert_snapshot!(lines.join("\n"), @r"
     ~/modes.yaml:2:12: warning: lora_root: there is no such folder (looked for ~/nowhere)
     ~/modes.yaml:5:14: warning: modes.a.model: there is no file 'sd15/dreamlik.safetensors'; did you mean 'sd15/dreamlike.safetensors'? (looked for ~/models/sd15/dreamlik.safetensors)
-    ~/modes.yaml:6:14: warning: modes.b.model: 'sd15' is a folder; a .safetensors file is expected (looked for ~/models/sd15)
+    ~/modes.yaml:6:14: warning: modes.b.model: 'sd15' is a folder without model_index.json; a .safetensors file or a folder as diffusers writes it is expected (looked for ~/models/sd15)
     ~/modes.yaml:8:14: warning: modes.d.model: 'link.safetensors' is a symbolic link that leads nowhere (looked for ~/models/link.safetensors)
     ~/modes.yaml:9:14: warning: modes.e.model: there is no file 'sd15/quite.safetensors' (looked for ~/models/sd15/quite.safetensors)
+    ~/modes.yaml:11:14: warning: modes.g.model: 'fine-vae' is a folder without model_index.json; a .safetensors file or a folder as diffusers writes it is expected (looked for ~/models/fine-vae)
+    ~/modes.yaml:11:29: warning: modes.g.vae: 'sdxl' is a folder without config.json; a .safetensors file or a folder as diffusers writes it is expected (looked for ~/models/sdxl)
     ");
 }

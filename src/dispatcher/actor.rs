@@ -231,7 +231,7 @@ impl Actor {
     /// A job has ended: writes it down for all, and for who waits for it.
     fn conclude(&mut self, id: JobId, outcome: Outcome) {
         match &outcome {
-            Outcome::Image(_) | Outcome::Switched | Outcome::Custom(_) => {
+            Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => {
                 tracing::info!(job = %id, "done");
             }
             Outcome::Failed(failure) => tracing::warn!(job = %id, "failed: {failure}"),

@@ -146,23 +146,30 @@ impl Drop for Ticket {
 /// What became of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    Image(DrawnImage),
+    Images(DrawnImages),
     Switched,
     Custom(serde_json::Value),
     Failed(JobFailure),
     Cancelled,
 }
 
-/// An image: rows top to bottom, three bytes a pixel, and how it came about.
+/// The images of a job, one after the other, and how they came about.
 #[derive(Clone, PartialEq)]
-pub struct DrawnImage {
+pub struct DrawnImages {
     pub rgb: Vec<u8>,
     pub report: DrawnReport,
 }
 
-impl std::fmt::Debug for DrawnImage {
+impl DrawnImages {
+    /// Each image: rows top to bottom, three bytes a pixel.
+    pub fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.rgb.chunks_exact(self.report.image_bytes())
+    }
+}
+
+impl std::fmt::Debug for DrawnImages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DrawnImage({:?}, {} bytes)", self.report, self.rgb.len())
+        write!(f, "DrawnImages({:?}, {} bytes)", self.report, self.rgb.len())
     }
 }
 
@@ -185,8 +192,8 @@ impl JobFailure {
 pub enum FailureKind {
     /// The checkpoint or a LoRA cannot be used as it is on disk.
     UnusableModel,
-    /// This version does not do what was asked (yet).
-    Unsupported,
+    /// The mode's model cannot do what the request asks for; it can do others.
+    InvalidRequest,
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.

@@ -78,12 +78,18 @@ impl SharedJobs {
         self.update(id, |view| {
             view.finished_unix_ms = Some(unix_ms());
             view.state = match outcome {
-                Outcome::Image(_) | Outcome::Switched | Outcome::Custom(_) => JobState::Done,
+                Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => JobState::Done,
                 Outcome::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
                 Outcome::Cancelled => JobState::Cancelled,
             };
             if let Outcome::Custom(value) = outcome {
                 view.result = Some(value.clone());
+            }
+            // A thousand jobs are remembered; not the megabytes of each.
+            if let Job::Generation { request, .. } = &mut view.job
+                && let Some(source) = &mut request.source
+            {
+                source.forget_images();
             }
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);

@@ -14,8 +14,8 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, task::JoinSet, time:
 use super::*;
 use crate::{
     job::{JobState, SwitchOrigin},
-    modes::{CheckpointRef, SchedulerId, Size},
-    request::GenerateRequest,
+    modes::{CheckpointRef, LoraRef, LoraReport, SchedulerId, Size},
+    request::{EncodedImage, GenerateRequest, Source},
     worker::{
         process::{self, Process},
         protocol::{self, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind},
@@ -108,12 +108,16 @@ impl Worker {
     }
 
     async fn send_loaded(&mut self, job: JobId) {
+        self.send_loaded_with(job, vec![]).await;
+    }
+
+    async fn send_loaded_with(&mut self, job: JobId, loras: Vec<LoraReport>) {
         let report = LoadReport {
             family: "SD1.x".to_owned(),
             weights_bytes: 7,
             load_ms: 1,
             merge_ms: 0,
-            loras: vec![],
+            loras,
         };
         self.send(FromWorker::Loaded { job, report }).await;
     }
@@ -207,7 +211,7 @@ fn report() -> DrawnReport {
 }
 
 fn drawn() -> Outcome {
-    Outcome::Image(DrawnImage { rgb: vec![1; 8 * 8 * 3], report: report() })
+    Outcome::Images(DrawnImages { rgb: vec![1; 8 * 8 * 3], report: report() })
 }
 
 fn failed_with(outcome: Outcome) -> (FailureKind, String) {

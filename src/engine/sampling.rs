@@ -57,15 +57,8 @@ impl Sampler {
     fn combine(&self, combination: &Combination, like: &Tensor) -> nn::Result<Tensor> {
         let latents = self.latents.newest_first().zip(&combination.latents);
         let denoised = self.denoised.newest_first().zip(&combination.denoised);
-        let mut sum = None;
-        for (tensor, weight) in latents.chain(denoised).filter(|(_, weight)| **weight != 0.0) {
-            let part = tensor.scale(*weight)?;
-            sum = Some(match sum {
-                None => part,
-                Some(sum) => part.add(&sum)?,
-            });
-        }
-        sum.map_or_else(|| like.scale(0.0), Ok)
+        let mut parts = latents.chain(denoised);
+        parts.try_fold(like.scale(0.0)?, |sum, (part, weight)| sum.add(&part.scale(*weight)?))
     }
 }
 

@@ -1,16 +1,17 @@
-//! A request's JSON body, with errors that say what to do.
+//! A request's body, with errors that say what to do.
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, Request},
+    extract::{FromRequest, Multipart, Request, multipart::MultipartError},
     http::{HeaderMap, StatusCode, header},
 };
 use serde_json::Value;
 
 use super::{
-    MAX_BODY_BYTES,
+    MAX_BODY_BYTES, MAX_GENERATE_BODY_BYTES,
     problem::{Kind, Problem},
 };
+use crate::request::{Files, Form};
 
 /// Any JSON value; what must be in it is for the handler to say.
 pub struct JsonBody(pub Value);
@@ -19,35 +20,102 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        check_content_type(request.headers())?;
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                let limit = MAX_BODY_BYTES >> 20;
-                Problem::new(Kind::BodyTooLarge, format!("a body has at most {limit} MiB"))
-            } else {
-                Problem::new(Kind::MalformedRequest, "the body could not be read to its end")
-            }
-        })?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            Problem::new(Kind::MalformedRequest, format!("the body is not JSON: {error}"))
-        })
+        if !content_type(request.headers()).is_some_and(is_json) {
+            return Err(wrong_content_type(request.headers(), "'content-type: application/json'"));
+        }
+        read_json(request, state, MAX_BODY_BYTES).await.map(Self)
     }
 }
 
-fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let found = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if found.is_some_and(is_json) {
-        return Ok(());
+/// What an image is asked for with: JSON, or a form with files beside the fields.
+pub struct GenerateBody {
+    pub fields: Value,
+    pub files: Files,
+}
+
+impl<S: Send + Sync> FromRequest<S> for GenerateBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let content_type = content_type(request.headers());
+        if content_type.is_some_and(is_json) {
+            let fields = read_json(request, state, MAX_GENERATE_BODY_BYTES).await?;
+            return Ok(Self { fields, files: Files::default() });
+        }
+        if content_type.is_some_and(is_form) {
+            return read_form(request, state).await;
+        }
+        let expected = "'content-type: application/json' or as 'multipart/form-data'";
+        Err(wrong_content_type(request.headers(), expected))
     }
+}
+
+async fn read_json<S: Send + Sync>(
+    request: Request,
+    state: &S,
+    limit: usize,
+) -> Result<Value, Problem> {
+    let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            too_large(limit)
+        } else {
+            Problem::new(Kind::MalformedRequest, "the body could not be read to its end")
+        }
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::new(Kind::MalformedRequest, format!("the body is not JSON: {error}"))
+    })
+}
+
+async fn read_form<S: Send + Sync>(request: Request, state: &S) -> Result<GenerateBody, Problem> {
+    let mut parts = Multipart::from_request(request, state).await.map_err(|rejection| {
+        Problem::new(Kind::MalformedRequest, format!("the form: {}", rejection.body_text()))
+    })?;
+    let unreadable = |error: MultipartError| {
+        if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return too_large(MAX_GENERATE_BODY_BYTES);
+        }
+        let detail = format!("the form cannot be read: {}", error.body_text());
+        Problem::new(Kind::MalformedRequest, detail)
+    };
+    let mut form = Form::default();
+    while let Some(part) = parts.next_field().await.map_err(unreadable)? {
+        let name = part.name().unwrap_or_default().to_owned();
+        form.add(&name, &part.bytes().await.map_err(unreadable)?);
+    }
+    let (fields, files) = form.finish()?;
+    Ok(GenerateBody { fields, files })
+}
+
+fn too_large(limit: usize) -> Problem {
+    let limit = limit >> 20;
+    Problem::new(Kind::BodyTooLarge, format!("a body has at most {limit} MiB here"))
+}
+
+fn content_type(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+}
+
+fn wrong_content_type(headers: &HeaderMap, expected: &str) -> Problem {
+    let found = content_type(headers);
     let found = found.map_or("none is named".to_owned(), |found| format!("this is '{found}'"));
-    let detail = format!("the body is expected as 'content-type: application/json'; {found}");
-    Err(Problem::new(Kind::UnsupportedMediaType, detail))
+    let detail = format!("the body is expected as {expected}; {found}");
+    Problem::new(Kind::UnsupportedMediaType, detail)
+}
+
+fn is_form(content_type: &str) -> bool {
+    essence(content_type) == "multipart/form-data"
 }
 
 fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let essence = essence(content_type);
     essence == "application/json"
         || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+/// The type without its parameters.
+fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]

@@ -1,31 +1,28 @@
-//! `POST /generate`: a request in, an image out.
+//! `POST /generate`: a request in, images out.
 
 use std::sync::Arc;
 
-use axum::{
-    body::Bytes,
-    extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
-};
+use axum::{extract::State, http::HeaderMap, response::Response};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use utoipa::ToSchema;
 
 use super::{
     Api, accept,
-    body::JsonBody,
-    problem::{Kind, Problem, X_JOB_ID},
+    answer::{self, Asked, GenerateAnswer},
+    body::GenerateBody,
+    problem::Problem,
 };
 use crate::{
-    dispatcher::{DrawnImage, Outcome},
-    image::{self, Format, Rgb, parameters::infotext},
-    job::{Job, JobId},
-    modes::{Mode, Modes, UnknownMode},
-    request::{GenerateRequest, Overrides},
+    config::find_lora,
+    dispatcher::Outcome,
+    image,
+    job::Job,
+    modes::{LoraRef, Mode, Modes, UnknownMode},
+    request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
 };
 
-const X_MODE: HeaderName = HeaderName::from_static("x-mode");
-const X_SEED: HeaderName = HeaderName::from_static("x-seed");
-const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
+/// Images of requests are unpacked by two at a time: one may take half a gigabyte.
+static UNPACKING: Semaphore = Semaphore::const_new(2);
 
 /// The bytes of an image file.
 #[derive(ToSchema)]
@@ -33,26 +30,49 @@ const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
 #[expect(dead_code, reason = "describes a body that is bytes")]
 pub struct ImageFile(Vec<u8>);
 
-/// Draws an image and answers with it. Hanging up cancels the job.
+/// The fields of a JSON body as a form's parts: images as files, `loras` as JSON. A part that is
+/// empty counts as absent.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub struct GenerateForm {
+    /// The same as the field of that name in a JSON body; so for every other field.
+    prompt: Option<String>,
+    #[schema(value_type = Option<String>, format = Binary)]
+    init_image: Option<Vec<u8>>,
+    #[schema(value_type = Option<String>, format = Binary)]
+    mask_image: Option<Vec<u8>>,
+    /// A JSON object with fields that have no part of their own.
+    #[schema(value_type = Option<Overrides>)]
+    request: Option<String>,
+}
+
+/// Draws images and answers with them. Hanging up cancels the job.
 #[utoipa::path(
-    post, path = "/generate", tag = "images", request_body = Overrides,
+    post, path = "/generate", tag = "images",
+    request_body(content((Overrides = "application/json"), (GenerateForm = "multipart/form-data"))),
     params(("Accept" = Option<String>, Header, description =
-        "`image/png` (the default), `image/jpeg` or `image/webp`")),
+        "`image/png` (the default), `image/jpeg`, `image/webp` or `application/json`; more than one \
+         image are always sent as JSON")),
     responses(
-        (status = 200, description = "The image, with its parameters embedded",
-         content((ImageFile = "image/png"), (ImageFile = "image/jpeg"), (ImageFile = "image/webp")),
+        (status = 200, description = "The image, with its parameters embedded; or JSON",
+         content((ImageFile = "image/png"), (ImageFile = "image/jpeg"), (ImageFile = "image/webp"),
+                 (GenerateAnswer = "application/json")),
          headers(
             ("X-Mode" = String, description = "The mode that drew it"),
-            ("X-Seed" = u64, description = "The seed that it was drawn with"),
+            ("X-Seed" = u64, description = "The seed that it was drawn with, the first of several"),
             ("X-SuperRes" = u32, description = "The upscaling factor; 0 is none"),
-            ("X-Job-Id" = String, description = "For GET /api/jobs/{id}"))),
-        (status = 400, description = "The body is not JSON"),
+            ("X-Job-Id" = String, description = "For GET /api/jobs/{id}"),
+            ("X-Prompt-Truncated" = String, description =
+                "The beginning of what the text encoder did not see of the prompt, percent-encoded"),
+            ("X-Lora-Skipped" = String, description =
+                "LoRAs that were left out, each percent-encoded, separated by commas"))),
+        (status = 400, description = "The body is not JSON or not a form"),
         (status = 404, description = "No such mode"),
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "The job was cancelled"),
-        (status = 413, description = "Body over 1 MiB"),
-        (status = 415, description = "Not application/json"),
-        (status = 422, description = "Invalid fields"),
+        (status = 413, description = "Body over 64 MiB"),
+        (status = 415, description = "Neither application/json nor multipart/form-data"),
+        (status = 422, description = "Invalid fields, or nothing that the mode's model can do"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
         (status = 503, description = "Shutting down; see Retry-After"),
@@ -61,30 +81,23 @@ pub struct ImageFile(Vec<u8>);
 pub async fn generate(
     State(api): State<Api>,
     headers: HeaderMap,
-    JsonBody(body): JsonBody,
+    body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let format = accept::image_format(&headers)?;
-    let overrides = Overrides::parse(&body)?;
+    let overrides = Overrides::parse_with(&body.fields, body.files)?;
+    let form = accept::form(&headers, overrides.n.unwrap_or(1))?;
     let modes = api.config.current();
     let selected = &api.dispatcher.status().selected_mode;
-    let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?;
-    refuse_loras(mode)?;
-    // 32 bits: what torch's generator takes of a seed.
-    let seed = getrandom::u32().map_err(Problem::internal)?;
-    let request = overrides.resolve(mode, || seed.into());
+    let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?.clone();
+    let asked = ask(&modes, &mode, overrides).await?;
 
-    let job = Job::Generation { request: request.clone(), pipeline: mode.pipeline.clone() };
-    let ticket = api.dispatcher.submit(job).await?;
+    let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
+    let ticket = api.dispatcher.submit(Job::Generation { request, pipeline }).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
     match ticket.outcome().await {
-        Outcome::Image(drawn) => {
-            let model = mode.pipeline.checkpoint.name.clone();
-            let headers = image_headers(&request, id, format);
-            let encoding =
-                tokio::task::spawn_blocking(move || encode(&drawn, &request, &model, format));
-            let file = encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)?;
-            Ok((headers, Bytes::from(file)).into_response())
+        Outcome::Images(drawn) => {
+            let encoding = spawn_blocking(move || answer::encode(&asked, &drawn, id, form));
+            encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)
         }
         Outcome::Failed(failure) => Err(Problem::of_job(failure, id)),
         Outcome::Cancelled => Err(Problem::cancelled(id)),
@@ -106,45 +119,67 @@ fn mode_for<'a>(
     }
 }
 
-/// LoRAs are read and shown, but not merged yet; an image without them would be a lie.
-pub fn refuse_loras(mode: &Mode) -> Result<(), Problem> {
-    let loras = &mode.pipeline.loras;
-    if loras.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<_> = loras.iter().map(|lora| format!("'{}'", lora.name)).collect();
-    let detail = format!(
-        "mode '{}' names LoRAs ({}); merging them is not in this version yet",
-        mode.name,
-        names.join(", ")
-    );
-    Err(Problem::new(Kind::Unsupported, detail).at("/mode"))
+async fn ask(modes: &Arc<Modes>, mode: &Arc<Mode>, overrides: Overrides) -> Result<Asked, Problem> {
+    let (overrides, Found { init_image, loras }) = look_up(modes, mode, overrides).await?;
+    let prompt = overrides.prompt.clone();
+    // 32 bits: what torch's generator takes of a seed.
+    let seed = getrandom::u32().map_err(Problem::internal)?;
+    let context = Context { mode, max_pixels: modes.max_pixels, init_image };
+    let request = overrides.resolve(context, || seed.into())?;
+    let mut pipeline = mode.pipeline.clone();
+    pipeline.loras.extend(loras);
+    Ok(Asked { prompt, request, pipeline })
 }
 
-fn encode(
-    drawn: &DrawnImage,
-    request: &GenerateRequest,
-    model: &str,
-    format: Format,
-) -> Result<Vec<u8>, image::EncodeError> {
-    let size = drawn.report.size;
-    let text = infotext(request, drawn.report.scheduler, model);
-    let image = Rgb { width: size.width, height: size.height, bytes: &drawn.rgb };
-    image::encode(image, format, &text)
+/// What only a look at the request's images and at the disk can tell.
+struct Found {
+    /// Width and height of the init image.
+    init_image: Option<(u32, u32)>,
+    /// The request's own.
+    loras: Vec<LoraRef>,
 }
 
-fn image_headers(request: &GenerateRequest, id: JobId, format: Format) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-    headers.insert(X_SEED, request.seed.into());
-    headers.insert(X_SUPER_RES, HeaderValue::from_static("0"));
-    for (name, value) in [(X_MODE, request.mode.clone()), (X_JOB_ID, id.to_string())] {
-        // Both are plain ASCII: configuration sees to it for the mode's name.
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
+async fn look_up(
+    modes: &Arc<Modes>,
+    mode: &Arc<Mode>,
+    overrides: Overrides,
+) -> Result<(Overrides, Found), Problem> {
+    let unpacking = match overrides.init_image {
+        Some(_) => Some(UNPACKING.acquire().await.map_err(Problem::internal)?),
+        None => None,
+    };
+    let (modes, mode) = (modes.clone(), mode.clone());
+    let looking = spawn_blocking(move || {
+        let _unpacking = unpacking;
+        find(&modes, &mode, &overrides).map(|found| (overrides, found))
+    });
+    Ok(looking.await.map_err(Problem::internal)??)
+}
+
+/// Reads the images to their ends and looks for the LoRAs; finds everything that is wrong.
+fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, InvalidFields> {
+    let mut errors = Vec::new();
+    let mut dimensions = |name, image: &Option<EncodedImage>| {
+        let error = match image::dimensions(&image.as_ref()?.0) {
+            Ok(dimensions) => return Some(dimensions),
+            Err(error) => error.to_string(),
+        };
+        errors.push(FieldError::of(name, error));
+        None
+    };
+    let init_image = dimensions("init_image", &overrides.init_image);
+    dimensions("mask_image", &overrides.mask_image);
+    let mut loras = Vec::new();
+    for wish in &overrides.loras {
+        match find_lora(modes, mode, &wish.name, wish.strength) {
+            Ok(lora) => loras.push(lora),
+            Err(error) => {
+                let pointer = wish.pointer.clone();
+                errors.push(FieldError { pointer, detail: error.to_string() });
+            }
         }
     }
-    headers
+    if errors.is_empty() { Ok(Found { init_image, loras }) } else { Err(InvalidFields(errors)) }
 }
 
 #[cfg(test)]
@@ -165,13 +200,5 @@ mod tests {
             let name = mode.as_ref().map(|mode| mode.name.as_str()).map_err(|_| ());
             assert_eq!(name, expected, "{named:?} {selected}");
         }
-    }
-
-    #[test]
-    fn a_mode_with_loras_is_refused_by_their_names() {
-        let modes = modes("{a: {model: a}, b: {model: b, loras: [x, y]}}", "a");
-        assert!(refuse_loras(&modes.modes["a"]).is_ok());
-        let problem = format!("{:?}", refuse_loras(&modes.modes["b"]).unwrap_err());
-        assert!(problem.contains("('x', 'y'); merging them is not"), "{problem}");
     }
 }

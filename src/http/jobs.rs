@@ -13,13 +13,14 @@ use utoipa::ToSchema;
 use super::{
     Api,
     body::JsonBody,
+    loras::LoraInfo,
     problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::JobView,
     job::{Job, JobId, JobState},
     modes::{did_you_mean, nearest_name},
-    request::{Fields, GenerateRequest},
+    request::{Fields, GenerateRequest, Source},
 };
 
 /// A job and where it is on its way. Times are in milliseconds since 1970.
@@ -43,7 +44,10 @@ pub struct JobInfo {
     mode: Option<String>,
     /// Of a generation: what is drawn, all defaults filled in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    request: Option<GenerateRequest>,
+    request: Option<RequestInfo>,
+    /// Of a generation: the mode's LoRAs and the request's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loras: Option<Vec<LoraInfo>>,
     /// Of a custom job.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -55,6 +59,23 @@ pub struct JobInfo {
     /// What a custom job returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+}
+
+/// A request, but for the bytes of its images.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RequestInfo {
+    #[serde(flatten)]
+    request: GenerateRequest,
+    /// That an image is drawn over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SourceInfo>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SourceInfo {
+    denoise_strength: f32,
+    /// Whether there is a mask.
+    mask: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -94,15 +115,23 @@ pub async fn show(
 
 impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
-        // Neither arm takes the pipeline along: it holds paths on disk.
-        let (kind, mode, request, name) = match view.job {
-            Job::Generation { request, pipeline: _ } => {
-                (JobKind::Generation, Some(request.mode.clone()), Some(request), None)
+        // No arm takes the pipeline along: it holds paths on disk.
+        let (mut mode, mut request, mut loras, mut name) = (None, None, None, None);
+        let kind = match view.job {
+            Job::Generation { request: asked, pipeline } => {
+                mode = Some(asked.mode.clone());
+                request = Some(RequestInfo::from(asked));
+                loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
+                JobKind::Generation
             }
-            Job::ModeSwitch { mode, pipeline: _, asked_by: _ } => {
-                (JobKind::ModeSwitch, Some(mode), None, None)
+            Job::ModeSwitch { mode: to, pipeline: _, asked_by: _ } => {
+                mode = Some(to);
+                JobKind::ModeSwitch
             }
-            Job::Custom { name, args: _ } => (JobKind::Custom, None, None, Some(name)),
+            Job::Custom { name: of, args: _ } => {
+                name = Some(of);
+                JobKind::Custom
+            }
         };
         let (state, step, steps, reason) = match view.state {
             JobState::Queued => (StateName::Queued, None, None, None),
@@ -123,6 +152,7 @@ impl From<JobView> for JobInfo {
             reason,
             mode,
             request,
+            loras,
             name,
             attempts: view.attempts,
             created_unix_ms: view.created_unix_ms,
@@ -130,6 +160,17 @@ impl From<JobView> for JobInfo {
             finished_unix_ms: view.finished_unix_ms,
             result: view.result,
         }
+    }
+}
+
+impl From<GenerateRequest> for RequestInfo {
+    fn from(mut request: GenerateRequest) -> Self {
+        let source = request.source.take();
+        let source = source.map(|Source { image: _, mask, denoise_strength }| SourceInfo {
+            denoise_strength,
+            mask: mask.is_some(),
+        });
+        Self { request, source }
     }
 }
 

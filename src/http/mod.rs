@@ -16,9 +16,11 @@ use axum::{
 use crate::{config::ModeConfigManager, dispatcher::Handle};
 
 mod accept;
+mod answer;
 mod body;
 mod generate;
 mod jobs;
+mod loras;
 mod modes;
 mod openapi;
 mod problem;
@@ -26,6 +28,8 @@ mod status;
 
 /// A prompt is a few hundred bytes.
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// An image and a mask to start from.
+const MAX_GENERATE_BODY_BYTES: usize = 64 << 20;
 
 /// What the handlers work with.
 #[derive(Clone)]
@@ -36,10 +40,11 @@ pub struct Api {
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.
 pub fn router(api: Api) -> Router {
+    let generate_limit = DefaultBodyLimit::max(MAX_GENERATE_BODY_BYTES);
     Router::new()
         .route("/", get(status::welcome))
         .route("/health", get(status::health))
-        .route("/generate", post(generate::generate))
+        .route("/generate", post(generate::generate).layer(generate_limit))
         .route("/api/models/status", get(status::models_status))
         .route("/api/vram", get(status::vram))
         .route("/api/modes", get(modes::list))

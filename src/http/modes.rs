@@ -14,15 +14,17 @@ use utoipa::ToSchema;
 use super::{
     Api,
     body::JsonBody,
-    generate::refuse_loras,
     jobs::accepted,
+    loras::LoraInfo,
     problem::{Problem, field_error},
 };
 use crate::{
     config::ReloadReport,
     dispatcher::SubmitError,
     job::{Job, SwitchOrigin},
-    modes::{LoraRef, Mode, Modes},
+    modes::{
+        LongPrompts, Mode, Modes, OnLoraError, PipelineSpec, Prediction, PromptSyntax, Spacing,
+    },
     request::{FieldError, Fields},
 };
 
@@ -30,6 +32,8 @@ use crate::{
 pub struct ModeList {
     /// What a request gets that names no mode, until somebody switches.
     default_mode: String,
+    /// The largest image that a request may ask for.
+    max_pixels: u64,
     modes: BTreeMap<String, ModeInfo>,
 }
 
@@ -39,25 +43,35 @@ pub struct ModeInfo {
     /// Relative to `model_root`.
     #[schema(example = "sd15/dreamlike.safetensors")]
     model: String,
+    /// Relative to `model_root`; `null`: the model's own.
+    vae: Option<String>,
     loras: Vec<LoraInfo>,
+    /// `fail` or `skip`.
+    #[schema(value_type = String)]
+    on_lora_error: OnLoraError,
+    /// `epsilon` or `v`; `null`: what the model says.
+    #[schema(value_type = Option<String>)]
+    prediction: Option<Prediction>,
     #[schema(example = "512x512")]
     default_size: String,
     default_steps: u32,
     default_guidance: f32,
-    /// `null`: the model family's own.
+    guidance_rescale: f32,
+    /// `null`: the model's own.
     default_scheduler: Option<&'static str>,
+    /// `null`: the model's own.
+    #[schema(value_type = Option<String>)]
+    timestep_spacing: Option<Spacing>,
     default_negative_prompt: Option<String>,
     clip_skip: u32,
+    /// `cut` or `chunk`.
+    #[schema(value_type = String)]
+    long_prompts: LongPrompts,
+    /// `plain` or `weighted`.
+    #[schema(value_type = String)]
+    prompt_syntax: PromptSyntax,
     /// As it was written.
     metadata: serde_json::Map<String, Value>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct LoraInfo {
-    /// Relative to `lora_root`.
-    path: String,
-    strength: f32,
-    adapter_name: Option<String>,
 }
 
 /// Every mode that a request can name.
@@ -72,6 +86,7 @@ impl From<&Modes> for ModeList {
         let info = |(name, mode): (&String, &Arc<Mode>)| (name.clone(), ModeInfo::from(&**mode));
         Self {
             default_mode: modes.default_mode.clone(),
+            max_pixels: modes.max_pixels,
             modes: modes.modes.iter().map(info).collect(),
         }
     }
@@ -80,24 +95,25 @@ impl From<&Modes> for ModeList {
 impl From<&Mode> for ModeInfo {
     fn from(mode: &Mode) -> Self {
         let Mode { name: _, pipeline, defaults, metadata } = mode;
+        let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction } = pipeline;
         Self {
-            model: pipeline.checkpoint.name.clone(),
-            loras: pipeline.loras.iter().map(LoraInfo::from).collect(),
+            model: checkpoint.name.clone(),
+            vae: vae.as_ref().map(|vae| vae.name.clone()),
+            loras: loras.iter().map(LoraInfo::from).collect(),
+            on_lora_error: *on_lora_error,
+            prediction: *prediction,
             default_size: defaults.size.to_string(),
             default_steps: defaults.steps,
             default_guidance: defaults.guidance_scale,
+            guidance_rescale: defaults.guidance_rescale,
             default_scheduler: defaults.scheduler.map(|id| id.name()),
+            timestep_spacing: defaults.timestep_spacing,
             default_negative_prompt: defaults.negative_prompt.clone(),
             clip_skip: defaults.clip_skip,
+            long_prompts: defaults.long_prompts,
+            prompt_syntax: defaults.prompt_syntax,
             metadata: metadata.clone(),
         }
-    }
-}
-
-impl From<&LoraRef> for LoraInfo {
-    fn from(lora: &LoraRef) -> Self {
-        let LoraRef { name, path: _, strength, adapter_name } = lora;
-        Self { path: name.clone(), strength: *strength, adapter_name: adapter_name.clone() }
     }
 }
 
@@ -142,7 +158,6 @@ pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<
     let name = fields.finish(name)?.unwrap_or_default();
     let modes = api.config.current();
     let mode = modes.get(&name)?;
-    refuse_loras(mode)?;
     let from_mode = api.dispatcher.status().current_mode.clone();
     let answer = |status, message| SwitchAnswer { status, from_mode, to_mode: name, message };
 

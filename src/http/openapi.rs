@@ -92,8 +92,16 @@ mod tests {
             let pointer = reference.strip_prefix('#').unwrap();
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
-        let too_many = "/paths/~1generate/post/responses/429/content/application~1problem+json";
-        assert!(document.pointer(too_many).is_some());
+        let generate = &document["paths"]["/generate"]["post"];
+        for described in [
+            "/responses/429/content/application~1problem+json",
+            "/responses/200/content/image~1webp",
+            "/responses/200/content/application~1json",
+            "/requestBody/content/application~1json",
+            "/requestBody/content/multipart~1form-data",
+        ] {
+            assert!(generate.pointer(described).is_some(), "{described}: {generate}");
+        }
     }
 
     fn collect_references<'a>(value: &'a serde_json::Value, found: &mut Vec<&'a str>) {

@@ -50,7 +50,6 @@ pub enum Kind {
     UnsupportedMediaType,
     InvalidRequest,
     InvalidConfiguration,
-    Unsupported,
     QueueFull,
     ModelUnusable,
     WorkerDied,
@@ -87,9 +86,6 @@ impl Kind {
                 "invalid-configuration",
                 "The configuration file is not valid",
             ),
-            Self::Unsupported => {
-                (S::UNPROCESSABLE_ENTITY, "unsupported", "Not supported in this version")
-            }
             Self::QueueFull => (S::TOO_MANY_REQUESTS, "queue-full", "The queue is full"),
             Self::ModelUnusable => {
                 (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
@@ -161,14 +157,16 @@ impl Problem {
     pub fn of_job(failure: JobFailure, job: JobId) -> Self {
         let kind = match failure.kind {
             FailureKind::UnusableModel => Kind::ModelUnusable,
-            FailureKind::Unsupported => Kind::Unsupported,
+            FailureKind::InvalidRequest => Kind::InvalidRequest,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
             FailureKind::ShuttingDown => Kind::ShuttingDown,
             FailureKind::Internal => Kind::Internal,
         };
         let retry_after_secs = (kind == Kind::ShuttingDown).then_some(SHUTDOWN_RETRY_SECS);
-        Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
+        let problem = Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) };
+        // The worker has seen the request as a whole.
+        if kind == Kind::InvalidRequest { problem.at("") } else { problem }
     }
 
     pub fn cancelled(job: JobId) -> Self {

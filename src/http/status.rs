@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Api;
-use crate::vram::Snapshot;
+use crate::{modes::LoraReport, vram::Snapshot};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelsStatus {
@@ -46,7 +46,21 @@ pub struct LoadedModel {
     /// Relative to `model_root`.
     model_path: String,
     vram_gb: f64,
-    loras: Vec<String>,
+    loras: Vec<MergedLora>,
+}
+
+/// A LoRA and what became of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MergedLora {
+    /// Relative to `lora_root`.
+    path: String,
+    strength: f32,
+    /// Modules of the model that it changes.
+    merged: usize,
+    /// Modules that it has something for and the model does not have.
+    unmatched: usize,
+    /// Why it was left out; `null` if it was not.
+    skipped: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -120,7 +134,7 @@ impl From<&Snapshot> for VramStatus {
                 name: model.mode.clone(),
                 model_path: model.model.clone(),
                 vram_gb: gb(model.bytes),
-                loras: model.loras.clone(),
+                loras: model.loras.iter().map(MergedLora::from).collect(),
             })
             .collect();
         let gpu = |gpu: &crate::vram::GpuInfo| Gpu {
@@ -143,6 +157,19 @@ impl From<&Snapshot> for VramStatus {
     }
 }
 
+impl From<&LoraReport> for MergedLora {
+    fn from(lora: &LoraReport) -> Self {
+        let LoraReport { name, strength, merged, unmatched, skipped } = lora;
+        Self {
+            path: name.clone(),
+            strength: *strength,
+            merged: *merged,
+            unmatched: *unmatched,
+            skipped: skipped.clone(),
+        }
+    }
+}
+
 /// Bytes in units of 2^30, three decimals.
 fn gb(bytes: u64) -> f64 {
     round(bytes as f64 / f64::from(1 << 30), 1000.0)
@@ -159,11 +186,18 @@ mod tests {
 
     #[test]
     fn memory_in_gb() {
+        let lora = LoraReport {
+            name: "ink.safetensors".into(),
+            strength: 0.5,
+            merged: 0,
+            unmatched: 3,
+            skipped: Some("no key matches".into()),
+        };
         let model = ResidentModel {
             mode: "sd15".into(),
             model: "sd15/x.safetensors".into(),
             bytes: 2_130_000_000,
-            loras: vec![],
+            loras: vec![lora],
         };
         let snapshot = Snapshot {
             device: "cpu".into(),
@@ -178,7 +212,10 @@ mod tests {
             "device": "cpu", "total_gb": 16.0, "used_gb": 5.0, "available_gb": 11.0,
             "usage_percent": 31.3, "worker_resident_gb": 1.5, "models_loaded": 1,
             "models": [{
-                "name": "sd15", "model_path": "sd15/x.safetensors", "vram_gb": 1.984, "loras": []
+                "name": "sd15", "model_path": "sd15/x.safetensors", "vram_gb": 1.984, "loras": [{
+                    "path": "ink.safetensors", "strength": 0.5, "merged": 0, "unmatched": 3,
+                    "skipped": "no key matches",
+                }],
             }],
             "gpus": [],
         });

@@ -3,11 +3,28 @@
 
 use std::{fmt::Write, path::Path};
 
-use crate::{modes::SchedulerId, request::GenerateRequest};
+use crate::{
+    modes::{PipelineSpec, SchedulerId},
+    request::GenerateRequest,
+};
 
-/// The infotext of an image that was drawn with `scheduler` from the checkpoint named `model`.
-pub fn infotext(request: &GenerateRequest, scheduler: SchedulerId, model: &str) -> String {
-    let mut text = request.prompt.clone();
+/// What there is to say of an image beside its request.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// As the user wrote it, tags and all.
+    pub prompt: &'a str,
+    pub seed: u64,
+    /// The one that drew it.
+    pub scheduler: SchedulerId,
+    pub pipeline: &'a PipelineSpec,
+    /// LoRAs of the pipeline that were left out.
+    pub skipped_loras: &'a [String],
+}
+
+/// The infotext of one image of a request.
+pub fn infotext(request: &GenerateRequest, facts: Facts) -> String {
+    let Facts { prompt, seed, scheduler, pipeline, skipped_loras } = facts;
+    let mut text = prompt.to_owned();
     if let Some(negative) = request.negative_prompt.as_deref().filter(|text| !text.is_empty()) {
         let _ = write!(text, "\nNegative prompt: {negative}"); // to a String: cannot fail
     }
@@ -15,18 +32,40 @@ pub fn infotext(request: &GenerateRequest, scheduler: SchedulerId, model: &str) 
         ("Steps", request.steps.to_string()),
         ("Sampler", sampler_name(scheduler).to_owned()),
         ("CFG scale", request.guidance_scale.to_string()),
-        ("Seed", request.seed.to_string()),
+        ("Seed", seed.to_string()),
         ("Size", request.size.to_string()),
-        ("Model", stem(model)),
+        ("Model", stem(&pipeline.checkpoint.name)),
     ];
+    let vae = pipeline.vae.as_ref().map(|vae| ("VAE", stem(&vae.name)));
+    let source = request.source.as_ref();
+    let strength = source.map(|it| ("Denoising strength", it.denoise_strength.to_string()));
+    let spacing = request.timestep_spacing.map(|it| ("Timestep spacing", it.to_string()));
+    settings.extend(vae.into_iter().chain(strength).chain(spacing));
     if request.clip_skip > 0 {
         // There, 1 is the last layer.
         settings.push(("Clip skip", (request.clip_skip + 1).to_string()));
+    }
+    if request.guidance_rescale > 0.0 {
+        settings.push(("Guidance rescale", request.guidance_rescale.to_string()));
+    }
+    if request.eta > 0.0 {
+        settings.push(("Eta", request.eta.to_string()));
+    }
+    if let Some(loras) = loras(pipeline, skipped_loras) {
+        settings.push(("LoRAs", loras));
     }
     settings.push(("Version", concat!("diffused ", env!("CARGO_PKG_VERSION")).to_owned()));
     let settings: Vec<_> =
         settings.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
     format!("{text}\n{}", settings.join(", "))
+}
+
+/// Those that were merged, the mode's and the request's own, with their strengths.
+fn loras(pipeline: &PipelineSpec, skipped: &[String]) -> Option<String> {
+    let merged = pipeline.loras.iter().filter(|lora| !skipped.contains(&lora.name));
+    let loras: Vec<_> =
+        merged.map(|lora| format!("{}: {}", stem(&lora.name), lora.strength)).collect();
+    (!loras.is_empty()).then(|| loras.join(", "))
 }
 
 fn sampler_name(scheduler: SchedulerId) -> &'static str {
@@ -64,29 +103,53 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::modes::Size;
+    use crate::{
+        modes::{CheckpointRef, LoraRef, Size, Spacing},
+        request::{EncodedImage, Source},
+    };
 
-    fn request() -> GenerateRequest {
-        GenerateRequest {
-            negative_prompt: Some("blurry".into()),
-            size: Size { width: 512, height: 768 },
-            guidance_scale: 7.5,
-            seed: 1,
-            clip_skip: 1,
-            ..GenerateRequest::of("portrait", "a fox,\nin the snow")
-        }
+    fn file(name: &str) -> CheckpointRef {
+        CheckpointRef { name: name.to_owned(), path: "/secret".into() }
+    }
+
+    fn lora(name: &str, strength: f32) -> LoraRef {
+        LoraRef { name: name.to_owned(), path: "/secret".into(), strength, adapter_name: None }
     }
 
     #[test]
     fn everything_that_is_set() {
-        let text = infotext(&request(), SchedulerId::Dpmpp2mKarras, "sd15/dream like.safetensors");
+        let image = EncodedImage::default();
+        let request = GenerateRequest {
+            negative_prompt: Some("blurry".into()),
+            size: Size { width: 512, height: 768 },
+            guidance_scale: 7.5,
+            guidance_rescale: 0.7,
+            timestep_spacing: Some(Spacing::Trailing),
+            eta: 1.0,
+            clip_skip: 1,
+            source: Some(Source { image, mask: None, denoise_strength: 0.75 }),
+            ..GenerateRequest::of("portrait", "a fox,\nin the snow")
+        };
+        let pipeline = PipelineSpec {
+            vae: Some(file("vae/fine.safetensors")),
+            loras: vec![lora("x/ink.safetensors", 0.8), lora("gone", 1.0), lora("oil", -1.0)],
+            ..PipelineSpec::of(file("sd15/dream like.safetensors"))
+        };
+        let facts = Facts {
+            prompt: "a fox,\nin the snow <lora:oil:-1>",
+            seed: 1,
+            scheduler: SchedulerId::Dpmpp2mKarras,
+            pipeline: &pipeline,
+            skipped_loras: &["gone".to_owned()],
+        };
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
-            text,
+            infotext(&request, facts),
             format!(
-                "a fox,\nin the snow\nNegative prompt: blurry\nSteps: 4, Sampler: DPM++ 2M Karras, \
-                 CFG scale: 7.5, Seed: 1, Size: 512x768, Model: dream like, Clip skip: 2, \
-                 Version: diffused {version}"
+                "a fox,\nin the snow <lora:oil:-1>\nNegative prompt: blurry\nSteps: 4, Sampler: \
+                 DPM++ 2M Karras, CFG scale: 7.5, Seed: 1, Size: 512x768, Model: dream like, VAE: \
+                 fine, Denoising strength: 0.75, Timestep spacing: trailing, Clip skip: 2, Guidance \
+                 rescale: 0.7, Eta: 1, LoRAs: \"ink: 0.8, oil: -1\", Version: diffused {version}"
             )
         );
     }
@@ -95,14 +158,23 @@ mod tests {
     fn nothing_that_is_not() {
         let request = GenerateRequest {
             negative_prompt: Some(String::new()),
-            guidance_scale: 1.0,
-            clip_skip: 0,
-            ..request()
+            ..GenerateRequest::of("portrait", "a fox")
         };
-        let text = infotext(&request, SchedulerId::EulerA, "a, b: c");
-        assert!(
-            text.starts_with("a fox,\nin the snow\nSteps: 4, Sampler: Euler a, CFG scale: 1, ")
+        let pipeline = PipelineSpec::of(file("a, b: c"));
+        let facts = Facts {
+            prompt: "a fox",
+            seed: u64::MAX,
+            scheduler: SchedulerId::EulerA,
+            pipeline: &pipeline,
+            skipped_loras: &[],
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            infotext(&request, facts),
+            format!(
+                "a fox\nSteps: 4, Sampler: Euler a, CFG scale: 1, Seed: 18446744073709551615, \
+                 Size: 512x512, Model: \"a, b: c\", Version: diffused {version}"
+            )
         );
-        assert!(text.contains(r#", Model: "a, b: c", Version: "#), "{text}");
     }
 }

@@ -1,32 +1,45 @@
 //! The queue as tables. A line is written in words: `b` is a generation in mode b, `>b` the switch
-//! that was put before it, `!b` a switch by a user and `*` a custom job.
+//! that was put before it, `!b` a switch by a user and `*` a custom job; `b+x` is the mode with the
+//! LoRA x, which a request has brought along.
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, Size},
+    modes::{CheckpointRef, LoraRef, Size},
     request::GenerateRequest,
 };
 
-fn pipeline(mode: &str) -> PipelineSpec {
+fn pipeline(word: &str) -> PipelineSpec {
+    let (mode, loras) = word.split_once('+').map_or((word, None), |(mode, x)| (mode, Some(x)));
     let name = format!("{mode}.safetensors");
-    PipelineSpec::of(CheckpointRef { path: name.clone().into(), name })
+    let checkpoint = CheckpointRef { path: name.clone().into(), name };
+    let lora = |name: &str| LoraRef {
+        name: name.to_owned(),
+        path: name.into(),
+        strength: 1.0,
+        adapter_name: None,
+    };
+    PipelineSpec { loras: loras.into_iter().map(lora).collect(), ..PipelineSpec::of(checkpoint) }
 }
 
-fn target(mode: &str) -> Target {
-    Target { mode: mode.to_owned(), pipeline: pipeline(mode) }
+fn mode_of(word: &str) -> String {
+    word.split('+').next().unwrap().to_owned()
+}
+
+fn target(word: &str) -> Target {
+    Target { mode: mode_of(word), pipeline: pipeline(word) }
 }
 
 fn job(word: &str) -> Job {
-    let switch = |mode: &str, asked_by| Job::ModeSwitch {
-        mode: mode.to_owned(),
-        pipeline: pipeline(mode),
+    let switch = |word: &str, asked_by| Job::ModeSwitch {
+        mode: mode_of(word),
+        pipeline: pipeline(word),
         asked_by,
     };
     match word.split_at(1) {
         ("!", mode) => switch(mode, SwitchOrigin::User),
         (">", mode) => switch(mode, SwitchOrigin::Generation),
         ("*", _) => Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null },
-        _ => Job::Generation { request: request(word), pipeline: pipeline(word) },
+        _ => Job::Generation { request: request(&mode_of(word)), pipeline: pipeline(word) },
     }
 }
 
@@ -36,11 +49,17 @@ fn request(mode: &str) -> GenerateRequest {
 
 fn word(job: &Job) -> String {
     match job {
-        Job::Generation { request, .. } => request.mode.clone(),
-        Job::ModeSwitch { mode, asked_by: SwitchOrigin::User, .. } => format!("!{mode}"),
-        Job::ModeSwitch { mode, asked_by: SwitchOrigin::Generation, .. } => format!(">{mode}"),
+        Job::Generation { request, pipeline } => with_loras(&request.mode, pipeline),
+        Job::ModeSwitch { mode, pipeline, asked_by } => {
+            let sign = if *asked_by == SwitchOrigin::User { '!' } else { '>' };
+            format!("{sign}{}", with_loras(mode, pipeline))
+        }
         Job::Custom { .. } => "*".to_owned(),
     }
+}
+
+fn with_loras(mode: &str, pipeline: &PipelineSpec) -> String {
+    pipeline.loras.iter().fold(mode.to_owned(), |word, lora| word + "+" + &lora.name)
 }
 
 fn words<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> String {
@@ -71,6 +90,11 @@ fn a_generation_brings_the_switch_that_it_needs() {
         ("a", "!b b", "!b b"),
         ("a", "!b a", "!b >a a"),
         ("a", "b !c c", ">b b !c c"),
+        // A request's LoRAs are for that request alone.
+        ("a", "a+x a+x a+y a", ">a+x a+x a+x >a+y a+y >a a"),
+        ("a+x", "a", ">a a"),
+        ("a+x", "a+x", "a+x"),
+        ("a", "a+x !a a", ">a+x a+x !a a"),
     ] {
         let mut queue = queue(64, loaded);
         submit_all(&mut queue, submitted);
@@ -136,6 +160,8 @@ fn cancelling_takes_along_the_switches_that_nobody_needs_any_more() {
         ("b a", 1, "b >b >a", "a"),
         ("b c", 1, "b >b", ">c c"),
         ("b !c c", 1, "b >b", "!c c"),
+        ("a+x a", 1, "a+x >a+x >a", "a"),
+        ("a+x a a+x", 3, "a >a >a+x", ">a+x a+x a+x"),
         // A user's switch is a wish of its own.
         ("!b b", 1, "b", "!b"),
         ("!b b", 0, "!b", "b"),
@@ -198,11 +224,14 @@ fn a_users_switch_selects_from_its_arrival_until_it_fails() {
 #[test]
 fn a_generations_switch_selects_nothing() {
     let mut queue = queue(64, "a");
-    submit_all(&mut queue, "b");
-    assert_eq!(queue.selected_mode(), "a");
-    queue.start_next();
-    queue.finish_running(true);
-    assert_eq!(queue.selected_mode(), "a");
+    for word in ["b", "b+x"] {
+        submit_all(&mut queue, word);
+        assert_eq!(queue.selected_mode(), "a");
+        while queue.start_next().is_some() {
+            queue.finish_running(true);
+        }
+        assert_eq!(queue.selected_mode(), "a");
+    }
 }
 
 #[test]
@@ -219,6 +248,9 @@ fn a_switch_to_what_is_there_needs_no_job() {
         ("b", "b", "!b", true, "b"),
         // Not loaded yet: the selection must wait, and fail, with the loading.
         ("a", "b", "!b", false, "b"),
+        // Loaded with a request's LoRA, it is not the mode itself.
+        ("a+x", "", "!a", false, "a"),
+        ("a", "a+x", "!a", false, "a"),
         // Loaded and selected, but another one is on its way.
         ("a", "!b", "!a", false, "a"),
     ] {

@@ -3,12 +3,17 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
 
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::MAX_PROMPT_BYTES;
-use crate::modes::{Defaults, did_you_mean, nearest_name};
+use crate::modes::{did_you_mean, nearest_name};
 
 /// What is wrong with one field of a JSON document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -20,6 +25,13 @@ pub struct FieldError {
     pub detail: String,
 }
 
+impl FieldError {
+    /// Of a field of the document itself.
+    pub fn of(name: &str, detail: impl Into<String>) -> Self {
+        Self { pointer: below("", name), detail: detail.into() }
+    }
+}
+
 /// Everything that is wrong with a JSON document; never empty.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{} of its fields cannot be used", .0.len())]
@@ -29,17 +41,29 @@ pub struct InvalidFields(pub Vec<FieldError>);
 /// is absent and for what it has reported.
 pub struct Fields<'a> {
     object: &'a Map<String, Value>,
+    /// Where the object stands in its document; empty for the document itself.
+    at: String,
     errors: Vec<FieldError>,
 }
+
+/// Base64 as it is found: with padding or without.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 impl<'a> Fields<'a> {
     /// Refuses what is not an object; reports each field that is not `known`.
     pub fn read(document: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
-        let Some(object) = document.as_object() else {
-            let detail = format!("expected a JSON object, found {}", describe(document));
-            return Err(InvalidFields(vec![FieldError { pointer: String::new(), detail }]));
+        Self::read_at(String::new(), document, known)
+    }
+
+    fn read_at(at: String, value: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
+        let Some(object) = value.as_object() else {
+            let detail = format!("expected a JSON object, found {}", describe(value));
+            return Err(InvalidFields(vec![FieldError { pointer: at, detail }]));
         };
-        let mut fields = Self { object, errors: Vec::new() };
+        let mut fields = Self { object, at, errors: Vec::new() };
         for name in object.keys().filter(|name| !known.contains(&name.as_str())) {
             let nearest = nearest_name(name, known.iter().copied());
             let hint = match &nearest {
@@ -112,21 +136,73 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn guidance_scale(&mut self, name: &str) -> Option<f32> {
+    pub fn number(&mut self, name: &str, range: RangeInclusive<f32>) -> Option<f32> {
         let value = self.get(name)?;
         let Some(number) = value.as_f64() else {
             return self.wrong_type(name, "a number", value);
         };
-        let max = Defaults::MAX_GUIDANCE_SCALE;
-        if !(0.0..=f64::from(max)).contains(&number) {
-            return self.refuse(name, format!("{value} is not between 0 and {max}"));
+        let (min, max) = (*range.start(), *range.end());
+        if !(f64::from(min)..=f64::from(max)).contains(&number) {
+            return self.refuse(name, format!("{value} is not between {min} and {max}"));
         }
         Some(number as f32)
     }
 
+    /// Bytes as base64, alone or in a `data:` URL; line breaks in it do not matter.
+    pub fn base64(&mut self, name: &str) -> Option<Vec<u8>> {
+        let text = match self.get(name)? {
+            Value::String(text) => text,
+            other => return self.wrong_type(name, "a string", other),
+        };
+        let data = match text.strip_prefix("data:").map(|url| url.split_once(";base64,")) {
+            None => text,
+            Some(Some((_, data))) => data,
+            Some(None) => return self.refuse(name, "is a data: URL, but not in base64"),
+        };
+        let data: Vec<u8> = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        match BASE64.decode(data) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => self.refuse(name, format!("is not base64: {error}")),
+        }
+    }
+
+    /// A list of objects: what `read` makes of each.
+    pub fn each<T>(
+        &mut self,
+        name: &str,
+        known: &[&str],
+        mut read: impl FnMut(&mut Fields) -> Option<T>,
+    ) -> Vec<T> {
+        let Some(value) = self.get(name) else { return Vec::new() };
+        let Value::Array(items) = value else {
+            self.wrong_type::<()>(name, "a list", value);
+            return Vec::new();
+        };
+        let mut values = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            match Fields::read_at(format!("{}/{index}", self.pointer(name)), item, known) {
+                Ok(mut fields) => {
+                    values.extend(read(&mut fields));
+                    self.errors.append(&mut fields.errors);
+                }
+                Err(InvalidFields(mut errors)) => self.errors.append(&mut errors),
+            }
+        }
+        values
+    }
+
+    /// The JSON pointer of a field.
+    pub fn pointer(&self, name: &str) -> String {
+        below(&self.at, name)
+    }
+
     pub fn error(&mut self, name: &str, detail: impl Into<String>) {
-        let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
-        self.errors.push(FieldError { pointer, detail: detail.into() });
+        self.errors.push(FieldError { pointer: self.pointer(name), detail: detail.into() });
+    }
+
+    /// Reports the object as a whole.
+    pub fn error_here(&mut self, detail: impl Into<String>) {
+        self.errors.push(FieldError { pointer: self.at.clone(), detail: detail.into() });
     }
 
     fn refuse<T>(&mut self, name: &str, detail: impl Into<String>) -> Option<T> {
@@ -137,6 +213,10 @@ impl<'a> Fields<'a> {
     fn wrong_type<T>(&mut self, name: &str, expected: &str, found: &Value) -> Option<T> {
         self.refuse(name, format!("expected {expected}, found {}", describe(found)))
     }
+}
+
+fn below(at: &str, name: &str) -> String {
+    format!("{at}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 fn describe(value: &Value) -> &'static str {

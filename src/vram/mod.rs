@@ -9,7 +9,7 @@ pub mod probe;
 
 mod cards;
 
-use crate::modes::PipelineSpec;
+use crate::modes::LoraReport;
 use probe::Readings;
 
 /// The ledger of loaded pipelines.
@@ -20,7 +20,7 @@ pub struct VramRegistry {
 }
 
 /// Everything there is to say about memory at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Snapshot {
     /// What the worker computes on, as it is shown to people.
     pub device: String,
@@ -35,14 +35,22 @@ pub struct Snapshot {
 }
 
 /// A pipeline that is loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResidentModel {
     pub mode: String,
     /// The checkpoint as the user wrote it, relative to `model_root`.
     pub model: String,
+    /// See [`resident_cost`].
     pub bytes: u64,
-    /// As the user wrote them, relative to `lora_root`.
-    pub loras: Vec<String>,
+    /// What became of each of its LoRAs.
+    pub loras: Vec<LoraReport>,
+}
+
+/// What a pipeline costs: what the worker's resident set grew by, since that counts what the
+/// weights' size does not: packed copies, tables, buffers. But memory that an earlier pipeline left
+/// to the allocator is taken again without any growth, so it is never less than the weights.
+pub fn resident_cost(weights_bytes: u64, grown_bytes: u64) -> u64 {
+    grown_bytes.max(weights_bytes)
 }
 
 /// A card as its driver describes it.
@@ -73,24 +81,10 @@ impl VramRegistry {
         };
     }
 
-    /// A pipeline was loaded for that mode. What it costs is what the worker's resident set grew
-    /// by, since that counts what the weights' size does not: packed copies, tables, buffers. But
-    /// memory that an earlier pipeline left to the allocator is taken again without any growth,
-    /// so it is never less than the weights.
-    pub fn record_loaded(
-        &mut self,
-        mode: &str,
-        pipeline: &PipelineSpec,
-        weights_bytes: u64,
-        grown_bytes: u64,
-    ) {
-        self.remove(mode);
-        self.models.push(ResidentModel {
-            mode: mode.to_owned(),
-            model: pipeline.checkpoint.name.clone(),
-            bytes: grown_bytes.max(weights_bytes),
-            loras: pipeline.loras.iter().map(|lora| lora.name.clone()).collect(),
-        });
+    /// A pipeline was loaded, instead of any that the mode had.
+    pub fn record_loaded(&mut self, model: ResidentModel) {
+        self.remove(&model.mode);
+        self.models.push(model);
     }
 
     /// A mode's pipeline now serves another mode that needs the same one.
@@ -121,26 +115,23 @@ impl VramRegistry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::modes::{CheckpointRef, LoraRef};
 
-    fn pipeline(name: &str) -> PipelineSpec {
-        let lora = LoraRef {
+    fn model(mode: &str) -> ResidentModel {
+        let lora = LoraReport {
             name: "ink.safetensors".to_owned(),
-            path: "/secret/ink.safetensors".into(),
-            strength: 1.0,
-            adapter_name: None,
+            strength: 0.8,
+            merged: 192,
+            unmatched: 0,
+            skipped: None,
         };
-        let path = format!("/secret/{name}").into();
-        let checkpoint = CheckpointRef { name: name.to_owned(), path };
-        PipelineSpec { loras: vec![lora], ..PipelineSpec::of(checkpoint) }
+        let model = "sd15/a.safetensors".to_owned();
+        ResidentModel { mode: mode.to_owned(), model, bytes: 7, loras: vec![lora] }
     }
 
     #[test]
     fn a_pipeline_costs_its_growth_but_never_less_than_its_weights() {
         for (weights, grown, bytes) in [(100, 130, 130), (100, 20, 100), (0, 70, 70)] {
-            let mut registry = VramRegistry::default();
-            registry.record_loaded("a", &pipeline("a"), weights, grown);
-            assert_eq!(registry.models[0].bytes, bytes, "weights {weights}, growth {grown}");
+            assert_eq!(resident_cost(weights, grown), bytes, "weights {weights}, growth {grown}");
         }
     }
 
@@ -150,9 +141,10 @@ mod tests {
         let modes = |registry: &VramRegistry| -> Vec<String> {
             registry.models.iter().map(|model| model.mode.clone()).collect()
         };
-        registry.record_loaded("a", &pipeline("a"), 1, 0);
-        registry.record_loaded("a", &pipeline("a"), 1, 0);
-        assert_eq!(modes(&registry), ["a"], "loaded again, it is there once");
+        registry.record_loaded(model("a"));
+        let with_another = ResidentModel { bytes: 9, ..model("a") };
+        registry.record_loaded(with_another.clone());
+        assert_eq!(registry.models, [with_another], "loaded again, it is there once");
         registry.hand_over("a", "b");
         assert_eq!(modes(&registry), ["b"]);
         registry.remove("a");
@@ -162,18 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_names_files_as_the_user_does() {
+    fn a_snapshot_has_the_ledger_and_the_device() {
         let mut registry = VramRegistry::default();
         registry.set_device("cpu");
-        registry.record_loaded("a", &pipeline("sd15/a.safetensors"), 7, 0);
+        registry.record_loaded(model("a"));
         let snapshot = registry.snapshot(&Readings::default());
         assert_eq!(snapshot.device, "CPU (host memory)");
-        let expected = ResidentModel {
-            mode: "a".to_owned(),
-            model: "sd15/a.safetensors".to_owned(),
-            bytes: 7,
-            loras: vec!["ink.safetensors".to_owned()],
-        };
-        assert_eq!(snapshot.models, [expected]);
+        assert_eq!(snapshot.models, [model("a")]);
     }
 }

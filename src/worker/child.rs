@@ -248,7 +248,7 @@ fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
         | DrawError::ClipSkip { .. }
         | DrawError::Source { .. }
         | DrawError::NoEncoder => {
-            WorkerError { kind: WorkerErrorKind::Unsupported, message: error.to_string() }
+            WorkerError { kind: WorkerErrorKind::InvalidRequest, message: error.to_string() }
         }
         DrawError::NotFinite => {
             WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }

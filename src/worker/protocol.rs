@@ -13,8 +13,10 @@ use crate::{
     request::GenerateRequest,
 };
 
-/// A message longer than this is a broken peer, not a message. (A 2048×2048 image is 12 MB.)
-pub const MAX_FRAME_BYTES: usize = 64 << 20;
+/// A message longer than this is a broken peer, not a message. The longest there are: a request
+/// with two images, which a form brings in 64 MiB at most and JSON carries in base64, 86 MiB; and
+/// the RGB of all images of a request, 4096×4096 pixels together, 48 MiB.
+pub const MAX_FRAME_BYTES: usize = 96 << 20;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -111,6 +113,13 @@ pub struct DrawnReport {
     pub decode_ms: u64,
 }
 
+impl DrawnReport {
+    /// The size of one image's RGB.
+    pub fn image_bytes(&self) -> usize {
+        3 * self.size.width as usize * self.size.height as usize
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct WorkerError {
@@ -124,8 +133,8 @@ pub struct WorkerError {
 pub enum WorkerErrorKind {
     /// The checkpoint or a LoRA cannot be used as it is on disk.
     UnusableModel,
-    /// This version does not do what was asked (yet).
-    Unsupported,
+    /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
+    InvalidRequest,
     /// Anything that should not have happened.
     Internal,
 }

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use crate::support::{Answer, Daemon, has_answer, read_to_end, wait_for};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
+const FORM: (&str, &str) = ("content-type", "multipart/form-data");
+const FORM_OF_X: (&str, &str) = ("content-type", "multipart/form-data; boundary=x");
 
 /// More steps than any test waits for.
 fn long_request() -> Value {
@@ -94,6 +96,10 @@ fn every_error_is_a_problem() {
         ("DELETE", "/api/modes", &[], b"", 405, "method-not-allowed"),
         ("POST", generate, &[form], b"prompt=x", 415, "unsupported-media-type"),
         ("POST", generate, &[], b"{}", 415, "unsupported-media-type"),
+        ("POST", generate, &[FORM], b"x", 400, "malformed-request"),
+        ("POST", generate, &[FORM_OF_X], b"--x\r\n", 400, "malformed-request"),
+        ("POST", generate, &[FORM_OF_X], b"--x--\r\n", 422, "invalid-request"),
+        ("POST", "/api/modes/switch", &[FORM_OF_X], b"--x--", 415, "unsupported-media-type"),
         ("POST", generate, &[JSON], b"", 400, "malformed-request"),
         ("POST", generate, &[JSON], b"{\"prompt\": ", 400, "malformed-request"),
         ("POST", generate, &[JSON], b"{\"prompt\": \"\xff\"}", 400, "malformed-request"),
@@ -107,16 +113,7 @@ fn every_error_is_a_problem() {
             404,
             "unknown-mode",
         ),
-        (
-            "POST",
-            generate,
-            &[JSON],
-            b"{\"prompt\": \"\", \"mode\": \"styled\"}",
-            422,
-            "unsupported",
-        ),
         ("POST", "/api/modes/switch", &[JSON], b"{\"mode\": \"tinny\"}", 404, "unknown-mode"),
-        ("POST", "/api/modes/switch", &[JSON], b"{\"mode\": \"styled\"}", 422, "unsupported"),
         ("POST", "/api/modes/switch", &[JSON], b"{\"mod\": 1}", 422, "invalid-request"),
         ("POST", "/api/jobs/custom", &[JSON], b"{\"name\": \"x\"}", 404, "unknown-handler"),
         ("POST", "/api/jobs/custom", &[JSON], b"{}", 422, "invalid-request"),
@@ -145,19 +142,23 @@ fn a_problem_tells_what_was_meant() {
     let detail = |answer: Answer| answer.json()["detail"].as_str().unwrap().to_owned();
     let unknown = daemon.post("/generate", &json!({"prompt": "x", "mode": "tinny"}));
     assert!(detail(unknown).starts_with("there is no mode 'tinny'; did you mean 'tiny'?"));
-    let styled = daemon.post("/generate", &json!({"prompt": "x", "mode": "styled"}));
-    assert!(detail(styled).contains("('a.safetensors', 'b.safetensors')"));
 }
 
 #[test]
 fn a_body_has_a_limit() {
     let daemon = Daemon::start();
-    let fits = format!("{{\"prompt\": 1, \"x\": \"{}\"}}", "x".repeat(1_000_000));
-    let answer = daemon.send("POST", "/generate", &[JSON], fits.as_bytes());
-    answer.problem(422, "invalid-request", "/generate");
-    let body = vec![b' '; (1 << 20) + 1];
-    let answer = daemon.send("POST", "/generate", &[JSON], &body);
-    answer.problem(413, "body-too-large", "/generate");
+    let body = |bytes: usize| format!("{{\"prompt\": 1, \"x\": \"{}\"}}", "x".repeat(bytes));
+    let post = |path, bytes| daemon.send("POST", path, &[JSON], body(bytes).as_bytes());
+    let (custom, generate) = ("/api/jobs/custom", "/generate");
+    post(custom, 1_000_000).problem(422, "invalid-request", custom);
+    post(custom, 1 << 20).problem(413, "body-too-large", custom);
+    post(generate, 63 << 20).problem(422, "invalid-request", generate);
+    post(generate, 64 << 20).problem(413, "body-too-large", generate);
+    let part =
+        [b"--x\r\ncontent-disposition: form-data; name=prompt\r\n\r\n", &vec![b'x'; 64 << 20][..]];
+    let form = ("content-type", "multipart/form-data; boundary=x");
+    let answer = daemon.send("POST", generate, &[form], &part.concat());
+    answer.problem(413, "body-too-large", generate);
 }
 
 #[test]
@@ -165,16 +166,17 @@ fn the_modes_are_shown_as_they_are_declared() {
     let daemon = Daemon::start();
     let list = daemon.get("/api/modes").json();
     let styled = json!({
-        "model": "tiny.safetensors",
+        "model": "tiny.safetensors", "vae": null, "prediction": null, "on_lora_error": "fail",
         "loras": [
             {"path": "a.safetensors", "strength": 1.0, "adapter_name": null},
             {"path": "b.safetensors", "strength": 0.5, "adapter_name": null},
         ],
         "default_size": "512x512", "default_steps": 4, "default_guidance": 1.0,
         "default_scheduler": null, "default_negative_prompt": null, "clip_skip": 0,
-        "metadata": {},
+        "guidance_rescale": 0.0, "timestep_spacing": null, "long_prompts": "cut",
+        "prompt_syntax": "plain", "metadata": {},
     });
-    assert_eq!(list["default_mode"], "tiny");
+    assert_eq!((&list["default_mode"], &list["max_pixels"]), (&json!("tiny"), &json!(4194304)));
     assert_eq!(list["modes"]["styled"], styled);
     assert_eq!(list["modes"]["tiny"]["metadata"], json!({"description": "small"}));
     assert_eq!(list["modes"].as_object().unwrap().len(), 3);

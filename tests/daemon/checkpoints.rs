@@ -117,7 +117,11 @@ fn foreign(good: &[u8]) -> Vec<Damaged> {
         damaged("pickle-4", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}", &pickled),
         damaged("gguf", b"GGUF\x03\x00\x00\x00\x00\x00\x00\x00", &["is a GGUF file"]),
         damaged("lora", with_tensors(good, lora), &["is a LoRA", "'loras'"]),
-        damaged("sdxl", renamed(good, sdxl), &["is an SDXL checkpoint"]),
+        damaged(
+            "sdxl",
+            renamed(good, sdxl),
+            &["conditioner.embedders.1.model.token_embedding.weight' is missing"],
+        ),
         damaged("unet-alone", with_tensors(good, no_text_encoder), &["without its text encoder"]),
         damaged("no-tensors", with_tensors(good, BTreeMap::clear), &["no Stable Diffusion model"]),
     ]
@@ -157,7 +161,7 @@ fn wrong_tensors(good: &[u8]) -> Vec<Damaged> {
         let says = format!("the tensor '{tensor}' has the shape [7]");
         damaged(name, with(tensor, Dtype::F16, &[7], 14), &[&says])
     };
-    let is_i32 = "is stored as I32; fp32, fp16 and bf16 are read";
+    let is_i32 = "is stored as I32; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read";
     vec![
         missing("text-encoder-without-a-tensor", TEXT_ENCODER),
         missing("unet-without-a-tensor", UNET),
@@ -202,7 +206,7 @@ fn a_checkpoint_that_cannot_be_used_is_refused_by_name_and_the_loaded_one_stays(
         fs::write(models.join(format!("bad/{name}.safetensors")), bytes).unwrap();
     }
     fs::create_dir(models.join("bad/folder.safetensors")).unwrap();
-    files.push(damaged("folder", [], &["cannot be read", "directory"]));
+    files.push(damaged("folder", [], &["is a folder without a model_index.json"]));
     let pipe = models.join("bad/pipe.safetensors");
     assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
     files.push(damaged("pipe", [], &["cannot be read", "is not a file"]));

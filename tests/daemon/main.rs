@@ -2,9 +2,11 @@
 //! it waits for something that can be observed.
 
 mod api;
+mod asking;
 mod checkpoints;
 mod custom;
 mod faults;
 mod life;
+mod loras;
 mod process;
 mod support;

@@ -121,6 +121,21 @@ impl Daemon {
         self.send("POST", path, &[("content-type", "application/json")], body.as_bytes())
     }
 
+    /// Posts a form; a part with a file's name is a file.
+    pub fn post_form(&self, path: &str, parts: &[(&str, Option<&str>, &[u8])]) -> Answer {
+        let mut body = Vec::new();
+        for (name, file, bytes) in parts {
+            let file = file.map_or(String::new(), |file| format!("; filename=\"{file}\""));
+            let disposition = format!("form-data; name=\"{name}\"{file}");
+            body.extend(format!("--x-x\r\ncontent-disposition: {disposition}\r\n\r\n").bytes());
+            body.extend(*bytes);
+            body.extend(b"\r\n");
+        }
+        body.extend(b"--x-x--\r\n");
+        let content_type = ("content-type", "multipart/form-data; boundary=x-x");
+        self.send("POST", path, &[content_type], &body)
+    }
+
     pub fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)

@@ -1,19 +1,21 @@
 //! A request's JSON: any value, and values where others belong.
 
 use diffused::{
-    modes::{CheckpointRef, Defaults, Mode, PipelineSpec},
-    request::{FieldError, InvalidFields, MAX_PROMPT_BYTES, Overrides},
+    modes::{CheckpointRef, Defaults, Mode, PipelineSpec, Size},
+    request::{Context, FieldError, GenerateRequest, InvalidFields, MAX_PROMPT_BYTES, Overrides},
 };
 use proptest::prelude::*;
 use serde_json::{Map, Number, Value};
 
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 18] = [
     "mode",
     "prompt",
     "negative_prompt",
     "size",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_rescale",
+    "timestep_spacing",
     "seed",
     "scheduler",
     "clip_skip",
@@ -91,16 +93,19 @@ proptest! {
 
     #[test]
     fn a_request_is_valid_or_says_where_not(body in prop_oneof![3 => requests(), 1 => values()]) {
-        match Overrides::parse(&body) {
-            Ok(overrides) => {
-                let request = overrides.resolve(&mode(), || 7);
+        let mode = mode();
+        let max_pixels = Size::DEFAULT_MAX_PIXELS;
+        let context = Context { mode: &mode, max_pixels, init_image: Some((72, 104)) };
+        match Overrides::parse(&body).and_then(|overrides| overrides.resolve(context, || 7)) {
+            Ok(request) => {
+                prop_assert!(request.size.pixels() <= max_pixels);
                 prop_assert!((1..=Defaults::MAX_STEPS).contains(&request.steps));
                 prop_assert!((0.0..=Defaults::MAX_GUIDANCE_SCALE).contains(&request.guidance_scale));
                 prop_assert!(request.clip_skip <= Defaults::MAX_CLIP_SKIP);
                 prop_assert!(request.prompt.len() <= MAX_PROMPT_BYTES);
                 // It travels between processes as it is.
                 let json = serde_json::to_string(&request).unwrap();
-                prop_assert_eq!(serde_json::from_str::<diffused::request::GenerateRequest>(&json).unwrap(), request);
+                prop_assert_eq!(serde_json::from_str::<GenerateRequest>(&json).unwrap(), request);
             }
             Err(InvalidFields(errors)) => {
                 prop_assert!(!errors.is_empty());

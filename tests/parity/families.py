@@ -151,6 +151,7 @@ def _over_an_image() -> list[dict]:
             for id in ("ddim", "euler", "dpmpp_2m", "euler_a")
             for strength in (0.6, 1.0)
         ),
+        over("inpaint4-72x104", "tiny-sd15", 0.7, masked=True, width=72, height=104),
         over("inpaint9-ddim-1.0", "inpaint", 1.0, masked=True),
         over("inpaint9-ddim-0.6", "inpaint", 0.6, masked=True, steps=5),
         over("inpaint9-euler_a-96x64", "inpaint", 1.0, masked=True, scheduler="euler_a", width=96, guidance_scale=1.0),

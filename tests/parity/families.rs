@@ -1,5 +1,5 @@
-//! Whole images of every family, from single files and from folders: text to image, drawn over
-//! images, inpainted, with long and with weighted prompts.
+//! Every family: whole images from single files and from folders (text to image, drawn over images,
+//! inpainted, with long and with weighted prompts), and the stages where faults hide.
 
 use std::{
     ops::ControlFlow,
@@ -8,9 +8,10 @@ use std::{
 };
 
 use diffused::{
-    engine::{Pipeline, Prepared},
+    engine::{Pipeline, Prepared, model::Conditioning, nn::Tensor, tokenizer::tokenize},
     modes::{
-        CheckpointRef, LongPrompts, PipelineSpec, Prediction, PromptSyntax, SchedulerId, Size, Spacing,
+        CheckpointRef, LongPrompts, PipelineSpec, Prediction, PromptSyntax, SchedulerId, Size,
+        Spacing,
     },
     request::{EncodedImage, GenerateRequest, Source},
 };
@@ -18,10 +19,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    golden::{folder, json},
+    golden::{Tensors, assert_close, folder, json, pipeline},
     images::{MIN_PSNR_DB, psnr_db},
     recipe::Recipe,
 };
+
+/// `<|endoftext|>`
+const END: u32 = 49407;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -78,7 +82,7 @@ enum VaeLayout {
 #[test]
 fn images_of_every_family_are_the_references() {
     let mut golden: Vec<Golden> = json("families/families.json");
-    assert!(golden.len() > 90);
+    assert!(golden.len() > 100);
     let mut found = Vec::new();
     // Each pipeline is loaded once.
     while let Some(files) = golden.first().map(|golden| golden.files.clone()) {
@@ -94,6 +98,16 @@ fn images_of_every_family_are_the_references() {
 }
 
 impl Files {
+    fn of(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            layout: Layout::Single,
+            vae: None,
+            scheduler_config: Map::new(),
+            prediction: None,
+        }
+    }
+
     fn load(&self) -> Pipeline {
         let scratch = tempfile::tempdir().unwrap();
         let spec = PipelineSpec {
@@ -179,6 +193,67 @@ impl Golden {
             }),
             ..GenerateRequest::of("tiny", &*self.prompt)
         }
+    }
+}
+
+#[test]
+fn text_embeddings_and_unet_steps_of_every_family_are_the_references() {
+    const TEXT: &str = "a red fox in the snow, golden hour";
+    const TIMESTEP: f32 = 601.0;
+    let tensors = Tensors::open("families/stages.safetensors");
+    // OpenCLIP is padded with zeros.
+    let ids = tokenize(TEXT);
+    let end = ids.iter().position(|id| *id == END).unwrap();
+    let open_clip_ids = [&ids[..=end], &vec![0; ids.len() - end - 1]].concat();
+    for model in ["sd2", "sdxl", "refiner"] {
+        let part = |part: &str| tensors.get(&format!("{model}.{part}"));
+        let close = |what: &str, found: &Tensor, tolerance: f32| {
+            let (found, expected) = (found.to_vec().unwrap(), part(what).to_vec().unwrap());
+            assert_close(&format!("{model}: {what}"), &found, &expected, tolerance);
+        };
+        let pipeline = Files::of(model).load();
+        let models = pipeline.models();
+        let mut added = None;
+        if let Some(second) = &models.text_encoder_2 {
+            let (hidden, pooled) =
+                second.hidden_and_pooled(std::slice::from_ref(&open_clip_ids), 1, &[end]).unwrap();
+            let first = models.text_encoder.as_ref();
+            let first = first.map(|first| first.hidden(std::slice::from_ref(&ids), 1).unwrap());
+            let all: Vec<_> = first.iter().chain([&hidden]).collect();
+            close("context", &Tensor::cat(&all, 2).unwrap(), 1e-5);
+            close("pooled", &pooled, 1e-5);
+            let time_ids = part("time_ids").to_vec().unwrap();
+            added = models.unet.embed_added(&part("pooled"), &time_ids).unwrap();
+        } else {
+            let encoder = models.text_encoder.as_ref().unwrap();
+            let found = encoder.encode(std::slice::from_ref(&open_clip_ids), 0).unwrap();
+            close("context", &found, 1e-5);
+        }
+        let conditioning = Conditioning { context: part("context"), added, guidance: None };
+        let found = models.unet.forward(&part("latents"), &[TIMESTEP], &conditioning).unwrap();
+        close("out", &found, 2e-5);
+    }
+}
+
+#[test]
+fn a_vaes_encoding_is_the_references() {
+    let tensors = Tensors::open("families/stages.safetensors");
+    let vae = &pipeline().models().vae;
+    for (width, height) in [(64, 64), (96, 64), (72, 104)] {
+        let rgb = image::open(picture(&format!("init-{width}x{height}.png"))).unwrap().to_rgb8();
+        let numbers =
+            rgb.as_raw().iter().map(|byte| f32::from(*byte) / 255.0 * 2.0 - 1.0).collect();
+        let rgb = Tensor::from_vec(numbers, &[1, height, width, 3]).unwrap();
+        let found = vae.encode(&rgb).unwrap().unwrap();
+        let name = format!("tiny-sd15.{width}x{height}.moments");
+        let expected = tensors.get(&name).to_vec().unwrap();
+        let (mean, log_variance): (Vec<_>, Vec<_>) =
+            expected.chunks(8).map(|pixel| (&pixel[..4], &pixel[4..])).unzip();
+        let log_variance = log_variance.concat().into_iter();
+        let deviation: Vec<f32> =
+            log_variance.map(|x| (x.clamp(-30.0, 20.0) / 2.0).exp()).collect();
+        assert_close(&name, &found.mean.to_vec().unwrap(), &mean.concat(), 2e-5);
+        assert_close(&name, &found.deviation.to_vec().unwrap(), &deviation, 2e-5);
     }
 }
 

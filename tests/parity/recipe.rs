@@ -65,7 +65,8 @@ impl Recipe {
     /// Writes one file of a component with diffusers' names.
     pub fn write_component(&self, component: &str, path: &Path) {
         let prefix = format!("{component}.");
-        let draws = self.places().flat_map(|(module, place)| place.2.iter().map(move |d| (module, d)));
+        let draws =
+            self.places().flat_map(|(module, place)| place.2.iter().map(move |d| (module, d)));
         let tensors = draws.filter_map(|(module, draw)| {
             let name = format!("{}{}", module.0, draw.0);
             Some((name.strip_prefix(&prefix)?.to_owned(), draw.made(&module.0)))
@@ -85,7 +86,8 @@ impl Recipe {
             fs::write(&path, config.to_string()).unwrap();
             let component = name.strip_suffix("/config.json");
             if let Some(component) = component {
-                let stem = if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
+                let stem =
+                    if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
                 let weights = PathBuf::from(component).join(format!("{stem}.safetensors"));
                 self.write_component(component, &folder.join(weights));
             }
@@ -93,9 +95,9 @@ impl Recipe {
     }
 
     fn places(&self) -> impl Iterator<Item = (&(String, String, usize), &Place)> {
-        self.modules.iter().flat_map(|module| {
-            self.kinds[module.2].iter().map(move |place| (module, place))
-        })
+        self.modules
+            .iter()
+            .flat_map(|module| self.kinds[module.2].iter().map(move |place| (module, place)))
     }
 }
 
@@ -124,7 +126,9 @@ impl How {
         match (self, &dims[..]) {
             (Self::Transpose, &[rows, columns]) => Made {
                 dims: vec![columns, rows],
-                numbers: (0..numbers.len()).map(|i| numbers[i % rows * columns + i / rows]).collect(),
+                numbers: (0..numbers.len())
+                    .map(|i| numbers[i % rows * columns + i / rows])
+                    .collect(),
             },
             (Self::Pixel, &[rows, columns]) => Made { dims: vec![rows, columns, 1, 1], numbers },
             _ => Made { dims, numbers },
@@ -158,7 +162,9 @@ fn write(path: &Path, tensors: Vec<(String, Made)>) {
 /// The CRC-32 of zlib.
 pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 }
+        })
     })
 }
 

@@ -88,8 +88,12 @@ fn plans_have_the_references_timesteps_and_sigmas() {
             assert_eq!(timesteps, golden.timesteps, "{what}");
             let sigma = [plan.start.noise as f32];
             assert_close(&what, &sigma, &[golden.init_noise_sigma], 1e-5);
-            if let Some(sigmas) = golden.sigmas {
-                assert_close(&what, &sigmas_of(&plan), &sigmas, 1e-5);
+            let Some(sigmas) = golden.sigmas else { continue };
+            let found = sigmas_of(&plan);
+            assert_eq!(found.len(), sigmas.len(), "{what}");
+            for (found, expected) in found.into_iter().zip(sigmas) {
+                // Each by itself: the last of them are 100,000 times smaller than the first.
+                assert_close(&what, &[found], &[expected], 1e-5);
             }
         }
     }

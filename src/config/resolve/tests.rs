@@ -1,5 +1,8 @@
 use super::*;
-use crate::{config::raw, modes::SchedulerId};
+use crate::{
+    config::raw,
+    modes::{LongPrompts, Prediction, PromptSyntax, SchedulerId, Spacing},
+};
 
 fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
     let root = raw::parse(text).unwrap();
@@ -8,7 +11,8 @@ fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
 
 fn errors(text: &str) -> String {
     let errors = resolved(text).expect_err(text);
-    errors.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
+    let lines: Vec<_> = errors.iter().map(Diagnostic::to_string).collect();
+    lines.join("\n").replace(&SchedulerId::NAMES.join(", "), "…")
 }
 
 /// The errors of one mode's lines.
@@ -22,10 +26,14 @@ fn a_full_file_resolves() {
 model_root: models
 lora_root: /srv/loras
 default_mode: portrait
+max_pixels: 589824
 modes:
   sd15: {model: ./sd15/x.safetensors, loras: , default_size: 512X768}
   portrait:
     model: sd15/x.safetensors
+    vae: vae/fine.safetensors
+    prediction: v
+    on_lora_error: skip
     loras: [a.safetensors, {path: sub/b.safetensors, strength: -0.8, adapter_name: portrait}]
     default_size: "640x512"
     default_steps: 20
@@ -33,6 +41,10 @@ modes:
     default_scheduler: dpmpp_2m_karras
     default_negative_prompt: no
     clip_skip: 1
+    guidance_rescale: 0.7
+    timestep_spacing: trailing
+    long_prompts: chunk
+    prompt_syntax: weighted
     metadata: {description: "…", any_key: [1, 2.5, null, true, {x: y}], big: 18446744073709551615}
 "#;
     let Resolved { modes, mentions } = resolved(text).unwrap();
@@ -45,7 +57,14 @@ modes:
         sd15.defaults,
         Defaults { size: Size { width: 512, height: 768 }, ..Defaults::default() }
     );
+    assert_eq!((&modes.lora_root, modes.max_pixels), (&"/srv/loras".into(), 768 * 768));
+    assert_eq!(sd15.pipeline, PipelineSpec::of(sd15.pipeline.checkpoint.clone()));
     let portrait = &modes.modes["portrait"];
+    let vae = portrait.pipeline.vae.as_ref().unwrap();
+    assert_eq!(vae.name, "vae/fine.safetensors");
+    assert_eq!(vae.path, Path::new("/home/x/models/vae/fine.safetensors"));
+    assert_eq!(portrait.pipeline.prediction, Some(Prediction::V));
+    assert_eq!(portrait.pipeline.on_lora_error, OnLoraError::Skip);
     assert_eq!(
         portrait.pipeline.loras,
         [
@@ -63,15 +82,28 @@ modes:
             }
         ]
     );
-    assert_eq!(portrait.defaults.scheduler, Some(SchedulerId::Dpmpp2mKarras));
-    assert_eq!(portrait.defaults.negative_prompt.as_deref(), Some("no"));
+    assert_eq!(
+        portrait.defaults,
+        Defaults {
+            size: Size { width: 640, height: 512 },
+            steps: 20,
+            guidance_scale: 7.5,
+            guidance_rescale: 0.7,
+            scheduler: Some(SchedulerId::Dpmpp2mKarras),
+            timestep_spacing: Some(Spacing::Trailing),
+            negative_prompt: Some("no".into()),
+            clip_skip: 1,
+            long_prompts: LongPrompts::Chunk,
+            prompt_syntax: PromptSyntax::Weighted,
+        }
+    );
     assert_eq!(
         serde_json::Value::from(portrait.metadata.clone()),
         serde_json::json!({
             "description": "…", "any_key": [1, 2.5, null, true, {"x": "y"}], "big": u64::MAX
         })
     );
-    assert_eq!(mentions.len(), 6);
+    assert_eq!(mentions.len(), 7);
 }
 
 #[test]
@@ -128,7 +160,7 @@ modes:
     modes.yaml:8:20: error: modes.portrait.default_steps: 0 is not between 1 and 999
     modes.yaml:9:23: error: modes.portrait.default_guidance: expected a finite number
     modes.yaml:10:19: error: modes.portrait.default_size: 500x500: width and height must be positive multiples of 8
-    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:11:24: error: modes.portrait.default_scheduler: there is no scheduler 'eulr'; did you mean 'euler'? (there are: …)
     modes.yaml:12:30: error: modes.portrait.default_negative_prompt: expected text, found a list
     modes.yaml:13:16: error: modes.portrait.clip_skip: expected a whole number, found the text '2'
     modes.yaml:15:9: error: modes.portrait.loras[0]: must stay inside its root folder: '..' is not allowed
@@ -141,7 +173,7 @@ modes:
     modes.yaml:19:32: error: modes.portrait.metadata.y[1]: expected a finite number (JSON has no other)
     modes.yaml:20:3: error: modes."bad name!": a mode's name is made of letters, digits, '.', '_' and '-'
     modes.yaml:21:12: error: modes."bad name!".model: must stay inside its root folder: '..' is not allowed
-    modes.yaml:22:5: error: modes."bad name!".zzz: unknown key (known keys: model, loras, default_size, default_steps, default_guidance, default_scheduler, default_negative_prompt, clip_skip, metadata)
+    modes.yaml:22:5: error: modes."bad name!".zzz: unknown key (known keys: model, vae, loras, on_lora_error, prediction, default_size, default_steps, default_guidance, guidance_rescale, default_scheduler, timestep_spacing, default_negative_prompt, clip_skip, long_prompts, prompt_syntax, metadata)
     modes.yaml:23:10: error: modes.nothing: expected a mapping (key: value), found nothing
     modes.yaml:24:9: error: modes.text: expected a mapping (key: value), found the text 'x'
     "#);
@@ -167,6 +199,17 @@ fn a_value_that_does_not_fit_says_what_would() {
         "loras: ['']",
         "loras: [.]",
         "default_scheduler: true",
+        "vae: /x/vae.safetensors",
+        "vae: [x]",
+        "prediction: epsilo",
+        "on_lora_error: true",
+        "long_prompts: chunked",
+        "prompt_syntax: weighed",
+        "timestep_spacing: 7",
+        "guidance_rescale: 1.1",
+        "guidance_rescal: 1",
+        "loras: [{path: a, strength: -101}]",
+        "default_size: 2048x2056",
     ];
     let lines: Vec<_> = table.iter().map(|line| errors_of_mode(line)).collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
@@ -186,7 +229,18 @@ fn a_value_that_does_not_fit_says_what_would() {
     modes.yaml:6:33: error: modes.a.loras[0].strength: expected a finite number
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
     modes.yaml:6:13: error: modes.a.loras[0]: is not the name of a file
-    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, lcm)
+    modes.yaml:6:24: error: modes.a.default_scheduler: there is no scheduler 'true' (there are: …)
+    modes.yaml:6:10: error: modes.a.vae: must be relative to its root folder, not an absolute path
+    modes.yaml:6:10: error: modes.a.vae: expected text, found a list
+    modes.yaml:6:17: error: modes.a.prediction: there is no prediction 'epsilo'; did you mean 'epsilon'? (there are: epsilon, v)
+    modes.yaml:6:20: error: modes.a.on_lora_error: there is no choice 'true' (there are: fail, skip)
+    modes.yaml:6:19: error: modes.a.long_prompts: there is no choice 'chunked'; did you mean 'chunk'? (there are: cut, chunk)
+    modes.yaml:6:20: error: modes.a.prompt_syntax: there is no prompt syntax 'weighed'; did you mean 'weighted'? (there are: plain, weighted)
+    modes.yaml:6:23: error: modes.a.timestep_spacing: there is no timestep spacing '7' (there are: leading, linspace, trailing)
+    modes.yaml:6:23: error: modes.a.guidance_rescale: 1.1 is not between 0 and 1
+    modes.yaml:6:5: error: modes.a.guidance_rescal: unknown key; did you mean 'guidance_rescale'?
+    modes.yaml:6:33: error: modes.a.loras[0].strength: -101 is not between -100 and 100
+    modes.yaml:6:19: error: modes.a.default_size: 2048x2056 is more than the 4194304 pixels of max_pixels
     "#);
 }
 
@@ -199,6 +253,11 @@ fn a_file_of_another_shape() {
         "model_root: ''\ndefault_mode: 3\nmodes: {a: {model: x}}",
         "model_root: m\ndefault_mode: [a]\nmodes: [a]",
         "model_root: m\ndefault_mode: ..\nmodes: {..: {model: x}, '': {model: x}}",
+        "model_root: m\ndefault_mode: a\nmax_pixels: 16777217\nmodes: {a: {model: x}}",
+        "model_root: m\ndefault_mode: a\nmax_pixels: 63\nmax_pixel: 1\nmodes: {a: {model: x}}",
+        "model_root: m\ndefault_mode: a\nmax_pixels: 512x512\nmodes: {a: {model: x}}",
+        "model_root: m\ndefault_mode: a\nmax_pixels: 4096\nmodes: {a: {model: x}, \
+         b: {model: x, default_size: 64x72}, c: {model: x, default_size: 64x64}}",
     ];
     let lines: Vec<_> = table.iter().map(|text| errors(text)).collect();
     insta::assert_snapshot!(lines.join("\n--\n"), @r#"
@@ -218,5 +277,15 @@ fn a_file_of_another_shape() {
     --
     modes.yaml:3:9: error: modes."..": a mode's name is made of letters, digits, '.', '_' and '-'
     modes.yaml:3:25: error: modes."": a mode's name is made of letters, digits, '.', '_' and '-'
+    --
+    modes.yaml:3:13: error: max_pixels: 16777217 is not between 64 and 16777216
+    --
+    modes.yaml:3:13: error: max_pixels: 63 is not between 64 and 16777216
+    modes.yaml:4:1: error: max_pixel: unknown key; did you mean 'max_pixels'?
+    --
+    modes.yaml:3:13: error: max_pixels: expected a whole number, found the text '512x512'
+    --
+    modes.yaml:4:9: error: modes.a.default_size: 512x512 is more than the 4096 pixels of max_pixels
+    modes.yaml:4:52: error: modes.b.default_size: 64x72 is more than the 4096 pixels of max_pixels
     "#);
 }

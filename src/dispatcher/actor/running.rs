@@ -13,10 +13,13 @@ use tokio::{
 
 use super::Actor;
 use crate::{
-    dispatcher::{DrawnImage, FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
+    dispatcher::{
+        DrawnImages, FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult,
+    },
     job::{Job, JobId, JobState},
+    modes::LoraReport,
     queue::{Entry, Target},
-    vram::host,
+    vram::{ResidentModel, host, resident_cost},
     worker::{
         protocol::{DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind},
         supervisor,
@@ -112,7 +115,7 @@ impl Actor {
     fn finish_running(&mut self, outcome: Outcome) {
         let Some(running) = self.running.take() else { return };
         let succeeded = match &outcome {
-            Outcome::Image(_) | Outcome::Switched | Outcome::Custom(_) => true,
+            Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => true,
             Outcome::Failed(_) | Outcome::Cancelled => false,
         };
         if succeeded {
@@ -195,7 +198,7 @@ impl Actor {
             FromWorker::Step { step, steps, .. } => {
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
-            FromWorker::Image { drawn, .. } => self.finish_running(image(drawn, payload)),
+            FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
             FromWorker::Failed { error, still_loaded, .. } => {
                 if !still_loaded {
                     self.forget_loaded();
@@ -204,6 +207,14 @@ impl Actor {
             }
             FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
         }
+    }
+
+    fn on_images(&mut self, drawn: DrawnReport, rgb: Vec<u8>) {
+        let asked = self.running.as_ref().map_or(0, |running| match &running.entry.job {
+            Job::Generation { request, .. } => request.n,
+            Job::ModeSwitch { .. } | Job::Custom { .. } => 0,
+        });
+        self.finish_running(images(drawn, asked, rgb));
     }
 
     fn on_loaded(&mut self, report: &LoadReport) {
@@ -217,8 +228,18 @@ impl Actor {
         let resident = self.worker.pid().and_then(host::resident_bytes).unwrap_or(0);
         let grown_bytes = resident.saturating_sub(*resident_before);
         tracing::info!(mode = target.mode, family = report.family, ms = report.load_ms, "loaded");
-        let Target { mode, pipeline } = &target;
-        self.registry.record_loaded(mode, pipeline, report.weights_bytes, grown_bytes);
+        for LoraReport { name, merged, unmatched, skipped, .. } in &report.loras {
+            match skipped {
+                Some(reason) => tracing::warn!(lora = name, "left out: {reason}"),
+                None => tracing::info!(lora = name, merged, unmatched, "merged"),
+            }
+        }
+        self.registry.record_loaded(ResidentModel {
+            mode: target.mode.clone(),
+            model: target.pipeline.checkpoint.name.clone(),
+            bytes: resident_cost(report.weights_bytes, grown_bytes),
+            loras: report.loras.clone(),
+        });
         self.queue.set_loaded(Some(target));
         if running.cancelled {
             return self.finish_running(Outcome::Cancelled);
@@ -258,20 +279,21 @@ impl Actor {
     }
 }
 
-fn image(report: DrawnReport, rgb: Vec<u8>) -> Outcome {
-    let expected = report.size.width as usize * report.size.height as usize * 3;
-    if rgb.len() != expected {
-        tracing::error!("an image of {} bytes where {expected} belong", rgb.len());
-        let message = "the worker sent an incomplete image".to_owned();
+fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
+    let expected = report.images as usize * report.image_bytes();
+    if report.images != asked || rgb.len() != expected || expected == 0 {
+        let (images, bytes) = (report.images, rgb.len());
+        tracing::error!("{images} images in {bytes} bytes where {asked} in {expected} belong");
+        let message = "the worker sent incomplete images".to_owned();
         return Outcome::Failed(JobFailure { kind: FailureKind::Internal, message });
     }
-    Outcome::Image(DrawnImage { rgb, report })
+    Outcome::Images(DrawnImages { rgb, report })
 }
 
 fn failure(error: WorkerError) -> JobFailure {
     let kind = match error.kind {
         WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
-        WorkerErrorKind::Unsupported => FailureKind::Unsupported,
+        WorkerErrorKind::InvalidRequest => FailureKind::InvalidRequest,
         WorkerErrorKind::Internal => FailureKind::Internal,
     };
     JobFailure { kind, message: error.message }

@@ -74,6 +74,77 @@ async fn modes_that_share_a_pipeline_are_not_loaded_twice() {
 }
 
 #[tokio::test]
+async fn a_requests_loras_are_loaded_for_it_alone() {
+    let mut daemon = Daemon::start();
+    let mut worker = daemon.worker().await;
+    let lora =
+        LoraRef { name: "ink".to_owned(), path: "ink".into(), strength: 0.5, adapter_name: None };
+    let mut with_ink = generation("a");
+    let Job::Generation { pipeline: spec, .. } = &mut with_ink else { unreachable!() };
+    spec.loras.push(lora);
+    let spec = spec.clone();
+    let plain = daemon.submit(generation("a")).await;
+    let inked = daemon.submit(with_ink).await;
+    let after = daemon.submit(generation("a")).await;
+    worker.load("a").await;
+    worker.draw("a").await;
+    assert_eq!(outcome(plain).await, drawn());
+
+    let ToWorker::Load { job, pipeline } = worker.receive().await else { panic!("no load") };
+    assert_eq!(pipeline, spec);
+    let report = LoraReport {
+        name: "ink".to_owned(),
+        strength: 0.5,
+        merged: 3,
+        unmatched: 1,
+        skipped: None,
+    };
+    worker.send_loaded_with(job, vec![report.clone()]).await;
+    let job = worker.expect_generate("a").await;
+    let status = daemon.handle.status();
+    assert_eq!((status.current_mode.as_deref(), &*status.selected_mode), (Some("a"), "a"));
+    assert_eq!(status.vram.models.len(), 1);
+    assert_eq!(status.vram.models[0].loras, [report]);
+    worker.send_image(job).await;
+    assert_eq!(outcome(inked).await, drawn());
+
+    worker.load("a").await;
+    worker.draw("a").await;
+    assert_eq!(outcome(after).await, drawn());
+    assert_eq!(daemon.handle.status().vram.models[0].loras, []);
+}
+
+#[tokio::test]
+async fn all_images_of_a_job_arrive_and_what_they_were_drawn_over_is_forgotten() {
+    let mut daemon = Daemon::start();
+    let mut worker = daemon.worker().await;
+    let image = EncodedImage(b"a file"[..].into());
+    let mut job = generation("a");
+    let Job::Generation { request, .. } = &mut job else { unreachable!() };
+    request.n = 2;
+    let mask = Some(image.clone());
+    request.source = Some(Source { image: image.clone(), mask, denoise_strength: 0.5 });
+    let ticket = daemon.submit(job).await;
+    let id = ticket.id();
+    worker.load("a").await;
+    let ToWorker::Generate { job, request } = worker.receive().await else { panic!("no drawing") };
+    assert_eq!(request.source.map(|source| source.image), Some(image));
+    let drawn = DrawnReport { images: 2, ..report() };
+    let rgb = [[1; 8 * 8 * 3], [2; 8 * 8 * 3]].concat();
+    worker.send_with(FromWorker::Image { job, drawn }, &rgb).await;
+    let Outcome::Images(drawn) = outcome(ticket).await else { panic!("no images") };
+    let firsts: Vec<_> = drawn.each().map(|image| (image[0], image.len())).collect();
+    assert_eq!(firsts, [(1, 192), (2, 192)]);
+
+    let Job::Generation { request, .. } = daemon.handle.job(id).unwrap().job else {
+        unreachable!()
+    };
+    let empty = EncodedImage::default();
+    let source = Source { image: empty.clone(), mask: Some(empty), denoise_strength: 0.5 };
+    assert_eq!(request.source, Some(source));
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_with_a_time_to_come_back() {
     let mut daemon = Daemon::start_with(|config| config.queue_max = 2);
     let mut worker = daemon.worker().await;

@@ -79,7 +79,7 @@ impl Facts {
             spacing: None,
             is_lcm: false,
             latent_scale: if is_xl { 0.13025 } else { 0.18215 },
-            zero_negative: is_xl,
+            zero_negative: family == Family::Sdxl,
         }
     }
 

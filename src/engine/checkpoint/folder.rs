@@ -25,6 +25,10 @@ const VARIANTS: [&str; 2] = ["", ".fp16"];
 
 pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     let folder = Folder { name, path };
+    if !path.join("model_index.json").is_file() {
+        let what = "is a folder without a model_index.json; a checkpoint is a .safetensors file, or a folder that diffusers saved";
+        return Err(folder.not_supported(what));
+    }
     let index = folder.json("model_index.json")?;
     let has = |component: &str| {
         index.get(component).and_then(|value| value.get(1)).is_some_and(|class| !class.is_null())
@@ -163,16 +167,19 @@ fn facts(
         || unet.get("time_cond_proj_dim").is_some_and(Value::is_number)
         || says_lcm(folder.name, &Default::default());
     let spacing: Option<Spacing> = text(scheduler, "timestep_spacing").and_then(|s| s.parse().ok());
+    let latent_scale = config("vae").get("scaling_factor").and_then(Value::as_f64);
+    if latent_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
+        return Err(folder.not_supported(
+            "has a 'scaling_factor' that is no positive number in vae/config.json",
+        ));
+    }
     Ok(Facts {
         heads: heads(unet).unwrap_or(of_family.heads),
         prediction,
         zero_terminal_snr: flag(scheduler, "rescale_betas_zero_snr").unwrap_or(false),
         spacing: spacing.filter(|_| !is_lcm),
         is_lcm,
-        latent_scale: config("vae")
-            .get("scaling_factor")
-            .and_then(Value::as_f64)
-            .unwrap_or(of_family.latent_scale),
+        latent_scale: latent_scale.unwrap_or(of_family.latent_scale),
         zero_negative: flag(index, "force_zeros_for_empty_prompt")
             .unwrap_or(of_family.zero_negative),
         ..of_family

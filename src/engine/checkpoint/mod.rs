@@ -17,11 +17,11 @@ mod weights;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, TensorFile};
 pub use layers::Layers;
 pub use weights::{Reading, ReadingCost, Weights};
-pub(super) use facts::says_lcm;
 pub(super) use weights::{float_bytes, to_f32};
 
 use crate::modes::{CheckpointRef, PipelineSpec};

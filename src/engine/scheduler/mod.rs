@@ -25,6 +25,8 @@ mod lms;
 mod plan;
 mod pndm;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod timesteps;
 mod unipc;
 

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// What the reference takes for nothing, where it divides by it: the smallest number of f16.
-const ALMOST_ZERO: f64 = 1.0 / 16_777_216.0;
+const ALMOST_ZERO: f32 = 1.0 / 16_777_216.0;
 
 /// How much of the image is left at each training step: ᾱ, falling from almost 1 to almost 0.
 pub(super) struct NoiseSchedule {
@@ -62,8 +62,8 @@ impl NoiseSchedule {
 
     /// Noise to signal, √((1 - ᾱ)/ᾱ).
     fn sigma(&self, timestep: usize) -> f64 {
-        let alpha = f64::from(self.alphas_cumprod[timestep]).max(ALMOST_ZERO);
-        f64::from(((1.0 - alpha) / alpha).sqrt() as f32)
+        let alpha = self.alphas_cumprod[timestep].max(ALMOST_ZERO);
+        f64::from(((1.0 - alpha) / alpha).sqrt())
     }
 
     /// The same between timesteps.

@@ -56,10 +56,11 @@ pub(super) fn karras(lowest: f64, highest: f64, steps: usize) -> impl Iterator<I
     })
 }
 
-/// The timestep whose log-sigma comes nearest, by linear interpolation between neighbours.
+/// The timestep whose log-sigma comes nearest, by linear interpolation between neighbours. Their
+/// logarithms are f32's, as in the reference, which decides where two are almost as near.
 pub(super) fn nearest_timestep(sigmas: &[f64], sigma: f64) -> usize {
     let below = sigmas.partition_point(|other| *other <= sigma).clamp(1, sigmas.len() - 1) - 1;
-    let (low, high) = (sigmas[below].ln(), sigmas[below + 1].ln());
-    let weight = ((sigma.ln() - low) / (high - low)).clamp(0.0, 1.0);
+    let [low, high] = [sigmas[below], sigmas[below + 1]].map(|sigma| sigma.ln() as f32);
+    let weight = ((sigma.ln() - f64::from(low)) / f64::from(high - low)).clamp(0.0, 1.0);
     (below as f64 + weight).round_ties_even() as usize
 }

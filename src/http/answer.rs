@@ -1,0 +1,178 @@
+//! What a generation is answered with: an image, or images in JSON, and the headers of both.
+
+use std::fmt::Write;
+
+use axum::{
+    Json,
+    body::Bytes,
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{accept::Form, problem::X_JOB_ID};
+use crate::{
+    dispatcher::DrawnImages,
+    image::{
+        self, EncodeError, Format, Rgb,
+        parameters::{Facts, infotext},
+    },
+    job::JobId,
+    modes::PipelineSpec,
+    request::GenerateRequest,
+};
+
+const X_MODE: HeaderName = HeaderName::from_static("x-mode");
+const X_SEED: HeaderName = HeaderName::from_static("x-seed");
+const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
+const X_PROMPT_TRUNCATED: HeaderName = HeaderName::from_static("x-prompt-truncated");
+const X_LORA_SKIPPED: HeaderName = HeaderName::from_static("x-lora-skipped");
+
+/// So much of a text goes into a header, in characters. (Clients allow 8 KiB for all headers; a
+/// character may take 12 bytes.)
+const MAX_HEADER_CHARS: usize = 200;
+
+/// What was asked for, all of it.
+pub struct Asked {
+    /// The prompt as the user wrote it, tags and all.
+    pub prompt: String,
+    pub request: GenerateRequest,
+    pub pipeline: PipelineSpec,
+}
+
+/// Images and what there is to say about them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct GenerateAnswer {
+    mode: String,
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    job_id: String,
+    /// In the order of their seeds.
+    images: Vec<AnswerImage>,
+    /// What the text encoder did not see of the prompt; `null` if it saw all.
+    prompt_truncated: Option<String>,
+    /// LoRAs that were left out.
+    skipped_loras: Vec<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AnswerImage {
+    seed: u64,
+    #[schema(example = "image/png")]
+    media_type: &'static str,
+    /// The file in base64, its parameters embedded.
+    data: String,
+}
+
+/// The answer to `asked`, for which `drawn` was drawn. Takes its time.
+pub fn encode(
+    asked: &Asked,
+    drawn: &DrawnImages,
+    job: JobId,
+    form: Form,
+) -> Result<Response, EncodeError> {
+    let (Form::Image(format) | Form::Json(format)) = form;
+    let seeds_and_rgb = asked.request.seeds().zip(drawn.each());
+    let files = seeds_and_rgb
+        .map(|(seed, rgb)| Ok((seed, file(asked, drawn, (seed, rgb), format)?)))
+        .collect::<Result<Vec<_>, EncodeError>>()?;
+    let mut headers = headers(&asked.request, drawn, job);
+    Ok(match form {
+        Form::Image(format) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+            // There is one: more are never sent in this form.
+            let file = files.into_iter().next().map(|(_, file)| file).unwrap_or_default();
+            (headers, Bytes::from(file)).into_response()
+        }
+        Form::Json(format) => {
+            let media_type = format.media_type();
+            let image = |(seed, file): (u64, Vec<u8>)| {
+                let data = BASE64.encode(file);
+                AnswerImage { seed, media_type, data }
+            };
+            let answer = GenerateAnswer {
+                mode: asked.request.mode.clone(),
+                job_id: job.to_string(),
+                images: files.into_iter().map(image).collect(),
+                prompt_truncated: drawn.report.prompt_truncated.clone(),
+                skipped_loras: drawn.report.skipped_loras.clone(),
+            };
+            (headers, Json(answer)).into_response()
+        }
+    })
+}
+
+fn file(
+    asked: &Asked,
+    drawn: &DrawnImages,
+    (seed, bytes): (u64, &[u8]),
+    format: Format,
+) -> Result<Vec<u8>, EncodeError> {
+    let report = &drawn.report;
+    let facts = Facts {
+        prompt: &asked.prompt,
+        seed,
+        scheduler: report.scheduler,
+        pipeline: &asked.pipeline,
+        skipped_loras: &report.skipped_loras,
+    };
+    let rgb = Rgb { width: report.size.width, height: report.size.height, bytes };
+    image::encode(rgb, format, &infotext(&asked.request, facts))
+}
+
+fn headers(request: &GenerateRequest, drawn: &DrawnImages, job: JobId) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(X_SEED, request.seed.into());
+    headers.insert(X_SUPER_RES, HeaderValue::from_static("0"));
+    let truncated = drawn.report.prompt_truncated.as_deref().map(header_text);
+    let skipped: Vec<_> = drawn.report.skipped_loras.iter().map(|it| header_text(it)).collect();
+    let skipped = (!skipped.is_empty()).then(|| skipped.join(","));
+    for (name, value) in [
+        (X_MODE, Some(request.mode.clone())),
+        (X_JOB_ID, Some(job.to_string())),
+        (X_PROMPT_TRUNCATED, truncated),
+        (X_LORA_SKIPPED, skipped),
+    ] {
+        // All are plain ASCII: configuration sees to it for the mode's name.
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// A text as a header can have it: percent-encoded as URLs are, and its end cut off with an "…".
+fn header_text(text: &str) -> String {
+    let mut encoded = String::new();
+    let cut = text.char_indices().nth(MAX_HEADER_CHARS).map(|(at, _)| (&text[..at], "…"));
+    let (start, ellipsis) = cut.unwrap_or((text, ""));
+    for byte in start.bytes().chain(ellipsis.bytes()) {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            let _ = write!(encoded, "%{byte:02X}"); // to a String: cannot fail
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_fits_into_a_header() {
+        let long = "狐".repeat(MAX_HEADER_CHARS + 1);
+        let cut = "%E7%8B%90".repeat(MAX_HEADER_CHARS) + "%E2%80%A6";
+        for (text, expected) in [
+            ("styles/ink_v2.safetensors", "styles/ink_v2.safetensors"),
+            ("a, b\r\n100%", "a%2C%20b%0D%0A100%25"),
+            ("", ""),
+            (&long, &cut),
+            (&long[3..], &cut[..cut.len() - 9]),
+        ] {
+            assert_eq!(header_text(text), expected);
+        }
+    }
+}
