@@ -368,11 +368,17 @@ named! {
     }
 }
 
+/// Nobody means a longer name; and to compare two takes the product of their lengths.
+const LONGEST_MEANT_BYTES: usize = 256;
+
 /// The candidate that a person most likely meant, if any is close enough to say so.
 pub fn nearest_name<'a>(
     name: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
+    if name.len() > LONGEST_MEANT_BYTES {
+        return None;
+    }
     candidates
         .into_iter()
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))

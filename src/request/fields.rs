@@ -46,6 +46,11 @@ pub struct Fields<'a> {
     errors: Vec<FieldError>,
 }
 
+/// The longest text of a field that is a name, a size or the like, in bytes.
+const MAX_TEXT_BYTES: usize = 1024;
+/// How many errors are told of. A body of many MiB may be wrong in millions of places.
+pub(super) const MAX_ERRORS: usize = 100;
+
 /// Base64 as it is found: with padding or without.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -64,7 +69,8 @@ impl<'a> Fields<'a> {
             return Err(InvalidFields(vec![FieldError { pointer: at, detail }]));
         };
         let mut fields = Self { object, at, errors: Vec::new() };
-        for name in object.keys().filter(|name| !known.contains(&name.as_str())) {
+        let unknown = object.keys().filter(|name| !known.contains(&name.as_str()));
+        for name in unknown.take(MAX_ERRORS) {
             let nearest = nearest_name(name, known.iter().copied());
             let hint = match &nearest {
                 Some(_) => did_you_mean(nearest.as_deref()),
@@ -92,22 +98,25 @@ impl<'a> Fields<'a> {
     }
 
     pub fn text(&mut self, name: &str) -> Option<String> {
-        match self.get(name)? {
-            Value::String(text) => Some(text.clone()),
-            other => self.wrong_type(name, "a string", other),
-        }
+        self.text_up_to(MAX_TEXT_BYTES, name)
     }
 
     pub fn prompt(&mut self, name: &str) -> Option<String> {
-        let text = self.text(name)?;
-        if text.len() > MAX_PROMPT_BYTES {
-            let message = format!("is {} bytes long; {MAX_PROMPT_BYTES} is the most", text.len());
-            return self.refuse(name, message);
-        }
+        let text = self.text_up_to(MAX_PROMPT_BYTES, name)?;
         if text.contains('\0') {
             return self.refuse(name, "contains the character U+0000");
         }
         Some(text)
+    }
+
+    fn text_up_to(&mut self, max_bytes: usize, name: &str) -> Option<String> {
+        match self.get(name)? {
+            Value::String(text) if text.len() > max_bytes => {
+                self.refuse(name, format!("is {} bytes long; {max_bytes} is the most", text.len()))
+            }
+            Value::String(text) => Some(text.clone()),
+            other => self.wrong_type(name, "a string", other),
+        }
     }
 
     /// Text that is parsed further; what parsing says becomes the detail.
@@ -180,6 +189,9 @@ impl<'a> Fields<'a> {
         };
         let mut values = Vec::new();
         for (index, item) in items.iter().enumerate() {
+            if self.errors.len() >= MAX_ERRORS {
+                break;
+            }
             match Fields::read_at(format!("{}/{index}", self.pointer(name)), item, known) {
                 Ok(mut fields) => {
                     values.extend(read(&mut fields));
@@ -227,5 +239,37 @@ fn describe(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_body_that_is_wrong_all_over_gets_a_bounded_answer() {
+        let object: Map<_, _> = (0..1000).map(|i| (format!("x{i}"), json!(1))).collect();
+        let (object, list) = (Value::Object(object), json!({"list": vec![json!({}); 1000]}));
+        let fields = Fields::read(&object, &["mode"]).unwrap();
+        assert_eq!(fields.finish(()).unwrap_err().0.len(), MAX_ERRORS);
+        let mut fields = Fields::read(&list, &["list"]).unwrap();
+        let none = fields.each("list", &[], |item| {
+            item.error_here("needs something");
+            None::<()>
+        });
+        assert!(none.is_empty());
+        assert_eq!(fields.finish(()).unwrap_err().0.len(), MAX_ERRORS);
+    }
+
+    #[test]
+    fn a_text_that_nobody_means_is_not_repeated() {
+        let body = json!({"short": "x".repeat(1024), "long": "x".repeat(1025)});
+        let mut fields = Fields::read(&body, &["short", "long"]).unwrap();
+        assert!(fields.text("short").is_some());
+        assert_eq!(fields.text("long"), None);
+        let error = FieldError::of("long", "is 1025 bytes long; 1024 is the most");
+        assert_eq!(fields.finish(()), Err(InvalidFields(vec![error])));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{EncodedImage, FieldError, Files, InvalidFields};
+use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS};
 
 /// Fields whose text is read as JSON: numbers and lists.
 const JSON_FIELDS: [&str; 9] = [
@@ -79,7 +79,9 @@ impl Form {
     }
 
     fn error(&mut self, name: &str, detail: impl Into<String>) {
-        self.errors.push(FieldError::of(name, detail));
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(FieldError::of(name, detail));
+        }
     }
 }
 

@@ -78,7 +78,7 @@ pub enum Error {
     #[error("the scheduler '{id}' takes at most {max} steps, not {steps}")]
     TooManySteps { id: SchedulerId, max: usize, steps: usize },
     #[error(
-        "a strength of {strength} leaves none of {steps} steps; ask for more steps or more strength"
+        "a denoise strength of {strength} leaves none of {steps} steps; ask for more of either"
     )]
     NoStepLeft { strength: f32, steps: usize },
     #[error(

@@ -139,7 +139,7 @@ fn what_cannot_be_planned_is_said() {
         (of(SchedulerId::Unipc, 999), "the scheduler 'unipc' takes at most 998 steps, not 999"),
         (
             Sampling { strength: Some(0.05), ..of(SchedulerId::Euler, 10) },
-            "a strength of 0.05 leaves none of 10 steps; ask for more steps or more strength",
+            "a denoise strength of 0.05 leaves none of 10 steps; ask for more of either",
         ),
         (
             rescaled(SchedulerId::Heun, Prediction::V),
