@@ -105,6 +105,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// What its images take as files.
+    pub fn bytes(&self) -> usize {
+        self.image.0.len() + self.mask.as_ref().map_or(0, |mask| mask.0.len())
+    }
+
     /// The same without the images' bytes: what is left to say once it has been drawn.
     pub fn forget_images(&mut self) {
         self.image = EncodedImage::default();

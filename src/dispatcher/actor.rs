@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin},
-    queue::{Queue, Refused},
+    queue::{self, Queue, Refused},
     vram::{VramRegistry, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
@@ -187,6 +187,10 @@ impl Actor {
         let id = self.enqueue(job).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
+                retry_after_secs: self.pace.retry_after_secs(),
+            },
+            Refused::TooMuchToHold => SubmitError::TooMuchToHold {
+                limit_bytes: queue::MAX_SOURCE_BYTES,
                 retry_after_secs: self.pace.retry_after_secs(),
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,

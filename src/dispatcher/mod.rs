@@ -190,8 +190,10 @@ impl JobFailure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The checkpoint or a LoRA cannot be used as it is on disk.
+    /// The checkpoint cannot be used as it is on disk.
     UnusableModel,
+    /// Nor can the LoRA of that place in the pipeline's list, or it does not fit the checkpoint.
+    UnusableLora { index: usize },
     /// The mode's model cannot do what the request asks for; it can do others.
     InvalidRequest,
     /// The worker died, or would not start, twice while it was this job's turn.
@@ -213,6 +215,9 @@ pub enum SubmitError {
         /// When a place may be free: the mean time that a job took lately, at least 1.
         retry_after_secs: u64,
     },
+    /// As `QueueFull`, of the images that the waiting jobs draw over.
+    #[error("the queue holds images of {limit_bytes} bytes; try again in {retry_after_secs} s")]
+    TooMuchToHold { limit_bytes: usize, retry_after_secs: u64 },
     #[error("the daemon is shutting down")]
     ShuttingDown,
     /// A user's switch to what will be loaded anyway when its turn comes.

@@ -39,7 +39,18 @@ pub struct Asked {
     /// The prompt as the user wrote it, tags and all.
     pub prompt: String,
     pub request: GenerateRequest,
+    /// The mode's, with the request's own LoRAs behind those that the mode has.
     pub pipeline: PipelineSpec,
+    /// Where in the request its own LoRAs are named, as JSON pointers.
+    pub lora_pointers: Vec<String>,
+}
+
+impl Asked {
+    /// The field that names the LoRA of that place in the pipeline's list; none if it is the mode's.
+    pub fn pointer_of_lora(&self, index: usize) -> Option<&str> {
+        let of_mode = self.pipeline.loras.len() - self.lora_pointers.len();
+        index.checked_sub(of_mode).and_then(|own| self.lora_pointers.get(own)).map(String::as_str)
+    }
 }
 
 /// Images and what there is to say about them.

@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     config::find_lora,
-    dispatcher::Outcome,
+    dispatcher::{FailureKind, JobFailure, Outcome},
     image,
-    job::Job,
+    job::{Job, JobId},
     modes::{LoraRef, Mode, Modes, UnknownMode},
     request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
 };
@@ -72,7 +72,8 @@ pub struct GenerateForm {
         (status = 409, description = "The job was cancelled"),
         (status = 413, description = "Body over 64 MiB"),
         (status = 415, description = "Neither application/json nor multipart/form-data"),
-        (status = 422, description = "Invalid fields, or nothing that the mode's model can do"),
+        (status = 422, description = "Invalid fields, nothing that the mode's model can do, or a LoRA \
+                                      that does not fit it"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
         (status = 503, description = "Shutting down; see Retry-After"),
@@ -99,7 +100,7 @@ pub async fn generate(
             let encoding = spawn_blocking(move || answer::encode(&asked, &drawn, id, form));
             encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)
         }
-        Outcome::Failed(failure) => Err(Problem::of_job(failure, id)),
+        Outcome::Failed(failure) => Err(failed(&asked, failure, id)),
         Outcome::Cancelled => Err(Problem::cancelled(id)),
         Outcome::Switched | Outcome::Custom(_) => {
             Err(Problem::internal(format!("job {id}: a generation ended without an image")))
@@ -122,13 +123,31 @@ fn mode_for<'a>(
 async fn ask(modes: &Arc<Modes>, mode: &Arc<Mode>, overrides: Overrides) -> Result<Asked, Problem> {
     let (overrides, Found { init_image, loras }) = look_up(modes, mode, overrides).await?;
     let prompt = overrides.prompt.clone();
+    let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
     let seed = getrandom::u32().map_err(Problem::internal)?;
     let context = Context { mode, max_pixels: modes.max_pixels, init_image };
     let request = overrides.resolve(context, || seed.into())?;
     let mut pipeline = mode.pipeline.clone();
     pipeline.loras.extend(loras);
-    Ok(Asked { prompt, request, pipeline })
+    Ok(Asked { prompt, request, pipeline, lora_pointers })
+}
+
+/// A LoRA that the caller chose is the caller's mistake; any other model file is the operator's.
+fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
+    let pointer = match failure.kind {
+        FailureKind::UnusableLora { index } => asked.pointer_of_lora(index),
+        FailureKind::UnusableModel
+        | FailureKind::InvalidRequest
+        | FailureKind::WorkerDied
+        | FailureKind::Handler
+        | FailureKind::ShuttingDown
+        | FailureKind::Internal => None,
+    };
+    match pointer {
+        Some(pointer) => Problem::of_field(pointer, failure, id),
+        None => Problem::of_job(failure, id),
+    }
 }
 
 /// What only a look at the request's images and at the disk can tell.

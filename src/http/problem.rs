@@ -156,7 +156,7 @@ impl Problem {
     /// The job that failed.
     pub fn of_job(failure: JobFailure, job: JobId) -> Self {
         let kind = match failure.kind {
-            FailureKind::UnusableModel => Kind::ModelUnusable,
+            FailureKind::UnusableModel | FailureKind::UnusableLora { .. } => Kind::ModelUnusable,
             FailureKind::InvalidRequest => Kind::InvalidRequest,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
@@ -167,6 +167,12 @@ impl Problem {
         let problem = Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) };
         // The worker has seen the request as a whole.
         if kind == Kind::InvalidRequest { problem.at("") } else { problem }
+    }
+
+    /// The job that failed by what that field asked for.
+    pub fn of_field(pointer: &str, failure: JobFailure, job: JobId) -> Self {
+        let problem = Self::new(Kind::InvalidRequest, failure.message).at(pointer);
+        Self { job: Some(job), ..problem }
     }
 
     pub fn cancelled(job: JobId) -> Self {
@@ -254,6 +260,14 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::QueueFull { limit, retry_after_secs } => {
                 let detail = format!("{limit} jobs are waiting already; try again later");
+                let retry_after_secs = Some(retry_after_secs);
+                Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
+            }
+            SubmitError::TooMuchToHold { limit_bytes, retry_after_secs } => {
+                let limit = limit_bytes >> 20;
+                let detail = format!(
+                    "the images that waiting jobs draw over take {limit} MiB already; try again later"
+                );
                 let retry_after_secs = Some(retry_after_secs);
                 Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
             }

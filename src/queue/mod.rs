@@ -9,10 +9,14 @@ use std::collections::VecDeque;
 use crate::{
     job::{Job, JobId, SwitchOrigin},
     modes::PipelineSpec,
+    request::Source,
 };
 
 #[cfg(test)]
 mod tests;
+
+/// What the images that waiting jobs draw over may take together. Those of one job take a quarter.
+pub const MAX_SOURCE_BYTES: usize = 256 << 20;
 
 /// A mode and the pipeline that it needs: what a worker can have loaded.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +58,10 @@ pub struct Submitted {
 /// Why nothing was put into the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
+    /// As many jobs wait as may.
     Full,
+    /// What the waiting jobs draw over takes as much memory as it may, [`MAX_SOURCE_BYTES`].
+    TooMuchToHold,
     /// A user's switch to what will be loaded and selected anyway when its turn comes.
     AlreadyLoaded,
 }
@@ -140,6 +147,11 @@ impl Queue {
         };
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
+        }
+        let held: usize = self.waiting.iter().map(|entry| source_bytes(&entry.job)).sum();
+        let brought = source_bytes(&job);
+        if brought > 0 && held + brought > MAX_SOURCE_BYTES {
+            return Err(Refused::TooMuchToHold);
         }
         let mut entry = |job| Entry { id: new_id(), job };
         let submitted = Submitted { switch: switch.map(&mut entry), job: entry(job) };
@@ -234,6 +246,13 @@ fn remove_needless_switches(waiting: &mut VecDeque<Entry>, loaded: Option<Target
         }
     }
     removed
+}
+
+fn source_bytes(job: &Job) -> usize {
+    match job {
+        Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
+        Job::ModeSwitch { .. } | Job::Custom { .. } => 0,
+    }
 }
 
 fn is_for_generations(job: &Job) -> bool {

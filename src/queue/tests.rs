@@ -5,7 +5,7 @@
 use super::*;
 use crate::{
     modes::{CheckpointRef, LoraRef, Size},
-    request::GenerateRequest,
+    request::{EncodedImage, GenerateRequest},
 };
 
 fn pipeline(word: &str) -> PipelineSpec {
@@ -77,6 +77,34 @@ fn submit_all(queue: &mut Queue, words: &str) {
     for word in words.split_whitespace() {
         let _ = queue.submit(job(word), JobId::new);
     }
+}
+
+#[test]
+fn waiting_images_take_a_bounded_amount_of_memory() {
+    let quarter = EncodedImage(vec![0; MAX_SOURCE_BYTES / 4].into());
+    let eighth = EncodedImage(vec![0; MAX_SOURCE_BYTES / 8].into());
+    let drawn_over = |image: &EncodedImage, mask: Option<&EncodedImage>| {
+        let (image, mask) = (image.clone(), mask.cloned());
+        let source = Some(Source { image, mask, denoise_strength: 0.5 });
+        Job::Generation {
+            request: GenerateRequest { source, ..request("a") },
+            pipeline: pipeline("a"),
+        }
+    };
+    let mut queue = queue(64, "a");
+    let mut submit = |job| queue.submit(job, JobId::new).map(|_| ());
+    for (job, expected) in [
+        (drawn_over(&quarter, None), Ok(())),
+        (drawn_over(&eighth, Some(&eighth)), Ok(())),
+        (drawn_over(&quarter, Some(&quarter)), Ok(())),
+        (drawn_over(&eighth, None), Err(Refused::TooMuchToHold)),
+        (job("a"), Ok(())),
+    ] {
+        assert_eq!(submit(job), expected);
+    }
+    // What runs does not wait any more.
+    queue.start_next();
+    assert!(queue.submit(drawn_over(&quarter, None), JobId::new).is_ok());
 }
 
 #[test]

@@ -239,7 +239,12 @@ fn open(spec: &PipelineSpec) -> Result<Prepared, WorkerError> {
 /// The engine's reason; it names the file as the user does, and the log has its place as well.
 fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
     tracing::error!("{}: {error}", spec.checkpoint.path.display());
-    WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
+    let kind = if let checkpoint::Error::Lora { index, .. } = error {
+        WorkerErrorKind::UnusableLora { index: *index }
+    } else {
+        WorkerErrorKind::UnusableModel
+    };
+    WorkerError { kind, message: error.to_string() }
 }
 
 fn draw_error(job: JobId, error: &DrawError) -> WorkerError {

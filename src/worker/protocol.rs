@@ -131,8 +131,10 @@ pub struct WorkerError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerErrorKind {
-    /// The checkpoint or a LoRA cannot be used as it is on disk.
+    /// The checkpoint cannot be used as it is on disk.
     UnusableModel,
+    /// Nor can the LoRA of that place in the pipeline's list, or it does not fit the checkpoint.
+    UnusableLora { index: usize },
     /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
     InvalidRequest,
     /// Anything that should not have happened.

@@ -86,6 +86,14 @@ fn a_lora_that_does_not_fit_fails_the_mode_or_is_skipped_and_said() {
     let problem = failed.problem(500, "model-unusable", "/generate");
     assert!(problem["detail"].as_str().unwrap().contains("alien.safetensors"), "{problem}");
     assert_eq!(daemon.get("/api/models/status").json()["current_mode"], "tiny");
+    // Chosen by the caller, it is the caller's mistake.
+    let own = draw(&daemon, json!({"loras": [{"name": "ink"}, {"name": "alien"}]}));
+    let errors = &own.problem(422, "invalid-request", "/generate")["errors"];
+    assert_eq!(errors[0]["pointer"], "/loras/1/name");
+    assert!(errors[0]["detail"].as_str().unwrap().starts_with("alien.safetensors: "), "{errors}");
+    let both = draw(&daemon, json!({"mode": "failing", "loras": [{"name": "ink"}]}));
+    both.problem(500, "model-unusable", "/generate");
+    assert_eq!(pixels(&draw(&daemon, json!({}))), pixels(&plain));
 
     let skipped = draw(&daemon, json!({"mode": "skipping"}));
     assert_eq!(pixels(&skipped), pixels(&plain));

@@ -293,6 +293,7 @@ fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
 fn failure(error: WorkerError) -> JobFailure {
     let kind = match error.kind {
         WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
+        WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
         WorkerErrorKind::InvalidRequest => FailureKind::InvalidRequest,
         WorkerErrorKind::Internal => FailureKind::Internal,
     };

@@ -51,6 +51,9 @@ pub enum Error {
         "{file}: the tensor '{tensor}' is stored as {dtype}; fp32, fp16, bf16 and fp8 (e4m3, e5m2) are read"
     )]
     WrongType { file: String, tensor: String, dtype: String },
+    /// The LoRA of that place in [`PipelineSpec::loras`].
+    #[error("{cause}")]
+    Lora { index: usize, cause: Box<Error> },
 }
 
 /// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.

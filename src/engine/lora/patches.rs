@@ -47,7 +47,7 @@ impl Patches {
         on_error: OnLoraError,
     ) -> Result<(Self, Vec<LoraReport>), Error> {
         let (mut patches, mut reports) = (Self::default(), Vec::new());
-        for lora in loras {
+        for (index, lora) in loras.iter().enumerate() {
             let (name, strength) = (lora.name.clone(), lora.strength);
             let report = LoraReport { name, strength, merged: 0, unmatched: 0, skipped: None };
             match (Lora::open(lora, modules, family), on_error) {
@@ -60,7 +60,9 @@ impl Patches {
                     tracing::warn!("a LoRA is left out: {error}");
                     reports.push(LoraReport { skipped: Some(error.to_string()), ..report });
                 }
-                (Err(error), OnLoraError::Fail) => return Err(error),
+                (Err(error), OnLoraError::Fail) => {
+                    return Err(Error::Lora { index, cause: Box::new(error) });
+                }
             }
         }
         Ok((patches, reports))

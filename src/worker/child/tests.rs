@@ -58,7 +58,8 @@ fn a_lora_that_cannot_be_merged_is_named() {
     let job = JobId::new();
     let answer = ask(&mut socket, &ToWorker::Load { job, pipeline: fail.clone() });
     let FromWorker::Failed { error, still_loaded, .. } = answer else { panic!("{answer:?}") };
-    assert_eq!((error.kind, still_loaded), (WorkerErrorKind::UnusableModel, true));
+    let unusable = WorkerErrorKind::UnusableLora { index: 0 };
+    assert_eq!((error.kind, still_loaded), (unusable, true));
     assert!(error.message.starts_with("ink.safetensors: cannot be read"), "{error}");
     let pipeline = PipelineSpec { on_lora_error: OnLoraError::Skip, ..fail };
     protocol::write(&mut socket, &ToWorker::Load { job, pipeline }, &[]).unwrap();
