@@ -3,9 +3,18 @@
 //! [`Modes`] is an immutable snapshot. A reload builds a new one; work that was accepted under
 //! the old one keeps it.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+
+mod names;
+mod size;
+
+pub use names::{
+    LongPrompts, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing, UnknownName,
+    did_you_mean, nearest_name,
+};
+pub use size::{InvalidSize, Size};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,121 +77,6 @@ impl PipelineSpec {
             on_lora_error: OnLoraError::Fail,
             prediction: None,
         }
-    }
-}
-
-/// A type whose values have names that users write.
-macro_rules! named {
-    ($(#[$doc:meta])* $type:ident: $what:literal { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub enum $type { $($(#[$variant_doc])* $variant,)+ }
-
-        impl $type {
-            pub const NAMES: &[&str] = &[$($name),+];
-
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)+ }
-            }
-        }
-
-        impl FromStr for $type {
-            type Err = UnknownName;
-
-            fn from_str(name: &str) -> Result<Self, UnknownName> {
-                match name {
-                    $($name => Ok(Self::$variant),)+
-                    _ => Err(UnknownName::new($what, name, Self::NAMES)),
-                }
-            }
-        }
-
-        impl TryFrom<String> for $type {
-            type Error = UnknownName;
-
-            fn try_from(name: String) -> Result<Self, UnknownName> {
-                name.parse()
-            }
-        }
-
-        impl From<$type> for String {
-            fn from(value: $type) -> Self {
-                value.name().to_owned()
-            }
-        }
-
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-    };
-}
-
-/// A word that is none of those there are.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("there is no {what} '{name}'{} (there are: {})", did_you_mean(.nearest.as_deref()), .known.join(", "))]
-pub struct UnknownName {
-    pub what: &'static str,
-    pub name: String,
-    pub nearest: Option<String>,
-    pub known: &'static [&'static str],
-}
-
-impl UnknownName {
-    fn new(what: &'static str, name: &str, known: &'static [&'static str]) -> Self {
-        let nearest = nearest_name(name, known.iter().copied());
-        Self { what, name: name.to_owned(), nearest, known }
-    }
-}
-
-named! {
-    /// What happens where a LoRA cannot be merged into the checkpoint.
-    OnLoraError: "choice" {
-        /// The mode cannot be loaded.
-        Fail = "fail",
-        /// It draws without that LoRA, and says so.
-        Skip = "skip",
-    }
-}
-
-named! {
-    /// What a UNet was trained to predict.
-    Prediction: "prediction" {
-        /// The noise, ε (Ho et al., 2020).
-        Epsilon = "epsilon",
-        /// The velocity, v (Salimans & Ho, 2022, arXiv:2202.00512).
-        V = "v",
-    }
-}
-
-named! {
-    /// How a scheduler's timesteps are spread over the training's (Lin et al., 2023, table 2).
-    Spacing: "timestep spacing" {
-        Leading = "leading",
-        Linspace = "linspace",
-        Trailing = "trailing",
-    }
-}
-
-named! {
-    /// What becomes of a prompt that is longer than the text encoder's 75 tokens.
-    LongPrompts: "choice" {
-        /// It is cut, as the reference does.
-        Cut = "cut",
-        /// It is encoded in pieces of 75 tokens, side by side.
-        Chunk = "chunk",
-    }
-}
-
-named! {
-    /// How a prompt is read.
-    PromptSyntax: "prompt syntax" {
-        /// Every character counts as it is.
-        Plain = "plain",
-        /// `(word)`, `(word:1.3)` and `[word]` weigh a word more or less.
-        Weighted = "weighted",
     }
 }
 
@@ -276,143 +170,4 @@ impl Defaults {
     pub const MAX_STEPS: u32 = 999;
     pub const MAX_GUIDANCE_SCALE: f32 = 100.0;
     pub const MAX_CLIP_SKIP: u32 = 12;
-}
-
-/// Width and height of an image in pixels, each a positive multiple of 8.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Size {
-    pub width: u32,
-    pub height: u32,
-}
-
-impl Size {
-    /// The largest image that can be drawn at all, in pixels: 4096×4096.
-    pub const MAX_PIXELS: u64 = 4096 * 4096;
-    /// The largest one that is drawn unless `modes.yaml` says otherwise: 2048×2048.
-    pub const DEFAULT_MAX_PIXELS: u64 = 2048 * 2048;
-
-    pub fn new(width: u32, height: u32) -> Result<Self, InvalidSize> {
-        if [width, height].iter().any(|side| *side == 0 || !side.is_multiple_of(8)) {
-            return Err(InvalidSize::NotAMultipleOf8 { width, height });
-        }
-        if u64::from(width) * u64::from(height) > Self::MAX_PIXELS {
-            return Err(InvalidSize::TooLarge { width, height });
-        }
-        Ok(Self { width, height })
-    }
-
-    pub fn pixels(self) -> u64 {
-        u64::from(self.width) * u64::from(self.height)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum InvalidSize {
-    #[error("'{0}' is not a size; write it as WIDTHxHEIGHT, for example 512x512")]
-    Unreadable(String),
-    #[error("{width}x{height}: width and height must be positive multiples of 8")]
-    NotAMultipleOf8 { width: u32, height: u32 },
-    #[error("{width}x{height} is larger than {} pixels (4096x4096)", Size::MAX_PIXELS)]
-    TooLarge { width: u32, height: u32 },
-}
-
-impl FromStr for Size {
-    type Err = InvalidSize;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSize> {
-        let unreadable = || InvalidSize::Unreadable(text.to_owned());
-        let (width, height) = text.split_once(['x', 'X']).ok_or_else(unreadable)?;
-        let number = |s: &str| s.trim().parse::<u32>().map_err(|_| unreadable());
-        Self::new(number(width)?, number(height)?)
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = InvalidSize;
-
-    fn try_from(text: String) -> Result<Self, InvalidSize> {
-        text.parse()
-    }
-}
-
-impl From<Size> for String {
-    fn from(size: Size) -> Self {
-        size.to_string()
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.width, self.height)
-    }
-}
-
-named! {
-    /// A sampling algorithm; `engine/scheduler` has them all.
-    SchedulerId: "scheduler" {
-        Ddim = "ddim",
-        Pndm = "pndm",
-        Euler = "euler",
-        EulerA = "euler_a",
-        Heun = "heun",
-        Lms = "lms",
-        Dpmpp2m = "dpmpp_2m",
-        Dpmpp2mKarras = "dpmpp_2m_karras",
-        Dpmpp2mSde = "dpmpp_2m_sde",
-        Dpmpp2mSdeKarras = "dpmpp_2m_sde_karras",
-        DpmppSde = "dpmpp_sde",
-        DpmppSdeKarras = "dpmpp_sde_karras",
-        Unipc = "unipc",
-        Lcm = "lcm",
-    }
-}
-
-/// Nobody means a longer name; and to compare two takes the product of their lengths.
-const LONGEST_MEANT_BYTES: usize = 256;
-
-/// The candidate that a person most likely meant, if any is close enough to say so.
-pub fn nearest_name<'a>(
-    name: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<String> {
-    if name.len() > LONGEST_MEANT_BYTES {
-        return None;
-    }
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(similarity, _)| *similarity > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate.to_owned())
-}
-
-/// `"; did you mean 'x'?"`, or nothing.
-pub fn did_you_mean(nearest: Option<&str>) -> String {
-    nearest.map(|name| format!("; did you mean '{name}'?")).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!("512x768".parse(), Size::new(512, 768));
-        for bad in ["", "512", "x", "512x", "-8x8", "0x8", "12x16", "512*512", "4096x4104"] {
-            assert!(bad.parse::<Size>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn every_name_reads_back() {
-        for name in SchedulerId::NAMES {
-            assert_eq!(name.parse().map(SchedulerId::name), Ok(*name));
-        }
-        let error = "eulr".parse::<SchedulerId>().unwrap_err();
-        assert!(
-            error.to_string().starts_with("there is no scheduler 'eulr'; did you mean 'euler'?"),
-            "{error}"
-        );
-    }
 }
