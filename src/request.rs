@@ -14,11 +14,13 @@ use crate::modes::{LongPrompts, PromptSyntax, SchedulerId, Size, Spacing};
 
 mod fields;
 mod form;
+mod json;
 mod lora_tags;
 mod overrides;
 
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
+pub use json::parse as parse_json;
 pub use overrides::{Context, Files, LoraWish, Overrides};
 
 /// The longest prompt, in bytes.

@@ -11,7 +11,7 @@ use super::{
     MAX_BODY_BYTES, MAX_GENERATE_BODY_BYTES,
     problem::{Kind, Problem},
 };
-use crate::request::{Files, Form};
+use crate::request::{self, Files, Form};
 
 /// Any JSON value; what must be in it is for the handler to say.
 pub struct JsonBody(pub Value);
@@ -23,7 +23,8 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         if !content_type(request.headers()).is_some_and(is_json) {
             return Err(wrong_content_type(request.headers(), "'content-type: application/json'"));
         }
-        read_json(request, state, MAX_BODY_BYTES).await.map(Self)
+        let bytes = read_bytes(request, state, MAX_BODY_BYTES).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(not_json)
     }
 }
 
@@ -39,7 +40,8 @@ impl<S: Send + Sync> FromRequest<S> for GenerateBody {
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let content_type = content_type(request.headers());
         if content_type.is_some_and(is_json) {
-            let fields = read_json(request, state, MAX_GENERATE_BODY_BYTES).await?;
+            let bytes = read_bytes(request, state, MAX_GENERATE_BODY_BYTES).await?;
+            let fields = request::parse_json(&bytes).map_err(not_json)?;
             return Ok(Self { fields, files: Files::default() });
         }
         if content_type.is_some_and(is_form) {
@@ -50,21 +52,22 @@ impl<S: Send + Sync> FromRequest<S> for GenerateBody {
     }
 }
 
-async fn read_json<S: Send + Sync>(
+async fn read_bytes<S: Send + Sync>(
     request: Request,
     state: &S,
     limit: usize,
-) -> Result<Value, Problem> {
-    let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|rejection| {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
             too_large(limit)
         } else {
             Problem::new(Kind::MalformedRequest, "the body could not be read to its end")
         }
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Problem::new(Kind::MalformedRequest, format!("the body is not JSON: {error}"))
     })
+}
+
+fn not_json(error: serde_json::Error) -> Problem {
+    Problem::new(Kind::MalformedRequest, format!("the body is not JSON: {error}"))
 }
 
 async fn read_form<S: Send + Sync>(request: Request, state: &S) -> Result<GenerateBody, Problem> {

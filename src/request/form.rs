@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS};
+use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON: numbers and lists.
 const JSON_FIELDS: [&str; 9] = [
@@ -63,7 +63,7 @@ impl Form {
     }
 
     fn add_request(&mut self, text: &str) {
-        match serde_json::from_str(text) {
+        match json::parse(text.as_bytes()) {
             Ok(Value::Object(fields)) => {
                 fields.into_iter().for_each(|(name, value)| self.add_field(&name, value));
             }
@@ -87,7 +87,7 @@ impl Form {
 
 /// A text that is not the JSON that its field needs is left as it is, to be refused by its type.
 fn value(name: &str, text: &str) -> Value {
-    let json = JSON_FIELDS.contains(&name).then(|| serde_json::from_str(text).ok());
+    let json = JSON_FIELDS.contains(&name).then(|| json::parse(text.as_bytes()).ok());
     json.flatten().unwrap_or_else(|| text.into())
 }
 
