@@ -1,4 +1,5 @@
-//! LoRAs that requests name: looked for on disk, and never outside `lora_root`.
+//! LoRAs that requests name: looked for on disk, and never outside `lora_root`. A link in there is
+//! followed wherever it leads: only who runs the daemon can have put it there.
 
 use std::{
     collections::HashSet,

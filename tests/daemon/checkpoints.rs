@@ -116,6 +116,7 @@ fn foreign(good: &[u8]) -> Vec<Damaged> {
         damaged("pickle-2", b"\x80\x02}q\x00(X\x05\x00\x00\x00model", &pickled),
         damaged("pickle-4", b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}", &pickled),
         damaged("gguf", b"GGUF\x03\x00\x00\x00\x00\x00\x00\x00", &["is a GGUF file"]),
+        damaged("index", b"{\n  \"_class_name\": 1}", &["is a JSON file", "name the folder"]),
         damaged("lora", with_tensors(good, lora), &["is a LoRA", "'loras'"]),
         damaged(
             "sdxl",

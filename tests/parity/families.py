@@ -181,7 +181,7 @@ def _prompts() -> list[dict]:
 
 def _layouts() -> list[dict]:
     """What must give an image that is there already, or the same one from several files."""
-    own = [request("sd15-vae", "tiny-sd15", vae=layout) for layout in ("single", "folder", "renamed")]
+    own = [request("sd15-vae", "tiny-sd15", vae=layout) for layout in ("single", "folder", "renamed", "model")]
     picture = dict(init_image="init-64x64.png")
     masked = dict(picture, mask_image="mask-64x64.png", denoise_strength=1.0)
     folders = [

@@ -77,6 +77,8 @@ enum VaeLayout {
     Folder,
     /// A single file with diffusers' names.
     Renamed,
+    /// In a folder with a whole model.
+    Model,
 }
 
 #[test]
@@ -150,6 +152,11 @@ impl VaeLayout {
             Self::Folder => {
                 recipe.write_folder(scratch, &Map::new());
                 return named(scratch.join("vae"));
+            }
+            Self::Model => {
+                let path = scratch.join("model");
+                recipe.write_folder(&path, &Map::new());
+                return named(path);
             }
         }
         named(path)

@@ -110,6 +110,7 @@ fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
         () if starts(b"PK\x03\x04") || pickle => {
             Some("is a pickled checkpoint (.ckpt, .pt), which may run code when it is opened")
         }
+        () if starts(b"{") => Some("is a JSON file (of a diffusers model, name the folder)"),
         () if starts(b"GGUF") => Some("is a GGUF file"),
         () => None,
     }

@@ -219,11 +219,17 @@ impl Checkpoint {
     }
 }
 
-/// An autoencoder of its own: a single file under either naming, or diffusers' folder of one.
+/// An autoencoder of its own: a single file under either naming, or diffusers' folder of one. Of a
+/// whole model, in either layout, it is the model's.
 fn open_vae(vae: &CheckpointRef) -> Result<Component, Error> {
     let CheckpointRef { name, path } = vae;
     if path.is_dir() {
-        return folder::open_component(name, path);
+        let inner = path.join("vae");
+        return if inner.is_dir() {
+            folder::open_component(&format!("{name}/vae"), &inner)
+        } else {
+            folder::open_component(name, path)
+        };
     }
     let file = TensorFile::open(name, path)?;
     let names = vae_names(&file).ok_or_else(|| Error::NotSupported {
