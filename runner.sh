@@ -8,7 +8,7 @@ usage() {
 ./runner.sh [serve] [OPTIONS]  build and serve; OPTIONS go to `diffused serve` (see --help there)
 ./runner.sh test [ARGS]        all tests; ARGS go to `cargo test`
 ./runner.sh check              all tests, then formatting, lints, docs and dependencies
-./runner.sh bench FILE         our speed beside diffusers' on an SD1.5 checkpoint (PYTHON names its Python)
+./runner.sh bench FILE         our speed beside diffusers' on an SD1.5 or SDXL checkpoint (PYTHON names its Python)
 TEXT
 }
 

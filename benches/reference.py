@@ -1,4 +1,4 @@
-"""diffusers on the CPU, as the mark to beat: times its stages, or draws an image, from an SD1.5 single file.
+"""diffusers on the CPU, as the mark to beat: times its stages, or draws an image, from a single file of SD1.5 or SDXL.
 
     python benches/reference.py sd15.safetensors
     python benches/reference.py sd15.safetensors --image out.png --prompt "a fox" --seed 1 --steps 4 --scheduler lcm
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "parity"))
 import schedulers  # noqa: E402
 import sd15  # noqa: E402
+import sdxl  # noqa: E402
 
 
 def main() -> None:
@@ -29,11 +30,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     with torch.inference_mode():
-        pipeline = sd15.load(options.checkpoint)
+        pipeline = (sdxl if is_sdxl(options.checkpoint) else sd15).load(options.checkpoint)
         if options.image:
             draw(pipeline, options)
         else:
             measure(pipeline, options)
+
+
+def is_sdxl(checkpoint: Path) -> bool:
+    with safe_open(checkpoint, framework="pt") as file:
+        return any(name.startswith("conditioner.embedders.1.") for name in file.keys())
 
 
 def parse() -> argparse.Namespace:
@@ -54,14 +60,21 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(pipeline: StableDiffusionPipeline, options: argparse.Namespace) -> None:
+def measure(pipeline, options: argparse.Namespace) -> None:
     height, width = options.height // 8, options.width // 8
     timestep = torch.tensor(501)
 
     def unet_step(batch: int) -> Callable[[], object]:
         latents = torch.randn(batch, 4, height, width)
         context = torch.randn(batch, 77, pipeline.unet.config.cross_attention_dim)
-        return lambda: pipeline.unet(latents, timestep, encoder_hidden_states=context)
+        added = None
+        if pipeline.unet.config.addition_embed_type == "text_time":
+            size = [options.height, options.width]
+            ids = torch.tensor([[*size, 0, 0, *size]] * batch, dtype=torch.float32)
+            added = {"text_embeds": torch.randn(batch, 1280), "time_ids": ids}
+        return lambda: pipeline.unet(
+            latents, timestep, encoder_hidden_states=context, added_cond_kwargs=added
+        )
 
     latents = torch.randn(1, 4, height, width)
     stages = [
@@ -90,7 +103,7 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def draw(pipeline: StableDiffusionPipeline, options: argparse.Namespace) -> None:
+def draw(pipeline, options: argparse.Namespace) -> None:
     pipeline.scheduler = schedulers.make(options.scheduler)
     image = pipeline(
         options.prompt,
