@@ -157,6 +157,9 @@ impl Checkpoint {
             if path.is_dir() { folder::open(name, path)? } else { single::open(name, path)? };
         if let Some(vae) = &spec.vae {
             checkpoint.components.insert("vae", open_vae(vae)?);
+            if let Some(scale) = folder::latent_scale(&vae.name, &vae.path)? {
+                checkpoint.facts.latent_scale = scale;
+            }
         }
         if let Some(prediction) = spec.prediction {
             checkpoint.facts.prediction = prediction;
