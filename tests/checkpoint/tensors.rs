@@ -55,17 +55,17 @@ fn leftovers(model: &str) -> &'static [(&'static str, &'static [usize])] {
 /// encoder the last layer and all behind it, and the projection of SDXL's first one. A UNet that
 /// is not told the guidance scale is one as well.
 fn is_needed(model: &str, name: &str) -> bool {
-    let unused = match model {
+    let is_unused = match model {
         "sd2" => name.contains(".resblocks.3.") || name.ends_with(".text_projection"),
         "lcm" => name.contains(".cond_proj."),
         _ => false,
     };
-    let is_leftover = leftovers(model).iter().any(|(leftover, _)| *leftover == name);
+    let ends = [".position_ids", ".logit_scale"];
+    let is_left_over = ends.iter().any(|end| name.ends_with(end))
+        || leftovers(model).iter().any(|(leftover, _)| *leftover == name);
     let parts = ["model.", "first_stage_model.", "cond_stage_model.", "conditioner."];
-    parts.iter().any(|part| name.starts_with(part))
-        && !(unused || is_leftover)
-        && !name.ends_with(".position_ids")
-        && !name.ends_with(".logit_scale")
+    let is_part = parts.iter().any(|part| name.starts_with(part));
+    is_part && !is_unused && !is_left_over
 }
 
 fn kind(name: &str) -> String {
