@@ -190,3 +190,10 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 fn a_recipes_seeds_are_zlibs() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
 }
+
+#[test]
+fn tensors_are_made_in_the_shapes_that_are_told() {
+    let recipe = Recipe::of("sd2");
+    let made = recipe.single_file().into_iter().map(|(name, made)| (name, made.dims));
+    assert_eq!(recipe.single_file_shapes(), made.collect());
+}
