@@ -169,6 +169,8 @@ fn a_tensor_that_no_shard_has_is_missed_by_its_name() {
     tensors.retain(|(name, _)| name != "conv_out.bias");
     write(&path.join(UNET), &tensors);
     assert_eq!(refused(&path), format!("x/{UNET}: the tensor 'conv_out.bias' is missing"));
+    split(&path, UNET, "", |name| name.replace("conv_out.bias", "unknown"), "small");
+    assert_eq!(refused(&path), "x/unet: the tensor 'conv_out.bias' is missing");
 }
 
 #[test]
