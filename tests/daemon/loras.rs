@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Daemon, MODES, folder};
 
-/// Writes a LoRA in kohya's names that has something for each of these modules of width 32.
-fn write_lora(file: &Path, modules: &[&str]) {
-    let half: Vec<u8> = [0.5f32; 2 * 32].iter().flat_map(|value| value.to_le_bytes()).collect();
+/// Writes a LoRA in kohya's names that has something for each of these modules of that width.
+pub fn write_lora(file: &Path, width: usize, modules: &[&str]) {
+    let half: Vec<u8> = std::iter::repeat_n(0.5f32.to_le_bytes(), 2 * width).flatten().collect();
     let view = |shape: [usize; 2]| TensorView::new(Dtype::F32, shape.to_vec(), &half).unwrap();
     let tensors = modules.iter().flat_map(|module| {
         let name = |part: &str| format!("lora_unet_{module}.lora_{part}.weight");
-        [(name("down"), view([2, 32])), (name("up"), view([32, 2]))]
+        [(name("down"), view([2, width])), (name("up"), view([width, 2]))]
     });
     fs::write(file, safetensors::serialize(tensors, None).unwrap()).unwrap();
 }
@@ -30,8 +30,8 @@ fn start() -> Daemon {
     let folder = folder(&modes);
     let loras = folder.path().join("loras");
     fs::create_dir(&loras).unwrap();
-    write_lora(&loras.join("ink.safetensors"), &[FITS, FITS_NOT]);
-    write_lora(&loras.join("alien.safetensors"), &[FITS_NOT]);
+    write_lora(&loras.join("ink.safetensors"), 32, &[FITS, FITS_NOT]);
+    write_lora(&loras.join("alien.safetensors"), 32, &[FITS_NOT]);
     Daemon::start_in(folder, &[])
 }
 

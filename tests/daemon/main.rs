@@ -5,8 +5,12 @@ mod api;
 mod asking;
 mod checkpoints;
 mod custom;
+mod families;
 mod faults;
 mod life;
 mod loras;
 mod process;
+#[path = "../parity/recipe.rs"]
+#[expect(dead_code, reason = "only single files are needed here")]
+mod recipe;
 mod support;

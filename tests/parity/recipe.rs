@@ -12,8 +12,6 @@ use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::golden::json;
-
 #[derive(Deserialize)]
 pub struct Recipe {
     /// The canonical prefix of a module, its prefix in a single file, and its kind.
@@ -21,7 +19,7 @@ pub struct Recipe {
     /// Of each kind the tensors that a single file has of it.
     kinds: Vec<Vec<Place>>,
     /// The configuration files of a folder.
-    configs: BTreeMap<String, Value>,
+    pub configs: BTreeMap<String, Value>,
 }
 
 /// A tensor of a single file: its name, and from which tensors it is made in what way.
@@ -43,27 +41,43 @@ enum How {
 #[derive(Deserialize)]
 struct Draw(String, Vec<usize>, f32, f32, bool);
 
-struct Made {
-    dims: Vec<usize>,
-    numbers: Vec<f32>,
+/// A tensor that was made.
+pub struct Made {
+    pub dims: Vec<usize>,
+    pub numbers: Vec<f32>,
 }
 
 impl Recipe {
     pub fn of(model: &str) -> Self {
-        json(&format!("models/{model}.json"))
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/models");
+        let recipe = fs::read_to_string(recipes.join(format!("{model}.json"))).unwrap();
+        serde_json::from_str(&recipe).unwrap()
     }
 
-    /// Writes the model as the original code's files have it.
-    pub fn write_single_file(&self, path: &Path) {
+    /// The model's tensors as the original code's files have them.
+    pub fn single_file(&self) -> Vec<(String, Made)> {
         let tensors = self.places().map(|(module, Place(name, how, draws))| {
             let sources = draws.iter().map(|draw| draw.made(&module.0)).collect();
             (format!("{}{name}", module.1), how.place(sources))
         });
-        write(path, tensors.collect());
+        tensors.collect()
     }
 
-    /// Writes one file of a component with diffusers' names.
-    pub fn write_component(&self, component: &str, path: &Path) {
+    /// Their shapes alone.
+    pub fn single_file_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let shapes = self.places().map(|(module, Place(name, how, draws))| {
+            let sources: Vec<_> = draws.iter().map(|draw| &draw.1[..]).collect();
+            (format!("{}{name}", module.1), how.dims(&sources))
+        });
+        shapes.collect()
+    }
+
+    pub fn write_single_file(&self, path: &Path) {
+        write(path, &self.single_file());
+    }
+
+    /// The tensors of one component under diffusers' names.
+    pub fn component(&self, component: &str) -> Vec<(String, Made)> {
         let prefix = format!("{component}.");
         let draws =
             self.places().flat_map(|(module, place)| place.2.iter().map(move |d| (module, d)));
@@ -71,7 +85,11 @@ impl Recipe {
             let name = format!("{}{}", module.0, draw.0);
             Some((name.strip_prefix(&prefix)?.to_owned(), draw.made(&module.0)))
         });
-        write(path, tensors.collect());
+        tensors.collect()
+    }
+
+    pub fn write_component(&self, component: &str, path: &Path) {
+        write(path, &self.component(component));
     }
 
     /// Writes the folder that diffusers would; `scheduler` overrides what it says of the scheduler.
@@ -115,24 +133,29 @@ impl Draw {
 }
 
 impl How {
-    fn place(self, mut sources: Vec<Made>) -> Made {
-        if let Self::Join = self {
-            let mut dims = sources[0].dims.clone();
-            dims[0] = sources.iter().map(|source| source.dims[0]).sum();
-            return Made { dims, numbers: sources.into_iter().flat_map(|s| s.numbers).collect() };
+    fn dims(self, sources: &[&[usize]]) -> Vec<usize> {
+        match (self, sources) {
+            (Self::Join, [[_, rest @ ..], ..]) => {
+                let rows = sources.iter().map(|dims| dims[0]).sum();
+                [&[rows][..], rest].concat()
+            }
+            (Self::Transpose, [[rows, columns]]) => vec![*columns, *rows],
+            (Self::Pixel, [[rows, columns]]) => vec![*rows, *columns, 1, 1],
+            (Self::Same, [dims]) => dims.to_vec(),
+            _ => panic!("no tensor is made of {sources:?} in this way"),
         }
-        assert_eq!(sources.len(), 1);
-        let Made { dims, numbers } = sources.remove(0);
-        match (self, &dims[..]) {
-            (Self::Transpose, &[rows, columns]) => Made {
-                dims: vec![columns, rows],
-                numbers: (0..numbers.len())
-                    .map(|i| numbers[i % rows * columns + i / rows])
-                    .collect(),
-            },
-            (Self::Pixel, &[rows, columns]) => Made { dims: vec![rows, columns, 1, 1], numbers },
-            _ => Made { dims, numbers },
-        }
+    }
+
+    fn place(self, sources: Vec<Made>) -> Made {
+        let dims = self.dims(&sources.iter().map(|source| &source.dims[..]).collect::<Vec<_>>());
+        let numbers: Vec<f32> = sources.into_iter().flat_map(|source| source.numbers).collect();
+        let numbers = match (self, &dims[..]) {
+            (Self::Transpose, [columns, rows]) => {
+                (0..numbers.len()).map(|i| numbers[i % rows * columns + i / rows]).collect()
+            }
+            _ => numbers,
+        };
+        Made { dims, numbers }
     }
 }
 
@@ -145,16 +168,11 @@ fn smooth(kernel: &mut [f32; 9]) {
     }
 }
 
-fn write(path: &Path, tensors: Vec<(String, Made)>) {
-    let bytes: Vec<_> = tensors
-        .into_iter()
-        .map(|(name, made)| {
-            let bytes: Vec<u8> = made.numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, made.dims, bytes)
-        })
-        .collect();
-    let views = bytes.iter().map(|(name, dims, bytes)| {
-        (name.as_str(), TensorView::new(Dtype::F32, dims.clone(), bytes).unwrap())
+pub fn write(path: &Path, tensors: &[(String, Made)]) {
+    let bytes = |made: &Made| made.numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, made)| bytes(made)).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, made), bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, made.dims.clone(), bytes).unwrap())
     });
     serialize_to_file(views, None, path).unwrap();
 }
@@ -171,4 +189,11 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 #[test]
 fn a_recipes_seeds_are_zlibs() {
     assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+}
+
+#[test]
+fn tensors_are_made_in_the_shapes_that_are_told() {
+    let recipe = Recipe::of("sd2");
+    let made = recipe.single_file().into_iter().map(|(name, made)| (name, made.dims));
+    assert_eq!(recipe.single_file_shapes(), made.collect());
 }

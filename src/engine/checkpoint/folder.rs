@@ -57,19 +57,29 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
 /// One component's folder.
 pub(super) fn open_component(name: &str, path: &Path) -> Result<Component, Error> {
     let folder = Folder { name, path };
-    let mut files = Vec::new();
-    for file in folder.weight_files()? {
-        let file = TensorFile::open(&format!("{name}/{file}"), &path.join(&file))?;
-        let names = if file.has_prefix("embeddings.") || file.has_prefix("text_model.") {
-            ldm::clip(&file, "")
-        } else if file.has_prefix("decoder.mid_block.attentions.0.query.") {
-            ldm::old_vae()
-        } else {
-            Names::canonical()
-        };
-        files.push((Arc::new(file), names));
+    let open = |file: String| TensorFile::open(&format!("{name}/{file}"), &path.join(&file));
+    let files: Vec<_> = folder.weight_files()?.into_iter().map(open).collect::<Result<_, _>>()?;
+    // What tells how they are called may be in any of them.
+    let has = |prefix: &str| files.iter().any(|file| file.has_prefix(prefix));
+    let names = if has("text_model.") {
+        ldm::clip("text_model", "")
+    } else if has("embeddings.") {
+        ldm::clip("", "")
+    } else if has("decoder.mid_block.attentions.0.query.") {
+        ldm::old_vae()
+    } else {
+        Names::canonical()
+    };
+    Ok(Component { files: files.into_iter().map(|file| (Arc::new(file), names.clone())).collect() })
+}
+
+/// What latents are multiplied by for the autoencoder of this folder, where it says so.
+pub(super) fn latent_scale(name: &str, path: &Path) -> Result<Option<f64>, Error> {
+    let folder = Folder { name, path };
+    if !path.join("config.json").is_file() {
+        return Ok(None);
     }
-    Ok(Component { files })
+    scaling_factor(&folder, "config.json", &folder.json("config.json")?)
 }
 
 struct Folder<'a> {
@@ -104,16 +114,7 @@ impl Folder<'_> {
             }
             let index = format!("{stem}.safetensors.index{variant}.json");
             if self.path.join(&index).is_file() {
-                let index = self.json(&index)?;
-                let map = index.get("weight_map").and_then(Value::as_object);
-                let files: BTreeSet<_> =
-                    map.into_iter().flatten().filter_map(|(_, file)| file.as_str()).collect();
-                // Names of files in this folder, and of nothing else.
-                return Ok(files
-                    .into_iter()
-                    .filter(|file| !file.contains(['/', '\\']))
-                    .map(str::to_owned)
-                    .collect());
+                return self.shards(&index);
             }
         }
         Err(Error::Unreadable {
@@ -122,9 +123,32 @@ impl Folder<'_> {
         })
     }
 
+    /// The files that an index names: of this folder, and of nothing else.
+    fn shards(&self, index: &str) -> Result<Vec<String>, Error> {
+        let refuse = |what: String| {
+            Err(Error::NotSupported { file: format!("{}/{index}", self.name), what })
+        };
+        let content = self.json(index)?;
+        let map = content.get("weight_map").and_then(Value::as_object);
+        let files: BTreeSet<_> =
+            map.into_iter().flatten().filter_map(|(_, file)| file.as_str()).collect();
+        if let Some(file) = files.iter().find(|file| is_elsewhere(file)) {
+            return refuse(format!("names '{file}', which is no file of its folder"));
+        }
+        if files.is_empty() {
+            return refuse("names no files in its 'weight_map'".to_owned());
+        }
+        Ok(files.into_iter().map(str::to_owned).collect())
+    }
+
     fn not_supported(&self, what: impl Into<String>) -> Error {
         Error::NotSupported { file: self.name.to_owned(), what: what.into() }
     }
+}
+
+/// Whether a file's name leads out of its folder.
+fn is_elsewhere(file: &str) -> bool {
+    file.contains(['/', '\\']) || file == ".."
 }
 
 type Configs = BTreeMap<&'static str, Value>;
@@ -134,9 +158,10 @@ fn recognise(configs: &Configs) -> Option<Family> {
     match (configs.get("text_encoder"), configs.get("text_encoder_2")) {
         (Some(_), Some(_)) => Some(Family::Sdxl),
         (None, Some(_)) => Some(Family::SdxlRefiner),
-        (Some(text), None) => match text.get("hidden_act")?.as_str()? {
-            "quick_gelu" => Some(Family::Sd1),
-            _ => Some(Family::Sd2),
+        // Where it says nothing it is CLIP's own.
+        (Some(text), None) => match text.get("hidden_act").and_then(Value::as_str) {
+            None | Some("quick_gelu") => Some(Family::Sd1),
+            Some(_) => Some(Family::Sd2),
         },
         (None, None) => None,
     }
@@ -167,14 +192,9 @@ fn facts(
         || unet.get("time_cond_proj_dim").is_some_and(Value::is_number)
         || says_lcm(folder.name, &Default::default());
     let spacing: Option<Spacing> = text(scheduler, "timestep_spacing").and_then(|s| s.parse().ok());
-    let latent_scale = config("vae").get("scaling_factor").and_then(Value::as_f64);
-    if latent_scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
-        return Err(folder.not_supported(
-            "has a 'scaling_factor' that is no positive number in vae/config.json",
-        ));
-    }
+    let latent_scale = scaling_factor(folder, "vae/config.json", config("vae"))?;
     Ok(Facts {
-        heads: heads(unet).unwrap_or(of_family.heads),
+        heads: heads(folder, unet)?.unwrap_or(of_family.heads),
         prediction,
         zero_terminal_snr: flag(scheduler, "rescale_betas_zero_snr").unwrap_or(false),
         spacing: spacing.filter(|_| !is_lcm),
@@ -186,34 +206,81 @@ fn facts(
     })
 }
 
+fn scaling_factor(folder: &Folder<'_>, file: &str, vae: &Value) -> Result<Option<f64>, Error> {
+    let Some(value) = vae.get("scaling_factor").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    match value.as_f64().filter(|scale| *scale > 0.0 && scale.is_finite()) {
+        Some(scale) => Ok(Some(scale)),
+        None => Err(Error::NotSupported {
+            file: format!("{}/{file}", folder.name),
+            what: format!("has a 'scaling_factor' that is no positive number: {value}"),
+        }),
+    }
+}
+
 /// All schedulers stand on the noise that Stable Diffusion was trained with.
 fn expect_betas(folder: &Folder<'_>, scheduler: &Value) -> Result<(), Error> {
+    let text = |key: &str| scheduler.get(key).and_then(Value::as_str);
     let differs = |key: &str, expected: f64| {
         let value = scheduler.get(key).and_then(Value::as_f64);
         value.is_some_and(|value| (value - expected).abs() > 1e-9)
     };
-    let schedule = scheduler.get("beta_schedule").and_then(Value::as_str);
+    // Those of EDM and of flow matching know no betas at all.
+    let has_sigmas = ["EDM", "FlowMatch"];
     if differs("beta_start", 0.00085)
         || differs("beta_end", 0.012)
-        || schedule.is_some_and(|schedule| schedule != "scaled_linear")
+        || differs("num_train_timesteps", 1000.0)
+        || text("beta_schedule").is_some_and(|schedule| schedule != "scaled_linear")
+        || scheduler.get("trained_betas").is_some_and(|betas| !betas.is_null())
+        || text("_class_name").is_some_and(|class| has_sigmas.iter().any(|s| class.starts_with(s)))
     {
-        let what = "was trained with another noise schedule than Stable Diffusion's (scaled_linear, 0.00085 to 0.012)";
+        let what = "was trained with another noise schedule than Stable Diffusion's (scaled_linear, 0.00085 to 0.012, 1000 timesteps)";
         return Err(folder.not_supported(what));
     }
     Ok(())
 }
 
-/// The UNet's heads. What its configuration calls `attention_head_dim` is their number: a list of
-/// them, one for each level, stands for heads of one width.
-fn heads(unet: &Value) -> Option<Heads> {
-    let heads = unet.get("num_attention_heads").filter(|heads| !heads.is_null());
-    let heads = heads.or_else(|| unet.get("attention_head_dim"))?;
-    if let Some(count) = heads.as_u64() {
-        return Some(Heads::Count(usize::try_from(count).ok()?));
-    }
+/// The UNet's heads, where its configuration says something of them. What it calls
+/// `attention_head_dim` is their number: one for all levels, or one for each.
+fn heads(folder: &Folder<'_>, unet: &Value) -> Result<Option<Heads>, Error> {
+    let number = |key: &str| unet.get(key).filter(|heads| !heads.is_null());
+    let Some(heads) = number("num_attention_heads").or_else(|| number("attention_head_dim")) else {
+        return Ok(None);
+    };
+    let found = match heads {
+        Value::Array(counts) => heads_of_levels(unet, counts),
+        _ => heads.as_u64().map(|count| Heads::Count(usize::try_from(count).unwrap_or(0))),
+    };
+    found.map(Some).ok_or_else(|| Error::NotSupported {
+        file: format!("{}/unet/config.json", folder.name),
+        what: format!(
+            "has attention heads that are neither of one number nor of one width: {heads}"
+        ),
+    })
+}
+
+/// From a number for each level; of those without attention it means nothing.
+fn heads_of_levels(unet: &Value, counts: &[Value]) -> Option<Heads> {
     let widths = unet.get("block_out_channels")?.as_array()?;
-    let width = |(width, count): (&Value, &Value)| width.as_u64()?.checked_div(count.as_u64()?);
-    let mut each = widths.iter().zip(heads.as_array()?).map(width);
-    let first = each.next()??;
-    each.all(|other| other == Some(first)).then_some(Heads::Width(usize::try_from(first).ok()?))
+    let blocks = unet.get("down_block_types").and_then(Value::as_array);
+    let attends = |level: usize| {
+        let block = blocks.and_then(|blocks| blocks.get(level)?.as_str());
+        block.is_none_or(|block| block.contains("Attn"))
+    };
+    let levels = widths.iter().zip(counts).enumerate().filter(|(level, _)| attends(*level));
+    let levels = levels
+        .map(|(_, (width, count))| {
+            let (width, count) = (width.as_u64()?, count.as_u64().filter(|count| *count > 0)?);
+            Some((usize::try_from(width / count).ok()?, usize::try_from(count).ok()?))
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let (width, count) = *levels.first()?;
+    if levels.iter().all(|(other, _)| *other == width) {
+        Some(Heads::Width(width))
+    } else if levels.iter().all(|(_, other)| *other == count) {
+        Some(Heads::Count(count))
+    } else {
+        None
+    }
 }

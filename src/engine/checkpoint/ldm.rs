@@ -46,15 +46,32 @@ const OPEN_CLIP_LAYER: Parts = &[
 ];
 const TEXT_PROJECTION: Parts = &[view("weight", "", View::Transposed)];
 
-/// CLIP's text encoder as transformers calls its parts. Some exporters leave `text_model` out.
-pub(super) fn clip(file: &TensorFile, prefix: &str) -> Names {
+/// CLIP's text encoder as transformers calls its parts. `model` is what the file calls
+/// `text_model`, which some exporters leave out.
+pub(super) fn clip(model: &str, prefix: &str) -> Names {
     let mut names = Names::default();
-    let with_model = join(prefix, "text_model");
-    let has_model = file.has_prefix(&format!("{with_model}."));
-    names.add("text_model", if has_model { with_model } else { prefix.to_owned() }, SAME);
+    names.add("text_model", join(prefix, model), SAME);
     names.add("text_projection", join(prefix, "text_projection"), SAME);
     names
 }
+
+/// Layers that SD2.x uses of the 24 of its text encoder.
+const SD2_LAYERS: usize = 23;
+
+/// SD2's text encoder. The model was trained on what the last layer but one says, so that the
+/// reference leaves the last one out, and so do files that were converted from its folders. In
+/// one of another depth that shows in what comes behind that layer.
+pub(super) fn sd2_clip(file: &TensorFile, prefix: &str) -> Names {
+    let has = |name: &str| file.has_prefix(&join(prefix, name));
+    let unused = match file.count(&join(prefix, &format!("{LAYERS}."))) {
+        layers @ SD2_LAYERS.. => layers - SD2_LAYERS,
+        _ => usize::from(has("text_projection") || has("logit_scale")),
+    };
+    open_clip(file, prefix, unused)
+}
+
+/// What OpenCLIP calls the layers of its text encoder.
+const LAYERS: &str = "transformer.resblocks";
 
 /// CLIP's text encoder as OpenCLIP calls its parts. `unused`: layers at its end that are in the
 /// file and not in the model.
@@ -72,7 +89,7 @@ pub(super) fn open_clip(file: &TensorFile, prefix: &str, unused: usize) -> Names
     } else {
         names.add("text_projection", at("text_projection"), TEXT_PROJECTION);
     }
-    let layers = at("transformer.resblocks");
+    let layers = at(LAYERS);
     for i in 0..file.count(&format!("{layers}.")).saturating_sub(unused).max(1) {
         let canonical = format!("{model}.encoder.layers.{i}");
         names.add(canonical, format!("{layers}.{i}"), OPEN_CLIP_LAYER);

@@ -160,6 +160,9 @@ impl Checkpoint {
             if path.is_dir() { folder::open(name, path)? } else { single::open(name, path)? };
         if let Some(vae) = &spec.vae {
             checkpoint.components.insert("vae", open_vae(vae)?);
+            if let Some(scale) = folder::latent_scale(&vae.name, &vae.path)? {
+                checkpoint.facts.latent_scale = scale;
+            }
         }
         if let Some(prediction) = spec.prediction {
             checkpoint.facts.prediction = prediction;
@@ -205,8 +208,13 @@ impl Checkpoint {
         let found = component.and_then(|(component, name)| component.find(name));
         found.ok_or_else(|| {
             let (file, tensor) =
-                match component.and_then(|(c, name)| Some((c.files.first()?, name))) {
-                    Some(((file, names), name)) => (file.name.clone(), names.file_name(name).0),
+                match component.and_then(|(c, name)| Some((c, c.files.first()?, name))) {
+                    Some((c, (file, names), name)) => {
+                        // No one file is to blame where there are several.
+                        let folder = file.name.rsplit_once('/').filter(|_| c.files.len() > 1);
+                        let place = folder.map_or(&*file.name, |(folder, _)| folder);
+                        (place.to_owned(), names.file_name(name).0)
+                    }
                     None => (self.name.clone(), canonical.to_owned()),
                 };
             Error::MissingTensor { file, tensor }

@@ -38,12 +38,15 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
 
 fn text_encoders(file: &TensorFile, family: Family) -> Vec<(&'static str, Names)> {
     let embedder = |i: usize, inner: &str| format!("conditioner.embedders.{i}.{inner}");
+    let clip = |prefix: &str| {
+        let has_model = file.has_prefix(&format!("{prefix}.text_model."));
+        ldm::clip(if has_model { "text_model" } else { "" }, prefix)
+    };
     match family {
-        Family::Sd1 => vec![("text_encoder", ldm::clip(file, "cond_stage_model.transformer"))],
-        // It was trained on what the last layer but one says; the reference leaves that out.
-        Family::Sd2 => vec![("text_encoder", ldm::open_clip(file, "cond_stage_model.model", 1))],
+        Family::Sd1 => vec![("text_encoder", clip("cond_stage_model.transformer"))],
+        Family::Sd2 => vec![("text_encoder", ldm::sd2_clip(file, "cond_stage_model.model"))],
         Family::Sdxl => vec![
-            ("text_encoder", ldm::clip(file, &embedder(0, "transformer"))),
+            ("text_encoder", clip(&embedder(0, "transformer"))),
             ("text_encoder_2", ldm::open_clip(file, &embedder(1, "model"), 0)),
         ],
         Family::SdxlRefiner => {
