@@ -206,19 +206,24 @@ impl Checkpoint {
     fn find(&self, canonical: &str) -> Result<Found<'_>, Error> {
         let component = self.component(canonical);
         let found = component.and_then(|(component, name)| component.find(name));
-        found.ok_or_else(|| {
-            let (file, tensor) =
-                match component.and_then(|(c, name)| Some((c, c.files.first()?, name))) {
-                    Some((c, (file, names), name)) => {
-                        // No one file is to blame where there are several.
-                        let folder = file.name.rsplit_once('/').filter(|_| c.files.len() > 1);
-                        let place = folder.map_or(&*file.name, |(folder, _)| folder);
-                        (place.to_owned(), names.file_name(name).0)
-                    }
-                    None => (self.name.clone(), canonical.to_owned()),
-                };
-            Error::MissingTensor { file, tensor }
-        })
+        found.ok_or_else(|| self.missing(canonical))
+    }
+
+    /// The tensor by the name that it would have in the file; in the folder, where several files
+    /// could have it.
+    fn missing(&self, canonical: &str) -> Error {
+        let Some((component, name)) = self.component(canonical) else {
+            return Error::MissingTensor { file: self.name.clone(), tensor: canonical.to_owned() };
+        };
+        let (place, tensor) = match &component.files[..] {
+            [(file, names)] => (&*file.name, names.file_name(name).0),
+            [(file, names), ..] => {
+                let folder = file.name.rsplit_once('/').map_or(&*file.name, |(folder, _)| folder);
+                (folder, names.file_name(name).0)
+            }
+            [] => (&*self.name, canonical.to_owned()),
+        };
+        Error::MissingTensor { file: place.to_owned(), tensor }
     }
 
     /// Whether it has the module of that canonical name, or at least a part of it.
