@@ -111,6 +111,12 @@ impl Sorted {
         let foreign = claim.as_ref().is_some_and(|claim| claim.contradicts(family));
         let has_all = matched.unmatched.is_empty();
         if !matched.adapters.is_empty() && misfits.is_empty() && (has_all || !foreign) {
+            // Normalisations and embeddings that came along are not merged, and not passed over.
+            let modules =
+                self.strangers.iter().map(|name| name.rsplit_once('.').map_or(&**name, |s| s.0));
+            let mut modules: Vec<_> = modules.map(str::to_owned).collect();
+            modules.dedup();
+            matched.unmatched.extend(modules);
             return Ok(matched);
         }
         let placed = matched.adapters.len();

@@ -209,6 +209,10 @@ fn some_may_have_no_place() {
     let matched = match_to_modules(&[FITTING, STRANGE].concat(), &[]).unwrap();
     assert_eq!(matched.unmatched, ["nowhere"]);
     assert!(matched.adapters.contains_key("unet.proj_in"));
+    // Normalisations are not merged, and not passed over either.
+    let norm: Tensors<'_> = &[("norm1.w_norm", &[32]), ("norm1.b_norm", &[32])];
+    let matched = match_to_modules(&[FITTING, norm].concat(), &[]).unwrap();
+    assert_eq!(matched.unmatched, ["norm1"]);
     // All of it has a place: whatever the file says it is for.
     assert!(match_to_modules(FITTING, &[("ss_base_model_version", "sdxl_base_v1-0")]).is_ok());
 }
