@@ -71,7 +71,8 @@ fn sdxl_draws_with_another_autoencoder_and_the_loras_of_a_request() {
     assert_eq!(daemon.get("/api/vram").json()["models"][0]["loras"], json!([]));
 
     let failed = draw(&daemon, json!({"loras": [{"name": "alien"}]}));
-    let problem = failed.problem(500, "model-unusable", "/generate");
+    let problem = failed.problem(422, "invalid-request", "/generate");
+    assert_eq!(problem["errors"][0]["pointer"], "/loras/0/name");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.starts_with("alien.safetensors: does not fit this SDXL checkpoint"), "{detail}");
     assert!(drawn(&daemon, json!({})) == plain, "another image after a LoRA that does not fit");

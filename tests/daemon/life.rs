@@ -132,6 +132,8 @@ fn a_stop_finishes_what_runs_and_refuses_the_rest() {
 fn a_second_stop_ends_at_once() {
     let mut daemon = Daemon::start();
     let request = json!({"prompt": "x", "num_inference_steps": 999, "size": "512x512"});
+    // With the load that the daemon starts with still running, one job could wait and none run.
+    daemon.wait_for_status("the default mode", |status| status["current_mode"].is_string());
     let streams = [(); 2].map(|()| daemon.begin_post("/generate", &request));
     daemon.wait_for_status("a job to wait", |status| status["queue_size"] == 1);
     daemon.signal("-TERM");

@@ -249,11 +249,12 @@ proptest! {
         let (tensors, modules, none) = (tensors(&choices, &changes), modules(), HashMap::new());
         let sorted = Sorted::of(tensors.iter().map(|(name, dims)| (name.as_str(), &**dims)), &none);
         let verdict = sorted.and_then(|sorted| {
-            let all = sorted.adapters.len();
+            // What is no part of a LoRA is counted by its modules.
+            let all = sorted.adapters.len()..=sorted.adapters.len() + sorted.strangers.len();
             Ok((sorted.match_to(&modules, "SD1.x", &none)?, all))
         });
         if let Ok((matched, all)) = &verdict {
-            prop_assert_eq!(matched.adapters.len() + matched.unmatched.len(), *all);
+            prop_assert!(all.contains(&(matched.adapters.len() + matched.unmatched.len())));
             let known = |name: &String| modules.iter().any(|module| module.canonical == *name);
             prop_assert!(matched.adapters.keys().all(known));
         }
