@@ -5,6 +5,7 @@
 
 mod clip;
 mod resnet;
+mod transformer;
 mod unet;
 mod vae;
 

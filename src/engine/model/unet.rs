@@ -1,13 +1,12 @@
 //! The denoising UNet (Rombach et al., 2022, arXiv:2112.10752; diffusers' `UNet2DConditionModel`).
 
-use super::resnet::ResnetBlock;
+use super::{resnet::ResnetBlock, transformer::Transformer};
 use crate::engine::{
     checkpoint::{Error, Heads, Weights},
-    nn::{self, Activation, Columns, Conv2d, Geglu, GroupNorm, LayerNorm, Linear, Tensor},
+    nn::{self, Activation, Conv2d, GroupNorm, Linear, Tensor},
 };
 
 const EPSILON: f32 = 1e-5;
-const TRANSFORMER_EPSILON: f32 = 1e-6;
 /// Over how many numbers a guidance scale is spread.
 const GUIDANCE_WIDTH: usize = 256;
 
@@ -69,6 +68,12 @@ struct Sizes {
     heads: Heads,
 }
 
+impl Sizes {
+    fn transformer(self, w: &Weights<'_>, channels: usize) -> Result<Transformer, Error> {
+        Transformer::load(w, channels, self.context, self.heads)
+    }
+}
+
 impl UNet {
     /// `context` is the width of the text embeddings that the caller will give it.
     pub fn load(w: &Weights<'_>, context: usize, heads: Heads) -> Result<Self, Error> {
@@ -98,7 +103,7 @@ impl UNet {
         let mid = (0..depth)
             .map(|i| {
                 let transformer =
-                    Transformer::load(&mid.at(&format!("attentions.{i}")), channels, sizes)?;
+                    sizes.transformer(&mid.at(&format!("attentions.{i}")), channels)?;
                 Ok((transformer, ResnetBlock::load(&resnet(i + 1), channels, EPSILON, Some(time))?))
             })
             .collect::<Result<_, Error>>()?;
@@ -114,17 +119,11 @@ impl UNet {
         let guidance =
             guidance.exists().then(|| Linear::stack_unbiased(&[&guidance], GUIDANCE_WIDTH, base));
         let added = w.at("add_embedding");
-        let added = added
-            .exists()
-            .then(|| {
-                let width = added.at("linear_1").dims("weight")?.last().copied().unwrap_or(0);
-                Embedder::load_to(&added, width, time)
-            })
-            .transpose()?;
+        let added = added.exists().then(|| Embedder::load_any_width(&added, time));
         Ok(Self {
             time: time_embedder,
             guidance: guidance.transpose()?,
-            added,
+            added: added.transpose()?,
             conv_in,
             down,
             mid_first,
@@ -262,6 +261,12 @@ impl Embedder {
         Self::load_to(w, width_in, width)
     }
 
+    /// What it takes is as wide as its weights say.
+    fn load_any_width(w: &Weights<'_>, width: usize) -> Result<Self, Error> {
+        let width_in = w.at("linear_1").dims("weight")?.last().copied().unwrap_or(0);
+        Self::load_to(w, width_in, width)
+    }
+
     fn load_to(w: &Weights<'_>, width_in: usize, width: usize) -> Result<Self, Error> {
         Ok(Self {
             linear1: Linear::load_to(&w.at("linear_1"), width_in, width)?,
@@ -285,7 +290,7 @@ impl Stage {
         let resnet = w.at(&format!("resnets.{i}"));
         let resnet = ResnetBlock::load(&resnet, channels, EPSILON, Some(sizes.time))?;
         let transformer = w.at(&format!("attentions.{i}"));
-        let load = || Transformer::load(&transformer, resnet.out_channels(), sizes);
+        let load = || sizes.transformer(&transformer, resnet.out_channels());
         let transformer = transformer.exists().then(load).transpose()?;
         Ok(Self { resnet, transformer })
     }
@@ -348,119 +353,5 @@ impl UpBlock {
         let conv = w.at("upsamplers.0.conv");
         let upsample = (!is_last).then(|| Conv2d::load(&conv, *channels, 3)).transpose()?;
         Ok(Self { stages, upsample })
-    }
-}
-
-/// diffusers' `Transformer2DModel`: tokens are pixels, and the text is attended to.
-struct Transformer {
-    norm: GroupNorm,
-    proj_in: Linear,
-    blocks: Vec<TransformerBlock>,
-    proj_out: Linear,
-}
-
-/// diffusers' `BasicTransformerBlock`.
-struct TransformerBlock {
-    norm1: LayerNorm,
-    self_qkv: Linear,
-    self_out: Linear,
-    norm2: LayerNorm,
-    cross_q: Linear,
-    cross_kv: Linear,
-    cross_out: Linear,
-    norm3: LayerNorm,
-    geglu: Geglu,
-    ff_out: Linear,
-    heads: usize,
-    width: usize,
-}
-
-impl Transformer {
-    fn load(w: &Weights<'_>, channels: usize, sizes: Sizes) -> Result<Self, Error> {
-        let proj_in = w.at("proj_in");
-        let width = proj_in.dims("weight")?[0];
-        let blocks = w.at("transformer_blocks");
-        let heads = sizes.heads.of(width).or_else(|unit| {
-            proj_in.refuse("weight", &format!("a multiple of {unit} (for its heads)"))
-        })?;
-        Ok(Self {
-            norm: GroupNorm::load(&w.at("norm"), channels, TRANSFORMER_EPSILON, Activation::None)?,
-            proj_in: Linear::load_to(&proj_in, channels, width)?,
-            blocks: (0..blocks.count().max(1))
-                .map(|i| {
-                    TransformerBlock::load(&blocks.at(&i.to_string()), width, heads, sizes.context)
-                })
-                .collect::<Result<_, _>>()?,
-            proj_out: Linear::load_to(&w.at("proj_out"), width, channels)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
-        let [b, h, w, channels] = x.dims4()?;
-        let mut tokens = self.norm.forward(x)?.reshape(&[b, h * w, channels])?;
-        tokens = self.proj_in.forward(&tokens)?;
-        for block in &self.blocks {
-            tokens = block.forward(&tokens, context)?;
-        }
-        let x = x.reshape(&[b, h * w, channels])?;
-        self.proj_out.forward_add(&tokens, &x)?.reshape(&[b, h, w, channels])
-    }
-
-    fn bytes(&self) -> usize {
-        let blocks: usize = self.blocks.iter().map(TransformerBlock::bytes).sum();
-        self.proj_in.bytes() + blocks + self.proj_out.bytes()
-    }
-}
-
-impl TransformerBlock {
-    fn load(w: &Weights<'_>, width: usize, heads: usize, context: usize) -> Result<Self, Error> {
-        let part = |attention: &str, names: &[&str]| -> Vec<_> {
-            names.iter().map(|name| w.at(&format!("{attention}.{name}"))).collect()
-        };
-        let (qkv, kv) =
-            (part("attn1", &["to_q", "to_k", "to_v"]), part("attn2", &["to_k", "to_v"]));
-        let geglu = Geglu::load(&w.at("ff.net.0.proj"), width)?;
-        let inner = geglu.out_channels();
-        Ok(Self {
-            norm1: LayerNorm::load(&w.at("norm1"), width)?,
-            self_qkv: Linear::stack_unbiased(&[&qkv[0], &qkv[1], &qkv[2]], width, width)?,
-            self_out: Linear::load_to(&w.at("attn1.to_out.0"), width, width)?,
-            norm2: LayerNorm::load(&w.at("norm2"), width)?,
-            cross_q: Linear::stack_unbiased(&[&w.at("attn2.to_q")], width, width)?,
-            cross_kv: Linear::stack_unbiased(&[&kv[0], &kv[1]], context, width)?,
-            cross_out: Linear::load_to(&w.at("attn2.to_out.0"), width, width)?,
-            norm3: LayerNorm::load(&w.at("norm3"), width)?,
-            geglu,
-            ff_out: Linear::load_to(&w.at("ff.net.2"), inner, width)?,
-            heads,
-            width,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
-        let (heads, head_dim) = (self.heads, self.width / self.heads);
-        let qkv = self.self_qkv.forward(&self.norm1.forward(x)?)?;
-        let parts = [0, 1, 2].map(|i| Columns { tensor: &qkv, first: i * self.width });
-        let x = self.self_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, x)?;
-
-        let q = self.cross_q.forward(&self.norm2.forward(&x)?)?;
-        let kv = self.cross_kv.forward(context)?;
-        let parts = [(&q, 0), (&kv, 0), (&kv, self.width)];
-        let parts = parts.map(|(tensor, first)| Columns { tensor, first });
-        let x = self.cross_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, &x)?;
-
-        self.ff_out.forward_add(&self.geglu.forward(&self.norm3.forward(&x)?)?, &x)
-    }
-
-    fn bytes(&self) -> usize {
-        let linears = [
-            &self.self_qkv,
-            &self.self_out,
-            &self.cross_q,
-            &self.cross_kv,
-            &self.cross_out,
-            &self.ff_out,
-        ];
-        linears.iter().map(|l| l.bytes()).sum::<usize>() + self.geglu.bytes()
     }
 }
