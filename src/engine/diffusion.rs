@@ -19,9 +19,6 @@ use super::{
 };
 use crate::request::GenerateRequest;
 
-/// Channels of the latents.
-pub(super) const LATENT_CHANNELS: usize = 4;
-
 /// How a UNet is asked.
 struct Asked<'a> {
     unet: &'a UNet,

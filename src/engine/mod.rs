@@ -29,9 +29,8 @@ use crate::{
     request::GenerateRequest,
 };
 use checkpoint::{Checkpoint, Facts, Family, Layers, Reading, ReadingCost};
-use diffusion::LATENT_CHANNELS;
 use lora::Patches;
-use model::{ClipTextEncoder, UNet, Vae};
+use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
 
 /// Channels of the UNet's input where it is told what is masked: latents, mask, masked latents.

@@ -7,8 +7,7 @@ use std::slice;
 
 use super::{
     DrawError, Models,
-    diffusion::LATENT_CHANNELS,
-    model::Moments,
+    model::{LATENT_CHANNELS, Moments},
     nn::{self, Tensor},
     noise::Generator,
     sampling,

@@ -12,3 +12,6 @@ mod vae;
 pub use clip::ClipTextEncoder;
 pub use unet::{Conditioning, UNet};
 pub use vae::{Moments, Vae};
+
+/// Channels of the latents, which the autoencoder makes and the UNet denoises.
+pub const LATENT_CHANNELS: usize = 4;
