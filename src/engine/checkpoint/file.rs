@@ -128,13 +128,13 @@ fn read_header(file: &str, map: &[u8]) -> Result<Header, Error> {
             },
         )
     };
-    let (_, metadata) = SafeTensors::read_metadata(map).map_err(damaged)?;
-    let tensors = SafeTensors::deserialize(map).map_err(damaged)?;
-    let start = map.as_ptr() as usize;
-    let entries = tensors.iter().map(|(name, view)| {
-        let begin = view.data().as_ptr() as usize - start;
-        let bytes = begin..begin + view.data().len();
-        (name.to_owned(), Entry { dtype: view.dtype(), dims: view.shape().to_vec(), bytes })
+    let (header_len, metadata) = SafeTensors::read_metadata(map).map_err(damaged)?;
+    // Behind the header's length and the header itself.
+    let start = size_of::<u64>() + header_len;
+    let entries = metadata.tensors().into_iter().map(|(name, info)| {
+        let (begin, end) = info.data_offsets;
+        let bytes = start + begin..start + end;
+        (name, Entry { dtype: info.dtype, dims: info.shape.clone(), bytes })
     });
     Ok((entries.collect(), metadata.metadata().clone().unwrap_or_default()))
 }
