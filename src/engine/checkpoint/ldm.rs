@@ -98,7 +98,7 @@ pub(super) fn open_clip(file: &TensorFile, prefix: &str, unused: usize) -> Names
 }
 
 /// What the names of a UNet's blocks depend on.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct UNetShape {
     /// For each level, for each of its layers, whether attention follows the residual block.
     down: Vec<Vec<bool>>,
@@ -145,14 +145,7 @@ impl UNetShape {
 
     /// Of a UNet with modules of these canonical names.
     pub fn of_modules<'a>(modules: impl Iterator<Item = &'a str>) -> Self {
-        let mut shape = Self {
-            down: Vec::new(),
-            mid: false,
-            mid_attention: false,
-            up: Vec::new(),
-            added: false,
-            guidance: false,
-        };
+        let mut shape = Self::default();
         for module in modules {
             let words: Vec<_> = module.split('.').collect();
             let number = |at: usize| words.get(at).and_then(|word| word.parse::<usize>().ok());
@@ -169,10 +162,8 @@ impl UNetShape {
             };
             let (Some(level), Some(layer)) = (number(1), number(3)) else { continue };
             let kind = words.get(2).copied().unwrap_or_default();
-            if level >= MAX_BLOCKS || layer >= MAX_BLOCKS {
-                continue;
-            }
-            if matches!(kind, "resnets" | "attentions") {
+            let is_possible = level < MAX_BLOCKS && layer < MAX_BLOCKS;
+            if is_possible && matches!(kind, "resnets" | "attentions") {
                 grow(blocks, level + 1, Vec::new());
                 grow(&mut blocks[level], layer + 1, false);
                 blocks[level][layer] |= kind == "attentions";
