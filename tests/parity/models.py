@@ -24,36 +24,32 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import clip_vocabulary
 import ldm_names
 import sd15
+import sdxl
 import tiny
 from recipe import Draw, Place, Recipe
 
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
-OPEN_CLIP = dict(hidden_act="gelu", eos_token_id=2, pad_token_id=0)
 
 TEXT_L = tiny.TEXT_ENCODER
-TEXT_H = tiny.TEXT_ENCODER | OPEN_CLIP
-TEXT_G = tiny.TEXT_ENCODER | OPEN_CLIP | dict(
+TEXT_H = tiny.TEXT_ENCODER | sdxl.OPEN_CLIP
+TEXT_G = tiny.TEXT_ENCODER | sdxl.OPEN_CLIP | dict(
     hidden_size=128, num_attention_heads=2, intermediate_size=256, projection_dim=128
 )
 VAE = tiny.VAE
-SDXL_VAE = tiny.VAE | dict(scaling_factor=0.13025)
+SDXL_VAE = tiny.VAE | dict(scaling_factor=sdxl.VAE["scaling_factor"])
 
 # `attention_head_dim` is the number of heads of each level, in all of them.
 SD2 = tiny.UNET | dict(
     block_out_channels=(64, 64, 128, 128), attention_head_dim=(1, 1, 2, 2), use_linear_projection=True
 )
-SDXL = tiny.UNET | dict(
+SDXL = sdxl.UNET | dict(
+    sample_size=tiny.UNET["sample_size"],
     block_out_channels=(32, 64, 128),
     attention_head_dim=(1, 1, 2),
     transformer_layers_per_block=(1, 1, 2),
-    use_linear_projection=True,
     cross_attention_dim=192,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=128 + 6 * 256,
-    down_block_types=(PLAIN_DOWN, CROSS_DOWN, CROSS_DOWN),
-    up_block_types=(CROSS_UP, CROSS_UP, PLAIN_UP),
 )
 # Another depth at every attention, and a middle block of one resnet: SSD-1B's, by half.
 SSD = SDXL | dict(
@@ -302,12 +298,7 @@ def vae_alone(recipe: Recipe) -> Recipe:
 def configs(pipeline) -> dict[str, dict]:
     """The folder's JSON files but for the tokenizers'."""
     with tempfile.TemporaryDirectory() as scratch:
-        pipeline.save_config(scratch)
-        for name in ("unet", "vae", "scheduler"):
-            getattr(pipeline, name).save_config(Path(scratch, name))
-        for name in components(pipeline):
-            if name.startswith("text_encoder"):
-                getattr(pipeline, name).config.save_pretrained(Path(scratch, name))
+        sd15.save_configs(pipeline, scratch)
         return {
             str(path.relative_to(scratch)): json.loads(path.read_text())
             for path in sorted(Path(scratch).rglob("*.json"))
@@ -324,15 +315,8 @@ def check_reads_back(name: str, pipeline, recipe: Recipe) -> None:
         # What is left over, diffusers leaves out by the real files' own names.
         leftovers = {p.file for p in recipe.places if ".resblocks." in p.file and p.sources[0].startswith("leftover_")}
         save_file({name: value for name, value in recipe.single_file().items() if name not in leftovers}, path)
-        pipeline.save_config(scratch)
-        for part in ("unet", "vae", "scheduler"):
-            getattr(pipeline, part).save_config(Path(scratch, part))
-        for part in components(pipeline):
-            if part.startswith("text_encoder"):
-                getattr(pipeline, part).config.save_pretrained(Path(scratch, part))
-                getattr(pipeline, part.replace("text_encoder", "tokenizer")).save_pretrained(
-                    Path(scratch, part.replace("text_encoder", "tokenizer"))
-                )
+        sd15.save_configs(pipeline, scratch)
+        sd15.save_tokenizers(pipeline, scratch)
         diffusers.utils.logging.disable_progress_bar()
         loaded = type(pipeline).from_single_file(
             str(path), config=scratch, local_files_only=True, torch_dtype=torch.float32

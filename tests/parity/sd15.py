@@ -91,11 +91,8 @@ def load(path: Path, unet: dict = UNET, vae: dict = VAE, text_encoder: dict = TE
     with init_empty_weights():
         empty = assemble(unet, vae, text_encoder)
     with tempfile.TemporaryDirectory() as folder:
-        empty.save_config(folder)
-        for name in ("unet", "vae", "scheduler"):
-            getattr(empty, name).save_config(Path(folder, name))
-        empty.text_encoder.config.save_pretrained(Path(folder, "text_encoder"))
-        empty.tokenizer.save_pretrained(Path(folder, "tokenizer"))
+        save_configs(empty, folder)
+        save_tokenizers(empty, folder)
         diffusers.utils.logging.disable_progress_bar()
         loaded = StableDiffusionPipeline.from_single_file(
             str(path), config=folder, local_files_only=True, torch_dtype=torch.float32
@@ -103,6 +100,22 @@ def load(path: Path, unet: dict = UNET, vae: dict = VAE, text_encoder: dict = TE
     _check_complete(loaded, path)
     loaded.set_progress_bar_config(disable=True)
     return loaded
+
+
+def save_configs(pipeline, folder: str) -> None:
+    """What a pipeline's folder holds besides weights and tokenizers, of any family."""
+    pipeline.save_config(folder)
+    for name, component in pipeline.components.items():
+        if name in ("unet", "vae", "scheduler"):
+            component.save_config(Path(folder, name))
+        elif name.startswith("text_encoder") and component is not None:
+            component.config.save_pretrained(Path(folder, name))
+
+
+def save_tokenizers(pipeline, folder: str) -> None:
+    for name, component in pipeline.components.items():
+        if name.startswith("tokenizer") and component is not None:
+            component.save_pretrained(Path(folder, name))
 
 
 def _check_complete(pipeline: StableDiffusionPipeline, path: Path) -> None:

@@ -25,13 +25,13 @@ UNET = sd15.UNET | dict(
     down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
     up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
 )
+OPEN_CLIP = dict(hidden_act="gelu", eos_token_id=2, pad_token_id=0)
 VAE = sd15.VAE | dict(sample_size=1024, scaling_factor=0.13025)
-TEXT_ENCODER_2 = sd15.TEXT_ENCODER | dict(
+TEXT_ENCODER_2 = sd15.TEXT_ENCODER | OPEN_CLIP | dict(
     hidden_size=1280,
     num_attention_heads=20,
     num_hidden_layers=32,
     intermediate_size=5120,
-    hidden_act="gelu",
     projection_dim=1280,
 )
 
@@ -50,12 +50,8 @@ def load(path: Path) -> StableDiffusionXLPipeline:
             add_watermarker=False,
         )
     with tempfile.TemporaryDirectory() as folder:
-        empty.save_config(folder)
-        for name in ("unet", "vae", "scheduler"):
-            getattr(empty, name).save_config(Path(folder, name))
-        for number in ("", "_2"):
-            getattr(empty, f"text_encoder{number}").config.save_pretrained(Path(folder, f"text_encoder{number}"))
-            getattr(empty, f"tokenizer{number}").save_pretrained(Path(folder, f"tokenizer{number}"))
+        sd15.save_configs(empty, folder)
+        sd15.save_tokenizers(empty, folder)
         diffusers.utils.logging.disable_progress_bar()
         loaded = StableDiffusionXLPipeline.from_single_file(
             str(path), config=folder, local_files_only=True, torch_dtype=torch.float32, add_watermarker=False
