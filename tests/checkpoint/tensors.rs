@@ -17,7 +17,8 @@ use crate::{
 
 /// The shapes in the small checkpoint that comes with the source, and in the tiny ones.
 fn models() -> Vec<(&'static str, Shapes)> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors");
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/tiny-sd15.safetensors");
     let bytes = fs::read(file).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let shipped = tensors.iter().map(|(name, view)| (name.to_owned(), view.shape().to_vec()));

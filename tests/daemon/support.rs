@@ -41,7 +41,7 @@ pub struct Answer {
 
 /// The small checkpoint that comes with the source.
 pub fn shipped_checkpoint() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/tiny-sd15.safetensors")
 }
 
 /// A folder with `modes.yaml` and the models that [`MODES`] names.

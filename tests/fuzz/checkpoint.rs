@@ -20,7 +20,7 @@ use crate::{
 };
 
 const NAME: &str = "sub/fuzzed.safetensors";
-const TINY: &str = "models/tiny/tiny-sd15.safetensors";
+const TINY: &str = "tests/parity/golden/tiny-sd15.safetensors";
 
 /// Headers of real files, and how many bytes there are behind each: the tiny one that comes with
 /// the source, and those of the other families in their true shapes.

@@ -1,6 +1,6 @@
-"""Makes the tiny checkpoint that the repository ships, the recipes of the others, and the golden data of the parity tests.
+"""Makes the tiny checkpoint, the recipes of the others, and the golden data of the parity tests.
 
-    python tests/parity/export.py            # writes models/tiny and tests/parity/golden
+    python tests/parity/export.py            # writes tests/parity/golden
     python tests/parity/export.py --check    # makes both again elsewhere; fails if a byte differs
 """
 
@@ -23,7 +23,7 @@ import stages
 import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECKPOINT = Path("models/tiny/tiny-sd15.safetensors")
+CHECKPOINT = Path("tests/parity/golden/tiny-sd15.safetensors")
 GOLDEN = Path("tests/parity/golden")
 SEED = 0
 # Sums are split among threads: another number of them would round otherwise.

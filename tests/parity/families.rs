@@ -123,7 +123,7 @@ impl Files {
 
     fn write(&self, scratch: &Path) -> CheckpointRef {
         if self.model == "tiny-sd15" {
-            let path = "models/tiny/tiny-sd15.safetensors";
+            let path = "tests/parity/golden/tiny-sd15.safetensors";
             return named(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
         }
         let recipe = Recipe::of(&self.model);

@@ -58,7 +58,7 @@ impl Tensors {
 pub fn pipeline() -> &'static Pipeline {
     static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
     PIPELINE.get_or_init(|| {
-        let name = "models/tiny/tiny-sd15.safetensors".to_owned();
+        let name = "tests/parity/golden/tiny-sd15.safetensors".to_owned();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
         let spec = PipelineSpec::of(CheckpointRef { name, path });
         Prepared::open(&spec).unwrap().load(&|_| ()).unwrap()

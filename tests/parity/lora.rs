@@ -120,7 +120,7 @@ fn weights_are_the_references() {
 
 /// What a pipeline is made of: one of the tiny checkpoints, and LoRAs.
 fn spec(golden: &Golden, folder: &Path, model: &str, loras: &[(String, f32)]) -> PipelineSpec {
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden");
     let name = format!("{model}.safetensors");
     let mut path = shipped.join(&name);
     if !path.exists() {

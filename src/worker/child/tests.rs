@@ -52,7 +52,8 @@ fn a_file_that_cannot_be_loaded_is_named_as_the_user_does() {
 #[test]
 fn a_lora_that_cannot_be_merged_is_named() {
     let (mut socket, _serving, _) = worker();
-    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/tiny-sd15.safetensors");
+    let tiny =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/tiny-sd15.safetensors");
     let checkpoint = CheckpointRef { name: "tiny.safetensors".to_owned(), path: tiny };
     let fail = PipelineSpec { checkpoint, ..spec(&["ink.safetensors", "lcm.safetensors"]) };
     let job = JobId::new();
