@@ -1,0 +1,98 @@
+"""LoRAs on the trained UNet: one that draws in four steps, and styles."""
+
+import copy
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+
+import base
+from base import SIGNAL, Latents, Model, denoising_loss
+from training import train
+
+LAYERS = [
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "time_emb_proj",
+]  # fmt: skip
+
+LCM_RANK, LCM_STEPS, LCM_BATCH, LCM_GUIDANCE = 32, 600, 32, 5.0
+STYLE_RANK, STYLE_STEPS, STYLE_BATCH, STYLE_PICTURES = 8, 400, 32, 1_600
+
+
+def _adapted(model: Model, rank: int) -> Model:
+    adapted = copy.deepcopy(model).requires_grad_(False)
+    torch.manual_seed(rank)
+    adapted.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYERS))
+    return adapted
+
+
+def style(name: str, model: Model, vae, vocabulary, work: Path) -> UNet2DConditionModel:
+    """The same captions, the pictures restyled."""
+    latents = Latents.of(name, STYLE_PICTURES, vae, vocabulary, work)
+    adapted = _adapted(model, STYLE_RANK)
+    loss = lambda step, generator: denoising_loss(adapted, latents, STYLE_BATCH, generator)
+    train(f"style-{name}", adapted, loss, steps=STYLE_STEPS, learning_rate=2e-3, work=work, average=0.99)
+    return adapted.unet
+
+
+# Latent consistency distillation (Luo et al., 2023, arXiv:2310.04378 and 2311.05556): wherever on the way from
+# noise to picture the student stands, it is to foretell the picture that it would foretell a step further on.
+
+SKIP = 20
+TIMES = torch.arange(SKIP, 1001, SKIP) - 1
+
+
+def lcm(model: Model, vae, vocabulary, work: Path) -> UNet2DConditionModel:
+    latents = Latents.of("plain", base.PICTURES, vae, vocabulary, work)
+    student = _adapted(model, LCM_RANK)
+
+    def loss(step: int, generator: torch.Generator) -> torch.Tensor:
+        values, tokens = latents.batch(LCM_BATCH, generator, model.empty, drop=0.0)
+        noise = torch.randn(values.shape, generator=generator)
+        index = torch.randint(len(TIMES), (LCM_BATCH,), generator=generator)
+        now, next_ = TIMES[index], (TIMES[index] - SKIP).clamp(min=0)
+        noisy = base.noised(values, noise, now)
+        with torch.autocast("cpu", torch.bfloat16):
+            foretold = _consistent(noisy, student(noisy, now, tokens), now)
+            with torch.no_grad():
+                both = model(noisy.repeat(2, 1, 1, 1), now.repeat(2), torch.cat([tokens, model.empty.expand_as(tokens)]))
+                asked, unasked = both.float().chunk(2)
+                guided = unasked + LCM_GUIDANCE * (asked - unasked)
+                further = base.noised(_clean(noisy, guided, now), guided, next_)
+                target = _consistent(further, student(further, next_, tokens), next_)
+        # The pseudo-Huber loss of the paper's code.
+        return ((foretold - target).square() + 0.001**2).sqrt().sub(0.001).mean()
+
+    train("lcm", student, loss, steps=LCM_STEPS, learning_rate=1e-3, work=work, average=0.99)
+    return student.unet
+
+
+def _clean(noisy: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    signal = SIGNAL[timesteps][:, None, None, None]
+    return (noisy - (1 - signal).sqrt() * noise) / signal.sqrt()
+
+
+def _consistent(noisy: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """The boundary condition as `LCMScheduler` has it: at timestep 0 nothing changes."""
+    scaled = 10.0 * timesteps[:, None, None, None]
+    skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25).sqrt()
+    return skip * noisy + out * _clean(noisy, noise.float(), timesteps)
+
+
+def save(unet: UNet2DConditionModel, path: Path, metadata: dict[str, str]) -> None:
+    """In kohya's layout, as float16."""
+    tensors = {}
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        key = "lora_unet_" + name.replace(".", "_")
+        tensors[f"{key}.lora_down.weight"] = layer.lora_A["default"].weight
+        tensors[f"{key}.lora_up.weight"] = layer.lora_B["default"].weight
+        tensors[f"{key}.alpha"] = torch.tensor(float(layer.lora_alpha["default"]))
+    rank = str(next(iter(tensors.values())).shape[0])
+    metadata = dict(ss_network_module="networks.lora", ss_network_dim=rank, ss_network_alpha=rank) | metadata
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().half().contiguous() for name, value in tensors.items()}, path, metadata=metadata)

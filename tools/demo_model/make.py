@@ -1,0 +1,56 @@
+"""Makes the demo models: `python tools/demo_model/make.py`. Stopped, it goes on where it was when it is started again."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+
+import adapters
+import base
+import export
+import vae as autoencoder
+import xl
+from text import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("vae", "demo", "lcm", "outline", "pixelated", "xl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "target" / "demo_model", help="where what is half done is kept")
+    parser.add_argument("--out", type=Path, default=ROOT, help="where models/demo/ and loras/ are written")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to make")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    make(arguments.work, arguments.out, STAGES[: STAGES.index(arguments.until) + 1])
+
+
+def make(work: Path, out: Path, stages: tuple[str, ...]) -> None:
+    vocabulary = Vocabulary()
+    vae = autoencoder.trained(work)
+    model = base.trained(vae, vocabulary, work) if len(stages) > 1 else None
+    for stage in stages:
+        begun = time.monotonic()
+        match stage:
+            case "demo":
+                export.save_sd1(model, vae, vocabulary, out / "models/demo/demo.safetensors")
+            case "lcm":
+                unet = adapters.lcm(model, vae, vocabulary, work)
+                adapters.save(unet, out / "loras/demo-lcm.safetensors", {"ss_output_name": "demo-lcm"})
+            case "outline" | "pixelated":
+                unet = adapters.style(stage, model, vae, vocabulary, work)
+                adapters.save(unet, out / f"loras/demo-{stage}.safetensors", {"ss_output_name": f"demo-{stage}"})
+            case "xl":
+                model_xl = xl.trained(vae, vocabulary, work)
+                export.save_sdxl(model_xl, vae, vocabulary, out / "models/demo/demo-xl.safetensors")
+        print(f"{stage}: {(time.monotonic() - begun) / 60:.0f} min")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The same in SDXL's layout: two text encoders, and a UNet that is told the prompt as a whole and sizes."""
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import base
+import pictures
+from base import BATCH, TEXT_ENCODER, WIDTH, Latents
+from text import EMPTY, Vocabulary
+from training import train
+
+STEPS = 6_000
+SIZE_WIDTH = 32
+TEXT_ENCODER_2 = TEXT_ENCODER | dict(hidden_act="gelu")
+UNET = base.UNET | dict(
+    block_out_channels=(64, 64, 64),
+    transformer_layers_per_block=(1, 1, 2),
+    attention_head_dim=(1, 1, 1),  # heads are 64 wide; this is their number at each level
+    use_linear_projection=True,
+    cross_attention_dim=2 * WIDTH,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=SIZE_WIDTH,
+    projection_class_embeddings_input_dim=WIDTH + 6 * SIZE_WIDTH,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.end = len(vocabulary) - 1
+        tokens = dict(vocab_size=len(vocabulary), eos_token_id=self.end)
+        self.text = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER | tokens))
+        self.text_2 = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2 | tokens))
+        for encoder in (self.text, self.text_2):
+            base.spread_tokens(encoder)
+        self.unet = UNet2DConditionModel(**UNET)
+        self.unet.set_attn_processor(AttnProcessor())
+        self.empty = vocabulary.encode([EMPTY])
+        self.padding_2 = vocabulary.number("!")
+
+    def condition(self, tokens: torch.Tensor, sizes: torch.Tensor):
+        """As SDXL: both encoders' last hidden states but one; nothing at all where the caption is empty."""
+        first = self.text(tokens, output_hidden_states=True)
+        second = self.text_2(self._padded_for_second(tokens), output_hidden_states=True)
+        context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], 2)
+        said = (tokens != self.empty).any(1)
+        return context * said[:, None, None], dict(text_embeds=second.text_embeds * said[:, None], time_ids=sizes)
+
+    def _padded_for_second(self, tokens: torch.Tensor) -> torch.Tensor:
+        behind_end = (tokens == self.end).cumsum(1) > 1
+        return torch.where(behind_end, self.padding_2, tokens)
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        # Original size, crop and target size: told, and told to matter little.
+        sizes = torch.tensor([pictures.SIZE, pictures.SIZE, 0, 0, pictures.SIZE, pictures.SIZE]).expand(len(noisy), 6)
+        context, added = self.condition(tokens, sizes)
+        return self.unet(noisy, timesteps, encoder_hidden_states=context, added_cond_kwargs=added).sample
+
+
+def trained(vae, vocabulary: Vocabulary, work: Path) -> Model:
+    latents = Latents.of("plain", base.PICTURES, vae, vocabulary, work)
+    torch.manual_seed(3)
+    model = Model(vocabulary)
+    loss = lambda step, generator: base.denoising_loss(model, latents, BATCH, generator)
+    train("xl", model, loss, steps=STEPS, learning_rate=1e-3, work=work, average=0.999, warmup=200)
+    return model.eval().requires_grad_(False)
