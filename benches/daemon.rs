@@ -96,8 +96,8 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
 fn small_mode(folder: &Path) -> anyhow::Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let file = folder.join("modes.yaml");
-    let mode = json!({"model": "tiny/tiny-sd15.safetensors"});
-    let modes = json!({"model_root": root, "default_mode": "tiny", "modes": {"tiny": mode}});
+    let mode = json!({"model": "demo/demo.safetensors"});
+    let modes = json!({"model_root": root, "default_mode": "demo", "modes": {"demo": mode}});
     fs::write(&file, modes.to_string())?; // JSON is YAML
     Ok(file)
 }

@@ -28,8 +28,8 @@ fn the_example_is_valid() {
     let warnings: Vec<_> = manager.warnings().iter().map(Diagnostic::to_string).collect();
     assert_eq!(warnings, [""; 0]);
     let modes = manager.current();
-    assert_eq!(modes.default_mode, "tiny");
-    assert!(modes.modes["tiny"].pipeline.checkpoint.path.starts_with(root.join("models")));
+    assert_eq!(modes.default_mode, "demo");
+    assert!(modes.modes["demo"].pipeline.checkpoint.path.starts_with(root.join("models")));
 }
 
 #[test]
