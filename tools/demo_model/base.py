@@ -17,7 +17,7 @@ from training import train
 
 WIDTH = 64
 PICTURES = 8_000
-STEPS, BATCH = 4_500, 64
+STEPS, BATCH = 3_600, 64
 
 TEXT_ENCODER = dict(
     max_position_embeddings=LENGTH,
