@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 import base
 import xl
-from text import Vocabulary, ldm_names
-from vae import rescale
+from text import Vocabulary, ldm_names, sd15
+from vae import VAE, rescale
 
 # What the layouts multiply latents by.
 SD1_SCALE, SDXL_SCALE = 0.18215, 0.13025
@@ -26,6 +26,19 @@ def save_sd1(model: base.Model, vae: AutoencoderKL, vocabulary: Vocabulary, path
     layers = base.UNET["layers_per_block"]
     tensors = ldm_names.checkpoint(model.unet.state_dict(), _scaled(vae, SD1_SCALE), text, VAE_LEVELS, layers)
     _save(tensors, path, "diffused demo")
+
+
+def load_sd1(path: Path, vocabulary: Vocabulary) -> tuple[base.Model, AutoencoderKL]:
+    """What `save_sd1` wrote, as far as float16 keeps it, to train on from there."""
+    loaded = sd15.load(path, base.UNET, VAE, sd15.TEXT_ENCODER | base.TEXT_ENCODER)
+    model = base.Model(vocabulary)
+    model.unet.load_state_dict(loaded.unet.state_dict())
+    text = loaded.text_encoder.state_dict()
+    (table,) = (name for name in text if name.endswith("token_embedding.weight"))
+    text[table] = vocabulary.shrink(text[table])
+    model.text.load_state_dict(text)
+    rescale(loaded.vae, 1 / SD1_SCALE)
+    return model.eval().requires_grad_(False), loaded.vae.eval().requires_grad_(False)
 
 
 def save_sdxl(model: xl.Model, vae: AutoencoderKL, vocabulary: Vocabulary, path: Path) -> None:

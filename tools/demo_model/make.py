@@ -23,18 +23,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "target" / "demo_model", help="where what is half done is kept")
     parser.add_argument("--out", type=Path, default=ROOT, help="where models/demo/ and loras/ are written")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to make")
+    parser.add_argument("--base", type=Path, metavar="FILE", help="a demo.safetensors to go on from, for LoRAs and XL alone")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    make(arguments.work, arguments.out, STAGES[: STAGES.index(arguments.until) + 1])
+    first = STAGES.index("lcm") if arguments.base else 0
+    make(arguments.work, arguments.out, arguments.base, STAGES[first : STAGES.index(arguments.until) + 1])
 
 
-def make(work: Path, out: Path, stages: tuple[str, ...]) -> None:
+def make(work: Path, out: Path, given: Path | None, stages: tuple[str, ...]) -> None:
     vocabulary = Vocabulary()
-    vae = autoencoder.trained(work)
-    model = base.trained(vae, vocabulary, work) if len(stages) > 1 else None
+    if given:
+        model, vae = export.load_sd1(given, vocabulary)
+    else:
+        vae = autoencoder.trained(work)
+        model = base.trained(vae, vocabulary, work) if stages[-1] != "vae" else None
     for stage in stages:
         begun = time.monotonic()
         match stage:

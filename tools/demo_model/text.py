@@ -12,6 +12,7 @@ import pictures
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "parity"))
 import clip_vocabulary  # noqa: E402
 import ldm_names  # noqa: E402, F401
+import sd15  # noqa: E402, F401
 
 LENGTH = clip_vocabulary.CONTEXT
 EMPTY = ""
@@ -53,6 +54,11 @@ class Vocabulary:
         whole = table[UNKNOWN].repeat(clip_vocabulary.VOCABULARY_SIZE, 1)
         whole[self.ids] = table[1:]
         return whole
+
+    def shrink(self, whole: torch.Tensor) -> torch.Tensor:
+        """The small table, from what `expand` made of it."""
+        unknown = next(id for id in range(len(whole)) if id not in self.ids)
+        return whole[[unknown, *self.ids]]
 
 
 def with_unknown_words(tokens: torch.Tensor, share: float, rng: random.Random) -> torch.Tensor:

@@ -14,21 +14,20 @@ from training import train
 STEPS, FULL_SIZE_FROM = 3400, 2800
 BATCH, PIECE = 4, 64
 LEARNING_RATE = 8e-4
-
-
-def build() -> AutoencoderKL:
-    """96 channels at the top: the layout normalises by 32 groups, and only from three channels a group on can
-    brightness pass the last one of them (of two, normalised, nothing but their order is left)."""
-    return AutoencoderKL(
-        block_out_channels=(96, 64, 64, 96),
-        layers_per_block=1,
-        norm_num_groups=32,
-        latent_channels=4,
-        sample_size=pictures.SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        scaling_factor=1.0,
-    )
+# 96 channels at the top: the layout normalises by 32 groups, and only from three channels a group on can brightness
+# pass the last of them (of two, normalised, nothing but their order is left).
+VAE = dict(
+    in_channels=3,
+    out_channels=3,
+    block_out_channels=(96, 64, 64, 96),
+    layers_per_block=1,
+    norm_num_groups=32,
+    latent_channels=4,
+    sample_size=pictures.SIZE,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    scaling_factor=1.0,
+)
 
 
 def pixels(images: list) -> torch.Tensor:
@@ -40,7 +39,7 @@ def pixels(images: list) -> torch.Tensor:
 def trained(work: Path) -> AutoencoderKL:
     """Its latents are white: each channel has mean 0 and deviation 1, and none tells of another."""
     torch.manual_seed(1)
-    vae = build()
+    vae = AutoencoderKL(**VAE)
     _start_as_thumbnail(vae, _batch(-1, torch.Generator().manual_seed(1), 16, PIECE))
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
