@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn import functional
 
 import pictures
+from text import sd15
 from training import train
 
 STEPS, FULL_SIZE_FROM = 3400, 2800
@@ -16,17 +17,8 @@ BATCH, PIECE = 4, 64
 LEARNING_RATE = 8e-4
 # 96 channels at the top: the layout normalises by 32 groups, and only from three channels a group on can brightness
 # pass the last of them (of two, normalised, nothing but their order is left).
-VAE = dict(
-    in_channels=3,
-    out_channels=3,
-    block_out_channels=(96, 64, 64, 96),
-    layers_per_block=1,
-    norm_num_groups=32,
-    latent_channels=4,
-    sample_size=pictures.SIZE,
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    scaling_factor=1.0,
+VAE = sd15.VAE | dict(
+    block_out_channels=(96, 64, 64, 96), layers_per_block=1, sample_size=pictures.SIZE, scaling_factor=1.0
 )
 
 

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import base
 import pictures
 from base import BATCH, TEXT_ENCODER, WIDTH, Latents
-from text import EMPTY, Vocabulary
+from text import EMPTY, PADDING_2, Vocabulary
 from training import train
 
 STEPS = 6_000
@@ -42,7 +42,7 @@ class Model(torch.nn.Module):
         self.unet = UNet2DConditionModel(**UNET)
         self.unet.set_attn_processor(AttnProcessor())
         self.empty = vocabulary.encode([EMPTY])
-        self.padding_2 = vocabulary.number("!")
+        self.padding_2 = vocabulary.number(PADDING_2)
 
     def condition(self, tokens: torch.Tensor, sizes: torch.Tensor):
         """As SDXL: both encoders' last hidden states but one; nothing at all where the caption is empty."""
@@ -57,7 +57,7 @@ class Model(torch.nn.Module):
         return torch.where(behind_end, self.padding_2, tokens)
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        # Original size, crop and target size: told, and told to matter little.
+        # Original size, crop and target size: all pictures have the same.
         sizes = torch.tensor([pictures.SIZE, pictures.SIZE, 0, 0, pictures.SIZE, pictures.SIZE]).expand(len(noisy), 6)
         context, added = self.condition(tokens, sizes)
         return self.unet(noisy, timesteps, encoder_hidden_states=context, added_cond_kwargs=added).sample
