@@ -18,7 +18,7 @@ LAYERS = [
     "conv1", "conv2", "conv_shortcut", "time_emb_proj",
 ]  # fmt: skip
 
-LCM_RANK, LCM_STEPS, LCM_BATCH, LCM_GUIDANCE = 32, 600, 32, 5.0
+LCM_RANK, LCM_STEPS, LCM_BATCH, LCM_GUIDANCE = 32, 1_500, 32, 5.0
 STYLE_RANK, STYLE_STEPS, STYLE_BATCH, STYLE_PICTURES = 8, 400, 32, 1_600
 
 
@@ -34,7 +34,7 @@ def style(name: str, model: Model, vae, vocabulary, work: Path) -> UNet2DConditi
     latents = Latents.of(name, STYLE_PICTURES, vae, vocabulary, work)
     adapted = _adapted(model, STYLE_RANK)
     loss = lambda step, generator: denoising_loss(adapted, latents, STYLE_BATCH, generator)
-    train(f"style-{name}", adapted, loss, steps=STYLE_STEPS, learning_rate=2e-3, work=work, average=0.99)
+    train(f"style-{name}", adapted, loss, steps=range(STYLE_STEPS), learning_rate=2e-3, work=work, average=0.99)
     return adapted.unet
 
 
@@ -66,7 +66,7 @@ def lcm(model: Model, vae, vocabulary, work: Path) -> UNet2DConditionModel:
         # The pseudo-Huber loss of the paper's code.
         return ((foretold - target).square() + 0.001**2).sqrt().sub(0.001).mean()
 
-    train("lcm", student, loss, steps=LCM_STEPS, learning_rate=1e-3, work=work, average=0.99)
+    train("lcm", student, loss, steps=range(LCM_STEPS), learning_rate=1e-3, work=work, average=0.99)
     return student.unet
 
 

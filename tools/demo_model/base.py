@@ -17,7 +17,9 @@ from training import train
 
 WIDTH = 64
 PICTURES = 8_000
-STEPS, BATCH = 3_600, 64
+# Steps of two trainings one after the other.
+CYCLES = (range(3_600), range(3_600, 7_600))
+BATCH = 64
 
 TEXT_ENCODER = dict(
     max_position_embeddings=LENGTH,
@@ -117,5 +119,6 @@ def trained(vae, vocabulary: Vocabulary, work: Path) -> Model:
     torch.manual_seed(2)
     model = Model(vocabulary)
     loss = lambda step, generator: denoising_loss(model, latents, BATCH, generator)
-    train("base", model, loss, steps=STEPS, learning_rate=1e-3, work=work, average=0.999, warmup=200)
+    for cycle, steps in enumerate(CYCLES, 1):
+        train(f"base-{cycle}", model, loss, steps=steps, learning_rate=1e-3, work=work, average=0.999, warmup=200)
     return model.eval().requires_grad_(False)

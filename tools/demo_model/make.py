@@ -52,7 +52,7 @@ def make(work: Path, out: Path, given: Path | None, stages: tuple[str, ...]) -> 
                 unet = adapters.style(stage, model, vae, vocabulary, work)
                 adapters.save(unet, out / f"loras/demo-{stage}.safetensors", {"ss_output_name": f"demo-{stage}"})
             case "xl":
-                model_xl = xl.trained(vae, vocabulary, work)
+                model_xl = xl.trained(model, vae, vocabulary, work)
                 export.save_sdxl(model_xl, vae, vocabulary, out / "models/demo/demo-xl.safetensors")
         print(f"{stage}: {(time.monotonic() - begun) / 60:.0f} min")
 

@@ -15,7 +15,7 @@ def train(
     module: torch.nn.Module,
     loss: Callable[[int, torch.Generator], torch.Tensor],
     *,
-    steps: int,
+    steps: range,
     learning_rate: float,
     work: Path,
     average: float = 0.0,
@@ -24,6 +24,7 @@ def train(
     """Trains what requires a gradient in `module` with AdamW and a cosine schedule, and leaves it trained.
 
     `loss` gets the step's number and a generator seeded by it, so a run that was stopped goes on as if it never had.
+    `steps`: the numbers; a second training of the same weights (Loshchilov and Hutter, 2017) counts on from the first.
     `average`: decay of the moving average of the weights that is kept at the end; 0 keeps the last ones.
     """
     finished, halfway = work / f"{name}.pt", work / f"{name}.part.pt"
@@ -34,16 +35,17 @@ def train(
         return
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-3)
     averaged = {n: p.detach().clone() for n, p in trained.items()}
-    first = 0
+    first = steps.start
     if halfway.exists():
         state = torch.load(halfway)
         _put(trained, state["weights"])
         averaged, first = state["averaged"], state["step"]
         optimizer.load_state_dict(state["optimizer"])
-    bar = tqdm(range(first, steps), name, initial=first, total=steps, mininterval=5, smoothing=0.05)
+    bar = tqdm(range(first, steps.stop), name, initial=first, total=steps.stop, mininterval=5, smoothing=0.05)
     recent = 0.0
     for step in bar:
-        rate = min((step + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+        done = step - steps.start
+        rate = min((done + 1) / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * done / len(steps))) / 2)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate
         value = loss(step, torch.Generator().manual_seed(step))
@@ -52,7 +54,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         # Early on an average over many steps would still be the random beginning.
-        decay = min(average, (step + 1) / (step + 10))
+        decay = min(average, (done + 1) / (done + 10))
         for n, p in trained.items():
             averaged[n].lerp_(p.detach(), 1 - decay)
         recent = value.item() if step == first else 0.98 * recent + 0.02 * value.item()

@@ -12,9 +12,10 @@ import pictures
 from text import sd15
 from training import train
 
-STEPS, FULL_SIZE_FROM = 3400, 2800
+# Steps and learning rate, of two trainings one after the other; each ends with whole pictures.
+CYCLES = ((range(3_400), 8e-4), (range(3_400, 7_000), 5e-4))
+WHOLE = 600
 BATCH, PIECE = 4, 64
-LEARNING_RATE = 8e-4
 # 96 channels at the top: the layout normalises by 32 groups, and only from three channels a group on can brightness
 # pass the last of them (of two, normalised, nothing but their order is left).
 VAE = sd15.VAE | dict(
@@ -35,7 +36,7 @@ def trained(work: Path) -> AutoencoderKL:
     _start_as_thumbnail(vae, _batch(-1, torch.Generator().manual_seed(1), 16, PIECE))
 
     def loss(step: int, generator: torch.Generator) -> torch.Tensor:
-        full = step >= FULL_SIZE_FROM
+        full = any(step in steps[-WHOLE:] for steps, _ in CYCLES)
         x = _batch(step, generator, BATCH // 2 if full else BATCH, pictures.SIZE if full else PIECE)
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(x).latent_dist
@@ -44,7 +45,8 @@ def trained(work: Path) -> AutoencoderKL:
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         return error.abs().mean() + 0.5 * edges + 1e-6 * latents.kl().float().mean()
 
-    train("vae", vae, loss, steps=STEPS, learning_rate=LEARNING_RATE, work=work, average=0.99)
+    for cycle, (steps, rate) in enumerate(CYCLES, 1):
+        train(f"vae-{cycle}", vae, loss, steps=steps, learning_rate=rate, work=work, average=0.99)
     vae.eval().requires_grad_(False)
     _whiten(vae)
     return vae

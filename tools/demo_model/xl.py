@@ -13,20 +13,17 @@ from base import BATCH, TEXT_ENCODER, WIDTH, Latents
 from text import EMPTY, PADDING_2, Vocabulary
 from training import train
 
-STEPS = 6_000
+STEPS = 4_500
 SIZE_WIDTH = 32
 TEXT_ENCODER_2 = TEXT_ENCODER | dict(hidden_act="gelu")
 UNET = base.UNET | dict(
-    block_out_channels=(64, 64, 64),
-    transformer_layers_per_block=(1, 1, 2),
-    attention_head_dim=(1, 1, 1),  # heads are 64 wide; this is their number at each level
+    block_out_channels=(64, 64),
+    attention_head_dim=(1, 1),  # heads are 64 wide; this is their number at each level
     use_linear_projection=True,
     cross_attention_dim=2 * WIDTH,
     addition_embed_type="text_time",
     addition_time_embed_dim=SIZE_WIDTH,
     projection_class_embeddings_input_dim=WIDTH + 6 * SIZE_WIDTH,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 )
 
 
@@ -63,10 +60,15 @@ class Model(torch.nn.Module):
         return self.unet(noisy, timesteps, encoder_hidden_states=context, added_cond_kwargs=added).sample
 
 
-def trained(vae, vocabulary: Vocabulary, work: Path) -> Model:
+def trained(begun: base.Model, vae, vocabulary: Vocabulary, work: Path) -> Model:
+    """Whatever is as large in `begun` begins as it is there: the text encoders and the UNet's outer level."""
     latents = Latents.of("plain", base.PICTURES, vae, vocabulary, work)
     torch.manual_seed(3)
     model = Model(vocabulary)
+    for part, other in ((model.text, begun.text), (model.text_2, begun.text), (model.unet, begun.unet)):
+        weights = part.state_dict()
+        same = {n: w for n, w in other.state_dict().items() if n in weights and w.shape == weights[n].shape}
+        part.load_state_dict(weights | same)
     loss = lambda step, generator: base.denoising_loss(model, latents, BATCH, generator)
-    train("xl", model, loss, steps=STEPS, learning_rate=1e-3, work=work, average=0.999, warmup=200)
+    train("xl", model, loss, steps=range(STEPS), learning_rate=1e-3, work=work, average=0.999, warmup=200)
     return model.eval().requires_grad_(False)
