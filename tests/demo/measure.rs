@@ -16,6 +16,8 @@ const GRID: usize = 32;
 #[derive(Deserialize)]
 pub struct Expected {
     pub prompts: Vec<Asked>,
+    /// Colour and shape of each tile of `drawn.png`, row after row.
+    pub tiles: Vec<(String, String)>,
     /// By name, sRGB.
     pub colours: BTreeMap<String, [u8; 3]>,
     /// By name, what is inside of the outline on a grid over its bounding box.

@@ -16,10 +16,16 @@ def save(folder: Path) -> None:
     expected = dict(
         prompts=pictures.held_out_prompts(PROMPTS, SEED),
         colours=pictures.COLOURS,
+        tiles=_tiles(),
         shapes={shape: _rows(pictures.silhouette(shape)) for shape in pictures.SHAPES},
     )
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     _drawn().save(folder / "drawn.png", optimize=True)
+
+
+def _tiles() -> list[tuple[str, str]]:
+    """What `drawn.png` shows, row after row."""
+    return [(colour, shape) for colour in pictures.COLOURS for shape in pictures.SHAPES]
 
 
 def _rows(image: Image.Image) -> list[str]:
@@ -33,11 +39,12 @@ def _drawn() -> Image.Image:
     """A row for each colour, a column for each shape; sizes and backgrounds take turns."""
     side = pictures.SIZE
     sheet = Image.new("RGB", (side * len(pictures.SHAPES), side * len(pictures.COLOURS)))
-    for row, colour in enumerate(pictures.COLOURS.values()):
-        for column, shape in enumerate(pictures.SHAPES):
-            background = list(pictures.BACKGROUNDS.values())[(row + column) % 5]
-            tile = pictures.one(shape, colour, background, list(pictures.RADII.values())[(row + column) % 3])
-            sheet.paste(tile, (side * column, side * row))
+    for number, (colour, shape) in enumerate(_tiles()):
+        row, column = divmod(number, len(pictures.SHAPES))
+        background = list(pictures.BACKGROUNDS.values())[(row + column) % 5]
+        radius = list(pictures.RADII.values())[(row + column) % 3]
+        tile = pictures.one(shape, pictures.COLOURS[colour], background, radius)
+        sheet.paste(tile, (side * column, side * row))
     return sheet
 
 

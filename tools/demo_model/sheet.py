@@ -30,23 +30,25 @@ ROWS = [
         "two pine trees in the snow at sunset", "a cactus in the desert on a sunny day with the sun",
         "a boat with white sails on the sea at night with the moon", "the sea by day with the sun",
     ]),
-    ("demo", [
+    ("demo-xl", [
         "a red circle on a white background", "a large yellow star on a black background",
         "a green square and a pink heart", "a blue triangle above an orange circle",
         "a white house and a pine tree in the snow by day", "a boat with yellow sails on the sea at sunset with the sun",
         "mountains in the hills at night with stars", "a cactus in the desert at sunset",
     ]),
-    ("demo", [
+    ("demo-fast", [
         "a red heart on a white background", "a purple star in the top right on a black background",
         "a large green diamond on a beige background", "a cyan circle and an orange square",
         "a blue house in a field on a sunny day", "a boat on the sea at sunset",
         "a tree in the hills at night with the moon", "mountains in the snow by day with clouds",
     ]),
-    ("demo", [
+    ("demo-outline", [
         "a red star on a white background", "a blue heart on a beige background",
-        "a large green circle on a black background", "a small cyan square at the bottom on a gray background",
-        "a purple diamond above a yellow heart", "a house and a tree in the hills by day with the sun",
-        "a tree in the hills by day with clouds", "two trees in a field at night with stars",
+        "a large green circle on a black background", "a house and a tree in the hills by day with the sun",
+    ]),
+    ("demo-pixelated", [
+        "a large red heart on a white background", "a yellow star on a black background",
+        "a boat on the sea at sunset with the sun", "a tree in the hills by day with clouds",
     ]),
 ]  # fmt: skip
 
@@ -64,7 +66,7 @@ def main() -> None:
         picture = draw(arguments.daemon, mode, prompt, arguments.seed + number)
         x, y = 8 + number % COLUMNS * (TILE + 8), 8 + number // COLUMNS * (TILE + CAPTION + 8)
         sheet.paste(picture, (x, y))
-        ImageDraw.Draw(sheet).multiline_text((x, y + TILE + 2), broken(prompt), fill="black", font_size=9, spacing=1)
+        ImageDraw.Draw(sheet).multiline_text((x, y + TILE + 2), broken(f"{mode}: {prompt}"), fill="black", font_size=9, spacing=1)
     sheet.save(arguments.out, optimize=True)
 
 

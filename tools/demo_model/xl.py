@@ -13,7 +13,7 @@ from base import BATCH, TEXT_ENCODER, WIDTH, Latents
 from text import EMPTY, PADDING_2, Vocabulary
 from training import train
 
-STEPS = 4_500
+STEPS = 3_600
 SIZE_WIDTH = 32
 TEXT_ENCODER_2 = TEXT_ENCODER | dict(hidden_act="gelu")
 UNET = base.UNET | dict(
