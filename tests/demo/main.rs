@@ -124,6 +124,11 @@ fn and_in_four_steps() {
 }
 
 #[test]
+fn and_by_the_layout_of_sdxl() {
+    assert!(Studio::open("demo-xl").right(&Expected::load()) >= 80);
+}
+
+#[test]
 fn the_outline_style_leaves_objects_hollow() {
     let (plain, outline) = (Studio::open("demo"), Studio::open("demo-outline"));
     let expected = Expected::load();

@@ -77,7 +77,7 @@ def draw(daemon: str, mode: str, prompt: str, seed: int) -> Image.Image:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
-def broken(text: str, width: int = 30) -> str:
+def broken(text: str, width: int = 28) -> str:
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) >= width:
