@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::{keys, matching::Sorted};
+use super::{keys, sorted::Sorted};
 
 /// The model that a LoRA was trained on.
 #[derive(Debug, Clone, PartialEq, Eq)]

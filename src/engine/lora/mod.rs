@@ -13,11 +13,14 @@ mod keys;
 mod matching;
 mod patches;
 mod scales;
+mod sorted;
 #[cfg(test)]
 mod tests;
 
-pub use matching::{Match, Sorted};
+pub use base::Claim;
+pub use matching::Match;
 pub use patches::{PatchKey, Patches};
+pub use sorted::Sorted;
 
 /// What is wrong with a LoRA, by its names and shapes alone. Tensors are named as in the file.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
