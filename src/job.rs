@@ -53,6 +53,8 @@ pub enum SwitchOrigin {
     User,
     /// It stands before a generation that needs it, and leaves with it.
     Generation,
+    /// The configuration was changed: what is loaded is not what its mode says any more.
+    Reload,
 }
 
 /// Where a job is on its way.

@@ -7,12 +7,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod diff;
 mod names;
 mod size;
 
+pub use diff::ModesDiff;
 pub use names::{
-    LongPrompts, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing, UnknownName,
-    did_you_mean, nearest_name,
+    LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing,
+    UnknownName, Watch, did_you_mean, nearest_name,
 };
 pub use size::{InvalidSize, Size};
 
@@ -20,10 +22,12 @@ pub use size::{InvalidSize, Size};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Modes {
     pub default_mode: String,
+    pub model_root: PathBuf,
     /// Where LoRAs are looked for that a request names.
     pub lora_root: PathBuf,
     /// The largest image that a request may ask for.
     pub max_pixels: u64,
+    pub watch: Watch,
     pub modes: BTreeMap<String, Arc<Mode>>,
 }
 
@@ -65,6 +69,9 @@ pub struct PipelineSpec {
     pub on_lora_error: OnLoraError,
     /// What the UNet predicts; `None`: what the checkpoint says or its family does.
     pub prediction: Option<Prediction>,
+    /// Another number once one of the files has been replaced; 0 where nobody has looked.
+    #[serde(default)]
+    pub stamp: u64,
 }
 
 impl PipelineSpec {
@@ -76,6 +83,7 @@ impl PipelineSpec {
             loras: Vec::new(),
             on_lora_error: OnLoraError::Fail,
             prediction: None,
+            stamp: 0,
         }
     }
 }
@@ -126,6 +134,21 @@ pub struct LoraReport {
     /// Why it was left out, where the mode allows that.
     pub skipped: Option<String>,
 }
+
+/// What a file or folder of models is, as far as its headers say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inspected {
+    pub kind: ModelKind,
+    /// Of a checkpoint its family; of a LoRA what it was made for, if that can be told.
+    pub family: Option<String>,
+    /// How most of its bytes are stored: fp32, fp16, bf16, fp8 …
+    pub precision: Option<String>,
+    /// Why it cannot be used.
+    pub problem: Option<String>,
+}
+
+/// Looks at a file: what the user calls it, and where it is.
+pub type Inspector = fn(&str, &std::path::Path) -> Inspected;
 
 /// What a mode fills in where a request is silent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("worker/child", &["engine", "job", "modes", "request"]),
     ("dispatcher", &["job", "modes", "queue", "request", "vram", "worker"]),
     ("http", &["config", "dispatcher", "image", "job", "modes", "request", "vram"]),
-    ("cli", &["config", "dispatcher", "http", "modes", "worker"]),
+    ("cli", &["config", "dispatcher", "engine", "http", "modes", "worker"]),
     ("main", &["cli", "dispatcher"]),
 ];
 

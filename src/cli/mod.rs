@@ -1,6 +1,6 @@
 //! Arguments in, exit code out: one file a subcommand. Uses every other room; nothing uses it.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -46,11 +46,9 @@ enum Command {
     /// Serve the API (what happens without a subcommand, too)
     Serve(serve::Arguments),
     /// Say what is wrong with a configuration file; exit code 0 if nothing is, 78 otherwise
-    Check {
-        /// The configuration file
-        #[arg(default_value = "modes.yaml", env = "MODES_CONFIG")]
-        file: PathBuf,
-    },
+    Check(check::Arguments),
+    /// Print the JSON Schema of modes.yaml, for editors
+    Schema,
     /// The process that owns the accelerator; `serve` starts it
     #[command(hide = true)]
     Worker,
@@ -65,7 +63,11 @@ pub fn main(custom: CustomJobs) -> ExitCode {
             log_to_stderr();
             serve::run(arguments, custom)
         }
-        Command::Check { file } => check::run(file),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Schema => {
+            println!("{}", crate::config::schema());
+            ExitCode::SUCCESS
+        }
         Command::Worker => {
             log_to_stderr();
             crate::worker::child::run()

@@ -1,8 +1,10 @@
 //! `diffused serve`: puts the rooms together, and takes them apart again.
 
 use std::{
+    env::VarError,
+    fs,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -17,9 +19,10 @@ use super::{
     signals::{self, Event},
 };
 use crate::{
-    config::{ConfigErrors, ModeConfigManager},
+    config::{self, ConfigErrors, ModeConfigManager, Origin},
     dispatcher::{self, CustomJobs, DispatcherConfig, DispatcherShutdown},
-    http::{self, Api},
+    engine,
+    http::{self, Api, Inspections},
     modes::{Modes, PipelineSpec},
 };
 
@@ -43,6 +46,10 @@ pub struct Arguments {
     /// The folder for what outlives the daemon; one daemon at a time
     #[arg(long, value_name = "DIR", default_value = "state")]
     state_dir: PathBuf,
+    /// A file with the key that whoever changes modes over the API must send as X-Admin-Key; the
+    /// variable DIFFUSED_ADMIN_KEY has the key itself. Without either everybody may
+    #[arg(long, value_name = "FILE", env = "DIFFUSED_ADMIN_KEY_FILE")]
+    admin_key_file: Option<PathBuf>,
     /// How many jobs may wait; more are answered with 429
     #[arg(long, value_name = "N", default_value_t = 64, env = "QUEUE_MAX",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -64,6 +71,8 @@ enum ServeError {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     StateDir(#[from] StateDirError),
+    #[error("the admin key in {place} {problem}")]
+    AdminKey { place: String, problem: String },
     #[error("cannot listen on {address}: {error}")]
     Listen { address: String, error: io::Error },
     #[error("{0}")]
@@ -88,8 +97,16 @@ pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
 
 async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeError> {
     let events = signals::listen()?;
-    let config = Arc::new(ModeConfigManager::load(&arguments.config)?);
+    let config = Arc::new(ModeConfigManager::load_or_from_environment(&arguments.config)?);
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    if !config.has_file() {
+        let file = config.path().display();
+        tracing::warn!(
+            "there is no {file}: MODEL_ROOT and MODEL describe the one mode, 'default'; a file has \
+             more, and can be edited while the daemon runs: cp modes.yaml.example {file}"
+        );
+    }
+    let admin_key = admin_key(arguments.admin_key_file.as_deref())?;
     let _state = StateDir::acquire(&arguments.state_dir)?;
     let address = arguments.address();
     let listening = TcpListener::bind(&address).await;
@@ -103,11 +120,19 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         preload: preload(&modes),
         custom,
     });
+    let dispatcher_too = handle.clone();
+    config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
+    config::watch(config.clone())?;
     announce(&listener)?;
 
     let (stopped, stop) = oneshot::channel();
     tokio::spawn(obey(events, config.clone(), dispatcher, stopped));
-    let router = http::router(Api { config, dispatcher: handle });
+    let router = http::router(Api {
+        config,
+        dispatcher: handle,
+        admin_key,
+        inspections: Inspections::new(engine::inspect),
+    });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         let _ = stop.await; // an error is a stop, too
@@ -130,6 +155,22 @@ fn announce(listener: &TcpListener) -> io::Result<()> {
     stdout.flush()
 }
 
+/// From the file or the environment: never from the command line, which everybody can read.
+fn admin_key(file: Option<&Path>) -> Result<Option<Arc<str>>, ServeError> {
+    let (place, key) = match (file, std::env::var("DIFFUSED_ADMIN_KEY")) {
+        (Some(file), _) => (file.display().to_string(), fs::read_to_string(file)),
+        (None, Ok(key)) => ("DIFFUSED_ADMIN_KEY".to_owned(), Ok(key)),
+        (None, Err(VarError::NotPresent)) => return Ok(None),
+        (None, Err(error)) => ("DIFFUSED_ADMIN_KEY".to_owned(), Err(io::Error::other(error))),
+    };
+    let key =
+        key.map_err(|error| format!("cannot be read: {error}")).and_then(|key| match key.trim() {
+            "" => Err("is empty".to_owned()),
+            key => Ok(key.into()),
+        });
+    key.map(Some).map_err(|problem| ServeError::AdminKey { place, problem })
+}
+
 /// The default mode, if its model is there: one that is not says so when it is used.
 fn preload(modes: &Modes) -> Option<(String, PipelineSpec)> {
     let mode = modes.get(&modes.default_mode).ok()?;
@@ -147,7 +188,14 @@ async fn obey(
 ) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Reload => reload(config.clone()).await,
+            Event::Reload => {
+                let config = config.clone();
+                // What comes of it, the manager says.
+                let reload = tokio::task::spawn_blocking(move || config.reload(Origin::Signal));
+                if let Err(panicked) = reload.await {
+                    tracing::error!("{panicked}");
+                }
+            }
             Event::Stop => break,
         }
     }
@@ -161,19 +209,5 @@ async fn obey(
             tracing::warn!("ending at once");
             std::process::exit(1);
         }
-    }
-}
-
-async fn reload(config: Arc<ModeConfigManager>) {
-    match tokio::task::spawn_blocking(move || config.reload()).await {
-        Ok(Ok(report)) => {
-            report.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            tracing::info!(diff = ?report.diff, "configuration reloaded");
-        }
-        Ok(Err(errors)) => {
-            errors.diagnostics.iter().for_each(|error| tracing::error!("{error}"));
-            tracing::error!("configuration not reloaded; the modes are what they were before");
-        }
-        Err(panicked) => tracing::error!("{panicked}"),
     }
 }

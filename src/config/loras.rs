@@ -1,19 +1,13 @@
 //! LoRAs that requests name: looked for on disk, and never outside `lora_root`. A link in there is
 //! followed wherever it leads: only who runs the daemon can have put it there.
 
-use std::{
-    collections::HashSet,
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use super::{
+    folder::{self, EXTENSION},
+    names::check_file_name,
 };
-
-use super::resolve::check_file_name;
 use crate::modes::{LoraName, LoraRef, Mode, Modes, did_you_mean, nearest_name};
-
-/// Bounds for a folder that can be anything.
-const MAX_ENTRIES: usize = 50_000;
-const MAX_DEPTH: usize = 8;
 
 /// Why there is no such LoRA; for the field that names it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -90,51 +84,19 @@ fn adapter_names(mode: &Mode) -> impl Iterator<Item = &str> {
     mode.pipeline.loras.iter().filter_map(|lora| lora.adapter_name.as_deref())
 }
 
+fn files(root: &Path) -> Vec<String> {
+    folder::files(root, |_| false)
+}
+
 /// A file's name without folder and extension.
 fn stem(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     name.strip_suffix(EXTENSION).unwrap_or(name)
 }
 
-const EXTENSION: &str = ".safetensors";
-
-/// Every LoRA file below `root`, relative to it, sorted. What cannot be read is not there.
-fn files(root: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut seen = HashSet::new(); // links may lead in circles
-    let mut folders = vec![(root.to_owned(), 0)];
-    let mut entries_left = MAX_ENTRIES;
-    while let Some((folder, depth)) = folders.pop() {
-        let is_new = fs::metadata(&folder)
-            .is_ok_and(|metadata| seen.insert((metadata.dev(), metadata.ino())));
-        if !is_new {
-            continue;
-        }
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if entries_left == 0 {
-                break;
-            }
-            entries_left -= 1;
-            let path = entry.path();
-            if path.is_dir() {
-                if depth < MAX_DEPTH {
-                    folders.push((path, depth + 1));
-                }
-            } else if let Some(name) = path.strip_prefix(root).ok().and_then(Path::to_str)
-                && name.ends_with(EXTENSION)
-                && path.is_file()
-            {
-                found.push(name.to_owned());
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
     use crate::config::ModeConfigManager;

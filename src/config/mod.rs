@@ -1,99 +1,212 @@
 //! `modes.yaml` → a valid, immutable [`Modes`]: the one owner of that file.
 //!
-//! The way: bytes → `raw` (a tree with positions) → `resolve` (typed, or every error at once)
-//! → `files` (warnings for what is not on disk) → the current snapshot, which a reload replaces
-//! as a whole or not at all. Knows nothing of queue, worker or HTTP; who watches for changes
-//! calls [`ModeConfigManager::reload`].
+//! The way (`source`): bytes → `raw` (a tree with positions) → `variables` (`${VAR}`) → `resolve`
+//! (typed, or every error at once) → `files` (warnings for what is not on disk) and `stamp` (which
+//! files those are) → the current snapshot, which a reload replaces as a whole or not at all. Three
+//! ways lead to a reload: the file is seen to change (`watch`), a signal, the API, which may also
+//! `edit` it; what each did is kept in [`ConfigStatus`]. Knows nothing of queue, worker or HTTP: who
+//! must act on a change listens.
 
 use std::{
-    fmt,
-    fs::File,
-    io::{self, Read},
+    collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard},
+    time::SystemTime,
 };
 
-use crate::modes::Modes;
+use crate::modes::{Modes, ModesDiff};
 
 mod diagnostic;
-mod diff;
+mod edit;
+mod excerpt;
 mod files;
+mod folder;
+mod inventory;
 mod loras;
+mod names;
 mod raw;
 mod reader;
 mod resolve;
+mod schema;
+mod source;
+mod stamp;
+mod status;
+mod variables;
+mod watch;
+mod write;
 
-pub use diagnostic::{Diagnostic, KeyPath, Position, Severity};
-pub use diff::ModesDiff;
+pub use diagnostic::{ConfigErrors, Diagnostic, KeyPath, Position, Severity};
+pub use edit::{EditError, ModeEdit, NotEditable};
+pub use excerpt::Excerpt;
+pub use inventory::{ModelFile, inventory};
 pub use loras::{UnknownLora, find_lora};
+pub use schema::schema;
+pub use source::source_of;
+pub use stamp::with_loras;
+pub use status::{ConfigStatus, Origin, Rejected, ReloadOutcome, ReloadReport, Revision};
+pub use watch::watch;
 
-/// A larger file is a mistake.
-const MAX_FILE_BYTES: u64 = 8 << 20;
+use source::{FROM_ENVIRONMENT, Unreadable, read_text, revision_of, understand};
 
 /// Loads, validates and holds what `modes.yaml` says.
 pub struct ModeConfigManager {
     path: PathBuf,
-    current: RwLock<Snapshot>,
-    /// Reloads one after the other, so that each reports the difference that it made.
-    reloading: Mutex<()>,
+    /// Whether [`FROM_ENVIRONMENT`] stands for a file.
+    from_environment: bool,
+    state: RwLock<State>,
+    /// Reloads one after the other, so that each reports the difference that it made; and what was
+    /// on disk at the last one.
+    reloading: Mutex<Seen>,
+    listener: OnceLock<Listener>,
 }
 
-#[derive(Clone)]
-struct Snapshot {
+type Listener = Box<dyn Fn(&ModesDiff, &Arc<Modes>) + Send + Sync>;
+
+struct State {
     modes: Arc<Modes>,
-    warnings: Arc<[Diagnostic]>,
+    status: Arc<ConfigStatus>,
 }
 
-/// What a successful reload did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReloadReport {
-    pub diff: ModesDiff,
-    pub warnings: Arc<[Diagnostic]>,
-}
-
-/// Everything that is wrong with a file, in its order; never empty.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub struct ConfigErrors {
-    pub diagnostics: Vec<Diagnostic>,
-}
-
-impl fmt::Display for ConfigErrors {
-    /// One line each.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, diagnostic) in self.diagnostics.iter().enumerate() {
-            write!(f, "{}{diagnostic}", if i == 0 { "" } else { "\n" })?;
-        }
-        Ok(())
-    }
-}
+/// What the file was: its revision, or why it could not be read.
+type Seen = Result<String, String>;
 
 impl ModeConfigManager {
     /// Reads `path`; its own folder is what `model_root` and `lora_root` are relative to.
     pub fn load(path: impl Into<PathBuf>) -> Result<Self, ConfigErrors> {
         let path = path.into();
-        let current = RwLock::new(read(&path)?);
-        Ok(Self { path, current, reloading: Mutex::new(()) })
+        let text = read_text(&path).map_err(|failure| failure.of(&path))?;
+        Self::start(path, text, false)
+    }
+
+    /// The same; but where there is no such file, and the environment names a model (`MODEL_ROOT`
+    /// and `MODEL`), there is one mode, `default`, which it describes.
+    pub fn load_or_from_environment(path: impl Into<PathBuf>) -> Result<Self, ConfigErrors> {
+        let path = path.into();
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let is_missing = std::fs::symlink_metadata(&path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !is_missing || !is_set("MODEL") || !is_set("MODEL_ROOT") {
+            return Self::load(path);
+        }
+        Self::start(path, FROM_ENVIRONMENT.to_owned(), true).map_err(|mut errors| {
+            for error in &mut errors.diagnostics {
+                (error.file, error.at) = (Path::new("environment").into(), None);
+            }
+            errors
+        })
+    }
+
+    fn start(path: PathBuf, text: String, from_environment: bool) -> Result<Self, ConfigErrors> {
+        let revision = revision_of(&text);
+        let (modes, warnings) = understand(&text, &path)?;
+        let status = ConfigStatus {
+            in_force: Revision { id: revision.clone(), at: SystemTime::now(), by: Origin::Start },
+            warnings,
+            rejected: None,
+            reloads: BTreeMap::new(),
+        };
+        Ok(Self {
+            path,
+            from_environment,
+            state: RwLock::new(State { modes, status: Arc::new(status) }),
+            reloading: Mutex::new(Ok(revision)),
+            listener: OnceLock::new(),
+        })
     }
 
     /// The modes as of now. Whoever holds the snapshot keeps it through any reload.
     pub fn current(&self) -> Arc<Modes> {
-        self.snapshot().modes
+        self.state().modes.clone()
+    }
+
+    pub fn status(&self) -> Arc<ConfigStatus> {
+        self.state().status.clone()
     }
 
     /// What the current snapshot's file gave reason to warn of.
     pub fn warnings(&self) -> Arc<[Diagnostic]> {
-        self.snapshot().warnings
+        self.status().warnings.clone()
+    }
+
+    /// Has `listener` told of every change, in order, before who asked for the reload is answered.
+    /// There is one listener; a second one is not told.
+    pub fn on_change(&self, listener: impl Fn(&ModesDiff, &Arc<Modes>) + Send + Sync + 'static) {
+        let _ = self.listener.set(Box::new(listener));
+    }
+
+    /// Whether there is a file; else there is one mode, and nothing to reload or to edit.
+    pub fn has_file(&self) -> bool {
+        !self.from_environment
     }
 
     /// Reads the file again. On an error the last good snapshot stays. Blocks on the disk.
-    pub fn reload(&self) -> Result<ReloadReport, ConfigErrors> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let Snapshot { modes, warnings } = read(&self.path)?;
-        let old = self.current();
-        let diff = diff::diff(&old, &modes);
-        let new = Snapshot { modes, warnings: warnings.clone() };
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(ReloadReport { diff, warnings })
+    pub fn reload(&self, by: Origin) -> Result<ReloadReport, ConfigErrors> {
+        let mut seen = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.read_text();
+        *seen = seen_in(&text);
+        self.apply(text, by)
+    }
+
+    /// The same, if the file is not what it was when it was last read.
+    pub fn reload_if_edited(&self, by: Origin) -> Option<Result<ReloadReport, ConfigErrors>> {
+        let mut seen = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.read_text();
+        let now = seen_in(&text);
+        if *seen == now {
+            return None;
+        }
+        *seen = now;
+        Some(self.apply(text, by))
+    }
+
+    /// Changes one mode in the file and applies it: both or neither. The file's other lines stay as
+    /// they are. `expected`: the revision that the caller has seen.
+    pub fn edit(
+        &self,
+        name: &str,
+        change: &ModeEdit,
+        expected: impl FnOnce(&str) -> bool,
+    ) -> Result<ReloadReport, EditError> {
+        let mut seen = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.read_text().map_err(|failure| EditError::Broken(failure.of(&self.path)))?;
+        let revision = revision_of(&text);
+        if !expected(&revision) {
+            return Err(EditError::OtherRevision { revision });
+        }
+        names::check_mode_name(name).map_err(EditError::BadName)?;
+        let (before, _) = understand(&text, &self.path).map_err(EditError::Broken)?;
+        match change {
+            ModeEdit::Add(_) if before.get(name).is_ok() => {
+                return Err(EditError::Exists(name.to_owned()));
+            }
+            ModeEdit::Remove => {
+                before.get(name)?;
+            }
+            ModeEdit::Add(_) | ModeEdit::Put(_) => {}
+        }
+        let root = raw::parse(&text).map_err(|_| NotEditable::NotInLines)?;
+        let text = edit::edit(&text, &root, name, change)?;
+        // Another mode may have stood on this one, by an alias.
+        raw::parse(&text).map_err(|_| NotEditable::Entangled)?;
+        let (after, _) = understand(&text, &self.path).map_err(EditError::Invalid)?;
+        let diff = before.diff(&after);
+        let others = [&diff.added, &diff.removed, &diff.to_reload, &diff.redefined];
+        let is_there = after.modes.contains_key(name) != (*change == ModeEdit::Remove);
+        let only_this = others.into_iter().flatten().all(|other| other == name);
+        if !only_this || !is_there || diff.default_mode.is_some() || !diff.settings.is_empty() {
+            return Err(NotEditable::Entangled.into());
+        }
+        write::atomically(&self.path, &text).map_err(EditError::Unwritable)?;
+        *seen = Ok(revision_of(&text));
+        self.apply(Ok(text), Origin::Api).map_err(EditError::Invalid)
+    }
+
+    fn read_text(&self) -> Result<String, Unreadable> {
+        if self.from_environment {
+            return Ok(FROM_ENVIRONMENT.to_owned());
+        }
+        read_text(&self.path)
     }
 
     /// The file, as it was named to [`load`](Self::load).
@@ -101,70 +214,78 @@ impl ModeConfigManager {
         &self.path
     }
 
-    fn snapshot(&self) -> Snapshot {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-fn read(path: &Path) -> Result<Snapshot, ConfigErrors> {
-    let file: Arc<Path> = path.into();
-    let fail = |at, message| ConfigErrors {
-        diagnostics: vec![Diagnostic {
-            severity: Severity::Error,
-            file: file.clone(),
-            at,
-            key: KeyPath::default(),
-            message,
-            looked_for: None,
-        }],
-    };
-    let text = read_text(path).map_err(|(at, message)| fail(at, message))?;
-    let root = raw::parse(&text).map_err(|error| fail(error.at, error.message))?;
-    // Absolute, because a job's paths travel to another process.
-    let absolute = std::path::absolute(path).map_err(|error| fail(None, error.to_string()))?;
-    let base = absolute.parent().unwrap_or(Path::new("/"));
-    let resolved = resolve::resolve(&root, file.clone(), base)
-        .map_err(|diagnostics| ConfigErrors { diagnostics })?;
-    let warnings = files::check(&resolved.mentions, &file).into();
-    Ok(Snapshot { modes: Arc::new(resolved.modes), warnings })
-}
-
-/// The file's text, or what is wrong with it as a whole.
-fn read_text(path: &Path) -> Result<String, (Option<Position>, String)> {
-    let whole = |message: String| (None, message);
-    let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            let name = path.file_name().unwrap_or_default().display();
-            whole(format!("there is no such file; make one with: cp modes.yaml.example {name}"))
+    /// Called under the lock of `reloading` alone.
+    fn apply(
+        &self,
+        text: Result<String, Unreadable>,
+        by: Origin,
+    ) -> Result<ReloadReport, ConfigErrors> {
+        let id = text.as_ref().ok().map(|text| revision_of(text));
+        let understood = text
+            .map_err(|failure| failure.of(&self.path))
+            .and_then(|text| understand(&text, &self.path));
+        let (old, mut status) = {
+            let state = self.state();
+            (state.modes.clone(), ConfigStatus::clone(&state.status))
+        };
+        let at = SystemTime::now();
+        let (modes, result) = match understood {
+            Ok((modes, warnings)) => {
+                let diff = old.diff(&modes);
+                let id = id.unwrap_or_default();
+                if diff.is_empty() && id == status.in_force.id {
+                    status.count(by, ReloadOutcome::Unchanged);
+                } else {
+                    status.count(by, ReloadOutcome::Applied);
+                    status.in_force = Revision { id: id.clone(), at, by };
+                }
+                status.warnings = warnings.clone();
+                // The very same snapshot where nothing changed: who compares, compares pointers.
+                let modes = if diff.is_empty() { old } else { modes };
+                (modes, Ok(ReloadReport { revision: id, diff, warnings }))
+            }
+            Err(errors) => {
+                status.count(by, ReloadOutcome::Rejected);
+                status.rejected = Some(Rejected { id, at, by, errors: errors.clone() });
+                (old, Err(errors))
+            }
+        };
+        let status = Arc::new(status);
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) =
+            State { modes: modes.clone(), status };
+        log(&result, by);
+        if let (Ok(report), Some(listener)) = (&result, self.listener.get())
+            && !report.diff.is_empty()
+        {
+            listener(&report.diff, &modes);
         }
-        _ => whole(format!("cannot be read: {error}")),
-    };
-    // Asked before it is opened: opening a named pipe would wait for a writer.
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if metadata.is_dir() {
-        return Err(whole("is a folder; the YAML file itself is expected".into()));
+        result
     }
-    if !metadata.is_file() {
-        return Err(whole("is not a regular file".into()));
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let limit = MAX_FILE_BYTES >> 20;
-        return Err(whole(format!("is larger than {limit} MiB; that cannot be meant")));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        (Some(end_of(&String::from_utf8_lossy(valid))), "is not UTF-8 text".into())
-    })
 }
 
-/// The place just behind `text`.
-fn end_of(text: &str) -> Position {
-    let line = 1 + text.matches('\n').count() as u64;
-    let last_line = text.rsplit('\n').next().unwrap_or_default();
-    Position { line, column: 1 + last_line.chars().count() as u64 }
+fn log(result: &Result<ReloadReport, ConfigErrors>, by: Origin) {
+    let by = by.name();
+    match result {
+        Ok(ReloadReport { revision, diff, warnings }) => {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            tracing::info!(by, revision, ?diff, "configuration reloaded");
+        }
+        Err(errors) => {
+            errors.diagnostics.iter().for_each(|error| tracing::error!("{error}"));
+            tracing::error!(by, "configuration not reloaded; the modes are what they were before");
+        }
+    }
+}
+
+fn seen_in(text: &Result<String, Unreadable>) -> Seen {
+    match text {
+        Ok(text) => Ok(revision_of(text)),
+        Err(failure) => Err(failure.message.clone()),
+    }
 }
 
 #[cfg(test)]

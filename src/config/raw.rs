@@ -24,6 +24,8 @@ pub enum Value {
     Integer(i128),
     Float(f64),
     Text(String),
+    /// Text with something from the environment in it: it may stand for a number, too.
+    Variable(String),
     List(Vec<Node>),
     /// In the order of the file; the parser has refused duplicate keys.
     Map(Vec<Entry>),

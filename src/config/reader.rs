@@ -126,7 +126,7 @@ impl<'a> Field<'a> {
 
     pub fn text(&self, errors: &mut Errors) -> Option<&'a str> {
         match &self.node.value {
-            Value::Text(text) => Some(text),
+            Value::Text(text) | Value::Variable(text) => Some(text),
             Value::Integer(_) | Value::Float(_) | Value::Bool(_) => {
                 let found = describe(&self.node.value);
                 self.error(errors, format!("expected text, found {found}; put it in quotes"));
@@ -155,22 +155,31 @@ impl<'a> Field<'a> {
 
     pub fn whole_number(&self, range: RangeInclusive<u32>, errors: &mut Errors) -> Option<u32> {
         let (min, max) = (*range.start(), *range.end());
-        match self.node.value {
-            Value::Integer(n) if (i128::from(min)..=i128::from(max)).contains(&n) => Some(n as u32),
-            Value::Integer(n) => {
+        let number = match &self.node.value {
+            Value::Integer(n) => Some(*n),
+            Value::Variable(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(n) if (i128::from(min)..=i128::from(max)).contains(&n) => Some(n as u32),
+            Some(n) => {
                 self.error(errors, format!("{n} is not between {min} and {max}"));
                 None
             }
-            ref other => self.wrong_type("a whole number", other, errors),
+            None => self.wrong_type("a whole number", &self.node.value, errors),
         }
     }
 
     /// Any number that is finite as an `f32`.
     fn number(&self, errors: &mut Errors) -> Option<f32> {
         let number = match &self.node.value {
-            Value::Integer(n) => *n as f32,
-            Value::Float(n) => *n as f32,
-            other => return self.wrong_type("a number", other, errors),
+            Value::Integer(n) => Some(*n as f32),
+            Value::Float(n) => Some(*n as f32),
+            Value::Variable(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        let Some(number) = number else {
+            return self.wrong_type("a number", &self.node.value, errors);
         };
         if !number.is_finite() {
             self.error(errors, "expected a finite number");
@@ -207,7 +216,7 @@ impl<'a> Field<'a> {
                     return None;
                 }
             },
-            Value::Text(text) => text.as_str().into(),
+            Value::Text(text) | Value::Variable(text) => text.as_str().into(),
             Value::List(_) => {
                 let items = self.items(errors)?;
                 items.iter().filter_map(|item| item.json(errors)).collect()
@@ -240,11 +249,11 @@ fn describe(value: &Value) -> String {
         Value::Bool(value) => format!("{value}"),
         Value::Integer(n) => format!("the number {n}"),
         Value::Float(n) => format!("the number {n}"),
-        Value::Text(text) if text.chars().count() > 40 => {
+        Value::Text(text) | Value::Variable(text) if text.chars().count() > 40 => {
             let start: String = text.chars().take(40).collect();
             format!("the text '{start}…'")
         }
-        Value::Text(text) => format!("the text '{text}'"),
+        Value::Text(text) | Value::Variable(text) => format!("the text '{text}'"),
         Value::List(_) => "a list".into(),
         Value::Map(_) => "a mapping".into(),
     }

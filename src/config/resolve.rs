@@ -4,23 +4,25 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
 use super::{
     diagnostic::{Diagnostic, KeyPath, Position},
+    names::{check_file_name, check_mode_name},
     raw::{Entry, Node, Value},
     reader::{Errors, Field, Table},
 };
 use crate::modes::{
-    CheckpointRef, Defaults, LoraRef, Mode, Modes, OnLoraError, PipelineSpec, Size, did_you_mean,
-    nearest_name,
+    CheckpointRef, Defaults, LoraRef, Mode, Modes, OnLoraError, PipelineSpec, Size, Watch,
+    did_you_mean, nearest_name,
 };
 
-const ROOT_KEYS: [&str; 5] = ["model_root", "lora_root", "default_mode", "max_pixels", "modes"];
-const MODE_KEYS: [&str; 16] = [
+pub const ROOT_KEYS: [&str; 6] =
+    ["model_root", "lora_root", "default_mode", "max_pixels", "watch", "modes"];
+pub const MODE_KEYS: [&str; 16] = [
     "model",
     "vae",
     "loras",
@@ -38,7 +40,7 @@ const MODE_KEYS: [&str; 16] = [
     "prompt_syntax",
     "metadata",
 ];
-const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
+pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
 
 /// What a file means.
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl Resolver {
             .get("max_pixels")
             .and_then(|field| field.whole_number(64..=Size::MAX_PIXELS as u32, &mut self.errors))
             .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
+        let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -128,7 +131,9 @@ impl Resolver {
             .filter_map(|entry| self.mode(entry, &field.key, &roots, max_pixels))
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
-        Some(Modes { default_mode: default_mode?, lora_root: roots.lora?, max_pixels, modes })
+        let (model_root, lora_root) = (roots.model?, roots.lora?);
+        let default_mode = default_mode?;
+        Some(Modes { default_mode, model_root, lora_root, max_pixels, watch, modes })
     }
 
     fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
@@ -205,6 +210,7 @@ impl Resolver {
             loras,
             on_lora_error: on_lora_error.unwrap_or(OnLoraError::Fail),
             prediction,
+            stamp: 0,
         })
     }
 
@@ -258,7 +264,7 @@ impl Resolver {
 
     /// Either the file's name alone or a mapping.
     fn lora(&mut self, item: &Field, root: Option<&Path>) -> Option<LoraRef> {
-        if let Value::Text(_) = item.node.value {
+        if let Value::Text(_) | Value::Variable(_) = item.node.value {
             let (name, path) = self.file_name(item, root, None)?;
             return Some(LoraRef { name, path, strength: 1.0, adapter_name: None });
         }
@@ -314,36 +320,6 @@ impl Resolver {
 /// A value that is written as a word.
 fn parsed<T: FromStr<Err: Display>>(table: &Table, key: &str, errors: &mut Errors) -> Option<T> {
     table.get(key).and_then(|field| field.parsed(errors))
-}
-
-/// Mode names travel in URLs and HTTP headers.
-fn check_mode_name(name: &str) -> Result<(), &'static str> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if name.len() > 64 {
-        Err("a mode's name has at most 64 characters")
-    } else if !name.contains(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(allowed) {
-        Err("a mode's name is made of letters, digits, '.', '_' and '-'")
-    } else {
-        Ok(())
-    }
-}
-
-/// Whether a name stays below its root.
-pub fn check_file_name(name: &str) -> Result<(), &'static str> {
-    let mut has_name = false;
-    for component in Path::new(name).components() {
-        match component {
-            Component::Normal(_) => has_name = true,
-            Component::CurDir => {}
-            Component::ParentDir => {
-                return Err("must stay inside its root folder: '..' is not allowed");
-            }
-            Component::RootDir | Component::Prefix(_) => {
-                return Err("must be relative to its root folder, not an absolute path");
-            }
-        }
-    }
-    if has_name { Ok(()) } else { Err("is not the name of a file") }
 }
 
 #[cfg(test)]

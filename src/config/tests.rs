@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::symlink};
 
 use super::*;
+use crate::modes::ModesDiff;
 
 /// Modes from the YAML of their mapping.
 pub fn modes(mapping: &str, default_mode: &str) -> Modes {
@@ -76,18 +77,57 @@ fn a_reload_replaces_the_whole_snapshot_or_nothing() {
     let before = manager.current();
 
     write("{a: {model: a}, b: {model: b, steps: 1}}");
-    assert_eq!(manager.reload().unwrap_err().diagnostics.len(), 1);
+    assert_eq!(manager.reload(Origin::Api).unwrap_err().diagnostics.len(), 1);
     assert!(Arc::ptr_eq(&before, &manager.current()));
 
     write("{a: {model: a}, b: {model: b}}");
-    let report = manager.reload().unwrap();
+    let report = manager.reload(Origin::Api).unwrap();
     assert_eq!(report.diff, ModesDiff { added: vec!["b".into()], ..ModesDiff::default() });
     assert_eq!(manager.current().modes.len(), 2);
     assert_eq!(before.modes.len(), 1);
 
     fs::remove_file(&path).unwrap();
-    manager.reload().unwrap_err();
+    manager.reload(Origin::Api).unwrap_err();
     assert_eq!(manager.current().modes.len(), 2);
+}
+
+#[test]
+fn a_diff_names_what_came_went_and_changed() {
+    let old = modes("{a: {model: a}, b: {model: b}, c: {model: c}}", "a");
+    let text = "{b: {model: bb, clip_skip: 1}, c: {model: c, default_steps: 9}, d: {model: d}}";
+    let new = Modes { max_pixels: 1 << 20, ..modes(text, "b") };
+    let expected = ModesDiff {
+        added: vec!["d".into()],
+        removed: vec!["a".into()],
+        to_reload: vec!["b".into()],
+        redefined: vec!["c".into()],
+        default_mode: Some("b".into()),
+        settings: vec!["max_pixels"],
+    };
+    assert_eq!(old.diff(&new), expected);
+    assert_eq!(expected.changed(), ["b", "c"]);
+    assert!(old.diff(&old).is_empty());
+}
+
+#[test]
+fn every_part_of_a_mode_counts() {
+    let old = modes("{a: {model: a}}", "a");
+    for changed in [
+        "{a: {model: b}}",
+        "{a: {model: a, loras: [x]}}",
+        "{a: {model: a, vae: x}}",
+        "{a: {model: a, prediction: v}}",
+        "{a: {model: a, on_lora_error: skip}}",
+    ] {
+        assert_eq!(old.diff(&modes(changed, "a")).to_reload, ["a"], "{changed}");
+    }
+    for changed in [
+        "{a: {model: a, long_prompts: chunk}}",
+        "{a: {model: a, default_negative_prompt: x}}",
+        "{a: {model: a, metadata: {k: 1}}}",
+    ] {
+        assert_eq!(old.diff(&modes(changed, "a")).redefined, ["a"], "{changed}");
+    }
 }
 
 #[test]

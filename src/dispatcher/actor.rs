@@ -2,7 +2,7 @@
 //!
 //! It wakes for these reasons, and never waits for anything else (see [`Wake`]):
 //!
-//! - a command: somebody submits, cancels or shuts down;
+//! - a command: somebody submits, cancels, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
 //! - memory was measured anew;
@@ -27,7 +27,8 @@ use super::{
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin},
-    queue::{self, Queue, Refused},
+    modes::{Modes, ModesDiff},
+    queue::{self, Configured, Queue, Refused},
     vram::{VramRegistry, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
@@ -48,6 +49,11 @@ pub enum Command {
     Cancel {
         id: JobId,
         reply: Option<oneshot::Sender<bool>>,
+    },
+    /// The modes were changed.
+    Configure {
+        diff: ModesDiff,
+        modes: Arc<Modes>,
     },
     Drain,
 }
@@ -79,6 +85,8 @@ pub struct Actor {
     worker_pid: watch::Sender<Option<u32>>,
     readings: watch::Receiver<Readings>,
     pace: Pace,
+    /// How many times a pipeline was loaded.
+    loads: u64,
     status: watch::Sender<Arc<Status>>,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
@@ -109,6 +117,7 @@ impl Actor {
             worker_pid,
             readings,
             pace: Pace::default(),
+            loads: 0,
             status,
             drain_until: None,
         };
@@ -162,6 +171,16 @@ impl Actor {
                 if let Some(reply) = reply {
                     let _ = reply.send(will_be_cancelled);
                 }
+            }
+            // Nothing is loaded any more.
+            Command::Configure { .. } if self.drain_until.is_some() => {}
+            Command::Configure { diff, modes } => {
+                let Configured { superseded, switch } =
+                    self.queue.configure(&diff, &modes, JobId::new);
+                if let Some(entry) = superseded {
+                    self.conclude(entry.id, Outcome::Cancelled);
+                }
+                switch.into_iter().for_each(|entry| self.jobs.insert(entry));
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
@@ -258,6 +277,7 @@ impl Actor {
             queue_size: self.queue.waiting(),
             running: self.running.as_ref().map(Running::id),
             vram: self.registry.snapshot(&self.readings.borrow()),
+            loads: self.loads,
             worker_restarts: self.worker.restarts(),
         };
         self.status.send_if_modified(|published| {

@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::{
     job::{Job, JobId},
-    modes::{PipelineSpec, did_you_mean},
+    modes::{Modes, ModesDiff, PipelineSpec, did_you_mean},
     vram,
     worker::{process::WorkerCommand, protocol::DrawnReport, supervisor::Supervisor},
 };
@@ -94,6 +94,13 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Cancel { id, reply: Some(reply) });
         answer.await.unwrap_or(false)
+    }
+
+    /// The modes are now those. Where what is loaded, or will be, is not what its mode says any
+    /// more, it is loaded anew behind all that waits; a job that is submitted after this stands
+    /// behind that. What was accepted before is drawn as it was accepted.
+    pub fn configure(&self, diff: ModesDiff, modes: Arc<Modes>) {
+        let _ = self.commands.send(Command::Configure { diff, modes });
     }
 
     /// How everything stands.
@@ -242,6 +249,8 @@ pub struct Status {
     pub queue_size: usize,
     pub running: Option<JobId>,
     pub vram: vram::Snapshot,
+    /// How many times a pipeline was loaded.
+    pub loads: u64,
     /// How many times the worker was started again.
     pub worker_restarts: u64,
 }

@@ -11,6 +11,7 @@
 pub mod checkpoint;
 mod conditioning;
 pub mod diffusion;
+mod inspect;
 pub mod lora;
 pub mod model;
 pub mod nn;
@@ -20,6 +21,8 @@ pub mod sampling;
 pub mod scheduler;
 mod source;
 pub mod tokenizer;
+
+pub use inspect::inspect;
 
 use std::{ops::ControlFlow, time::Duration};
 

@@ -13,11 +13,11 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    config::find_lora,
+    config::{find_lora, with_loras},
     dispatcher::{FailureKind, JobFailure, Outcome},
     image,
     job::{Job, JobId},
-    modes::{LoraRef, Mode, Modes, UnknownMode},
+    modes::{Mode, Modes, PipelineSpec, UnknownMode},
     request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
 };
 
@@ -121,15 +121,13 @@ fn mode_for<'a>(
 }
 
 async fn ask(modes: &Arc<Modes>, mode: &Arc<Mode>, overrides: Overrides) -> Result<Asked, Problem> {
-    let (overrides, Found { init_image, loras }) = look_up(modes, mode, overrides).await?;
+    let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
     let prompt = overrides.prompt.clone();
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
     let seed = getrandom::u32().map_err(Problem::internal)?;
     let context = Context { mode, max_pixels: modes.max_pixels, init_image };
     let request = overrides.resolve(context, || seed.into())?;
-    let mut pipeline = mode.pipeline.clone();
-    pipeline.loras.extend(loras);
     Ok(Asked { prompt, request, pipeline, lora_pointers })
 }
 
@@ -154,8 +152,8 @@ fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
 struct Found {
     /// Width and height of the init image.
     init_image: Option<(u32, u32)>,
-    /// The request's own.
-    loras: Vec<LoraRef>,
+    /// The mode's with the request's own LoRAs.
+    pipeline: PipelineSpec,
 }
 
 async fn look_up(
@@ -198,7 +196,10 @@ fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, Inva
             }
         }
     }
-    if errors.is_empty() { Ok(Found { init_image, loras }) } else { Err(InvalidFields(errors)) }
+    if !errors.is_empty() {
+        return Err(InvalidFields(errors));
+    }
+    Ok(Found { init_image, pipeline: with_loras(mode.pipeline.clone(), loras) })
 }
 
 #[cfg(test)]

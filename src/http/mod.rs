@@ -13,14 +13,20 @@ use axum::{
     routing::{get, post},
 };
 
+pub use inventory::Inspections;
+
 use crate::{config::ModeConfigManager, dispatcher::Handle};
 
 mod accept;
 mod answer;
 mod body;
+mod config;
+mod edit;
 mod generate;
+mod inventory;
 mod jobs;
 mod loras;
+mod metrics;
 mod modes;
 mod openapi;
 mod problem;
@@ -36,6 +42,9 @@ const MAX_GENERATE_BODY_BYTES: usize = 64 << 20;
 pub struct Api {
     pub config: Arc<ModeConfigManager>,
     pub dispatcher: Handle,
+    /// What a caller must have who changes the configuration; `None`: everybody may.
+    pub admin_key: Option<Arc<str>>,
+    pub inspections: Inspections,
 }
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.
@@ -44,12 +53,19 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(status::welcome))
         .route("/health", get(status::health))
+        .route("/metrics", get(metrics::metrics))
         .route("/generate", post(generate::generate).layer(generate_limit))
         .route("/api/models/status", get(status::models_status))
+        .route("/api/inventory", get(inventory::show))
         .route("/api/vram", get(status::vram))
         .route("/api/modes", get(modes::list))
+        .route("/api/modes/config", get(config::show))
         .route("/api/modes/switch", post(modes::switch))
-        .route("/api/modes/reload", post(modes::reload))
+        .route(
+            "/api/modes/{name}",
+            get(edit::show).post(edit::create).put(edit::put).delete(edit::delete),
+        )
+        .route("/api/modes/reload", post(config::reload))
         .route("/api/jobs/custom", post(jobs::submit_custom))
         .route("/api/jobs/{id}", get(jobs::show))
         .route("/openapi.json", get(openapi::document))

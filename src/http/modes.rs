@@ -1,4 +1,4 @@
-//! `/api/modes`: what is declared, switching to it, reading it again.
+//! `/api/modes`: what is declared, and switching to it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,21 +11,14 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{
-    Api,
-    body::JsonBody,
-    jobs::accepted,
-    loras::LoraInfo,
-    problem::{Problem, field_error},
-};
+use super::{Api, body::JsonBody, jobs::accepted, loras::LoraInfo, problem::Problem};
 use crate::{
-    config::ReloadReport,
     dispatcher::SubmitError,
     job::{Job, SwitchOrigin},
     modes::{
         LongPrompts, Mode, Modes, OnLoraError, PipelineSpec, Prediction, PromptSyntax, Spacing,
     },
-    request::{FieldError, Fields},
+    request::Fields,
 };
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -95,7 +88,7 @@ impl From<&Modes> for ModeList {
 impl From<&Mode> for ModeInfo {
     fn from(mode: &Mode) -> Self {
         let Mode { name: _, pipeline, defaults, metadata } = mode;
-        let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction } = pipeline;
+        let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction, stamp: _ } = pipeline;
         Self {
             model: checkpoint.name.clone(),
             vae: vae.as_ref().map(|vae| vae.name.clone()),
@@ -147,6 +140,7 @@ pub enum SwitchStatus {
         (status = 202, description = "Queued; Location has the job", body = SwitchAnswer),
         (status = 400, description = "The body is not JSON"),
         (status = 404, description = "No such mode"),
+        (status = 409, description = "There is one mode only, described by the environment"),
         (status = 422, description = "Invalid fields"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 503, description = "Shutting down"),
@@ -157,6 +151,9 @@ pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<
     fields.require("mode");
     let name = fields.finish(name)?.unwrap_or_default();
     let modes = api.config.current();
+    if !api.config.has_file() {
+        return Err(Problem::no_file());
+    }
     let mode = modes.get(&name)?;
     let from_mode = api.dispatcher.status().current_mode.clone();
     let answer = |status, message| SwitchAnswer { status, from_mode, to_mode: name, message };
@@ -175,36 +172,4 @@ pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// What a reload changed; names of modes.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ReloadAnswer {
-    added: Vec<String>,
-    removed: Vec<String>,
-    changed: Vec<String>,
-    /// As of now.
-    default_mode: String,
-    /// What will fail when it is used, such as a model file that is not there.
-    warnings: Vec<FieldError>,
-}
-
-/// Reads the configuration file again. A file with errors changes nothing.
-#[utoipa::path(post, path = "/api/modes/reload", tag = "modes",
-    responses(
-        (status = 200, body = ReloadAnswer),
-        (status = 422, description = "The file has errors"),
-    ))]
-pub async fn reload(State(api): State<Api>) -> Result<Json<ReloadAnswer>, Problem> {
-    let config = api.config.clone();
-    let reload = tokio::task::spawn_blocking(move || config.reload());
-    let ReloadReport { diff, warnings } = reload.await.map_err(Problem::internal)??;
-    tracing::info!(?diff, "configuration reloaded");
-    Ok(Json(ReloadAnswer {
-        added: diff.added,
-        removed: diff.removed,
-        changed: diff.changed,
-        default_mode: api.config.current().default_mode.clone(),
-        warnings: warnings.iter().map(field_error).collect(),
-    }))
 }

@@ -9,7 +9,7 @@ use utoipa::{
 };
 
 use super::{
-    generate, jobs, modes,
+    config, edit, generate, inventory, jobs, metrics, modes,
     problem::{PROBLEM_JSON, ProblemBody},
     status,
 };
@@ -25,12 +25,19 @@ use super::{
         generate::generate,
         modes::list,
         modes::switch,
-        modes::reload,
+        config::show,
+        inventory::show,
+        edit::show,
+        edit::create,
+        edit::put,
+        edit::delete,
+        config::reload,
         jobs::show,
         jobs::submit_custom,
         status::models_status,
         status::vram,
         status::health,
+        metrics::metrics,
         status::welcome,
         document,
     ),
@@ -51,7 +58,8 @@ struct ProblemResponses;
 impl Modify for ProblemResponses {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         for item in document.paths.paths.values_mut() {
-            let operations = [item.get.as_mut(), item.post.as_mut()];
+            let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete]
+                .map(Option::as_mut);
             operations.into_iter().flatten().for_each(describe_problems);
         }
     }

@@ -43,6 +43,9 @@ pub enum Kind {
     UnknownMode,
     UnknownJob,
     UnknownHandler,
+    AdminKeyNeeded,
+    Conflict,
+    PreconditionFailed,
     MethodNotAllowed,
     NotAcceptable,
     Cancelled,
@@ -69,6 +72,11 @@ impl Kind {
             Self::UnknownMode => (S::NOT_FOUND, "unknown-mode", "No such mode"),
             Self::UnknownJob => (S::NOT_FOUND, "unknown-job", "No such job"),
             Self::UnknownHandler => (S::NOT_FOUND, "unknown-handler", "No such custom job"),
+            Self::AdminKeyNeeded => (S::UNAUTHORIZED, "admin-key-needed", "Admin key needed"),
+            Self::Conflict => (S::CONFLICT, "conflict", "Not as things are"),
+            Self::PreconditionFailed => {
+                (S::PRECONDITION_FAILED, "precondition-failed", "Changed by somebody else")
+            }
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed")
             }
@@ -173,6 +181,19 @@ impl Problem {
     pub fn of_field(pointer: &str, failure: JobFailure, job: JobId) -> Self {
         let problem = Self::new(Kind::InvalidRequest, failure.message).at(pointer);
         Self { job: Some(job), ..problem }
+    }
+
+    /// Everything that is wrong with a configuration.
+    pub fn of_configuration(kind: Kind, detail: &str, errors: &ConfigErrors) -> Self {
+        let errors = errors.diagnostics.iter().map(field_error).collect();
+        Self { errors, ..Self::new(kind, detail) }
+    }
+
+    /// What needs a configuration file, where there is none.
+    pub fn no_file() -> Self {
+        let detail = "this daemon was started without modes.yaml and has one mode, described by the \
+                      environment; start it with a file for more";
+        Self::new(Kind::Conflict, detail)
     }
 
     pub fn cancelled(job: JobId) -> Self {
@@ -287,8 +308,7 @@ impl From<SubmitError> for Problem {
 impl From<ConfigErrors> for Problem {
     fn from(errors: ConfigErrors) -> Self {
         let detail = "nothing was reloaded: the modes are what they were before";
-        let errors = errors.diagnostics.iter().map(field_error).collect();
-        Self { errors, ..Self::new(Kind::InvalidConfiguration, detail) }
+        Self::of_configuration(Kind::InvalidConfiguration, detail, &errors)
     }
 }
 

@@ -16,6 +16,8 @@ pub struct ModelsStatus {
     /// Jobs that wait.
     queue_size: usize,
     vram: VramStatus,
+    /// How often a pipeline was loaded.
+    loads: u64,
     /// How often the worker process had to be started again.
     worker_restarts: u64,
 }
@@ -88,6 +90,7 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
         selected_mode: status.selected_mode.clone(),
         queue_size: status.queue_size,
         vram: VramStatus::from(&status.vram),
+        loads: status.loads,
         worker_restarts: status.worker_restarts,
     })
 }

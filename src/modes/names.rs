@@ -120,6 +120,31 @@ named! {
 }
 
 named! {
+    /// What a file of models holds.
+    ModelKind: "kind" {
+        Checkpoint = "checkpoint",
+        Lora = "lora",
+        /// An autoencoder alone.
+        Vae = "vae",
+        Unknown = "unknown",
+    }
+}
+
+named! {
+    /// How an edit of the configuration file is noticed.
+    Watch: "choice" {
+        /// By what the file system reports, and by looking, twice a second, for those that report nothing.
+        Auto = "auto",
+        /// By what the file system reports alone.
+        Native = "native",
+        /// By looking alone.
+        Poll = "poll",
+        /// Not at all: SIGHUP and the API remain.
+        Off = "off",
+    }
+}
+
+named! {
     /// A sampling algorithm; `engine/scheduler` has them all.
     SchedulerId: "scheduler" {
         Ddim = "ddim",

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use crate::{
     job::{Job, JobId, SwitchOrigin},
-    modes::PipelineSpec,
+    modes::{Modes, ModesDiff, PipelineSpec},
     request::Source,
 };
 
@@ -53,6 +53,15 @@ pub struct Submitted {
     /// The switch that a generation needed; it stands before it.
     pub switch: Option<Entry>,
     pub job: Entry,
+}
+
+/// What a change of the modes did to the queue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Configured {
+    /// Taken out.
+    pub superseded: Option<Entry>,
+    /// Put in.
+    pub switch: Option<Entry>,
 }
 
 /// Why nothing was put into the queue.
@@ -143,7 +152,10 @@ impl Queue {
                 }
                 None
             }
-            Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. } | Job::Custom { .. } => None,
+            Job::ModeSwitch {
+                asked_by: SwitchOrigin::Generation | SwitchOrigin::Reload, ..
+            }
+            | Job::Custom { .. } => None,
         };
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
@@ -158,6 +170,44 @@ impl Queue {
         self.waiting.extend(submitted.switch.clone());
         self.waiting.push_back(submitted.job.clone());
         Ok(submitted)
+    }
+
+    /// The modes were changed. Where what will be loaded when all that waits has been done is not
+    /// what its mode says any more, the switch that mends this is put at the end, however many jobs
+    /// wait: to the mode as it is now, or to the default mode where there is none of that name. It
+    /// takes the place of one that an earlier change has put there. What waits is drawn as it was
+    /// accepted.
+    pub fn configure(
+        &mut self,
+        diff: &ModesDiff,
+        modes: &Modes,
+        new_id: impl FnOnce() -> JobId,
+    ) -> Configured {
+        if !modes.modes.contains_key(&self.settled_mode) {
+            self.settled_mode.clone_from(&modes.default_mode);
+        }
+        let is_superseded = self.waiting.back().is_some_and(|last| match &last.job {
+            Job::ModeSwitch { mode, asked_by: SwitchOrigin::Reload, .. } => diff.touches(mode),
+            Job::ModeSwitch { .. } | Job::Generation { .. } | Job::Custom { .. } => false,
+        });
+        let superseded = if is_superseded { self.waiting.pop_back() } else { None };
+        let there = self.at_the_end();
+        let stale = there.filter(|there| is_superseded || diff.touches(&there.mode));
+        let wanted = stale.as_ref().and_then(|there| {
+            let mode = modes.modes.get(&there.mode);
+            let mode = mode.or_else(|| modes.modes.get(&modes.default_mode))?;
+            Some(Target { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
+        });
+        let switch = wanted.filter(|wanted| Some(wanted) != stale.as_ref()).map(|wanted| Entry {
+            id: new_id(),
+            job: Job::ModeSwitch {
+                mode: wanted.mode,
+                pipeline: wanted.pipeline,
+                asked_by: SwitchOrigin::Reload,
+            },
+        });
+        self.waiting.extend(switch.clone());
+        Configured { superseded, switch }
     }
 
     /// Takes a waiting job out, and with it the switches that nobody needs any more. Returns what

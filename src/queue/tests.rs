@@ -1,10 +1,10 @@
 //! The queue as tables. A line is written in words: `b` is a generation in mode b, `>b` the switch
-//! that was put before it, `!b` a switch by a user and `*` a custom job; `b+x` is the mode with the
-//! LoRA x, which a request has brought along.
+//! that was put before it, `!b` a switch by a user, `~b` one by a reload and `*` a custom job; `b+x`
+//! is the mode with the LoRA x, which a request has brought along or the configuration has.
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, LoraRef, Size},
+    modes::{CheckpointRef, Defaults, LoraRef, Mode, Size, Watch},
     request::{EncodedImage, GenerateRequest},
 };
 
@@ -38,6 +38,7 @@ fn job(word: &str) -> Job {
     match word.split_at(1) {
         ("!", mode) => switch(mode, SwitchOrigin::User),
         (">", mode) => switch(mode, SwitchOrigin::Generation),
+        ("~", mode) => switch(mode, SwitchOrigin::Reload),
         ("*", _) => Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null },
         _ => Job::Generation { request: request(&mode_of(word)), pipeline: pipeline(word) },
     }
@@ -51,7 +52,11 @@ fn word(job: &Job) -> String {
     match job {
         Job::Generation { request, pipeline } => with_loras(&request.mode, pipeline),
         Job::ModeSwitch { mode, pipeline, asked_by } => {
-            let sign = if *asked_by == SwitchOrigin::User { '!' } else { '>' };
+            let sign = match asked_by {
+                SwitchOrigin::User => '!',
+                SwitchOrigin::Generation => '>',
+                SwitchOrigin::Reload => '~',
+            };
             format!("{sign}{}", with_loras(mode, pipeline))
         }
         Job::Custom { .. } => "*".to_owned(),
@@ -289,4 +294,80 @@ fn a_switch_to_what_is_there_needs_no_job() {
         assert_eq!(result.err(), needless.then_some(Refused::AlreadyLoaded), "{context}");
         assert_eq!(queue.selected_mode(), selected, "{context}");
     }
+}
+
+/// Modes with these pipelines; the first is the default one.
+fn modes(words: &str) -> Modes {
+    let mode = |word: &str| Mode {
+        name: mode_of(word),
+        pipeline: pipeline(word),
+        defaults: Defaults::default(),
+        metadata: serde_json::Map::new(),
+    };
+    let modes: Vec<Mode> = words.split_whitespace().map(mode).collect();
+    Modes {
+        default_mode: modes[0].name.clone(),
+        model_root: "models".into(),
+        lora_root: "loras".into(),
+        max_pixels: 1 << 20,
+        watch: Watch::Auto,
+        modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
+    }
+}
+
+#[test]
+fn a_change_of_the_modes_reloads_what_will_be_loaded_behind_all_that_waits() {
+    // Loaded, waiting; the modes one after the other; waiting then, and the selected mode.
+    for (loaded, waiting, changes, expected, selected) in [
+        ("a", "", &["a b", "a+x b"][..], "~a+x", "a"),
+        ("a", "a * a", &["a b", "a+x b"], "a * a ~a+x", "a"),
+        ("a", "b", &["a b", "a+x b"], ">b b", "a"),
+        ("a", "a b", &["a b", "a b+x"], "a >b b ~b+x", "a"),
+        ("a", "", &["a b", "a b+x"], "", "a"),
+        ("a", "", &["a", "a b"], "", "a"),
+        ("", "", &["a b", "a+x b"], "", "a"),
+        // What a request has brought along is none of the configuration's business.
+        ("a+r", "", &["a b", "a b+x"], "", "a"),
+        ("a+r", "", &["a b", "a+x b"], "~a+x", "a"),
+        // A mode that is gone serves what waits for it; then comes the default one.
+        ("b", "b", &["a b", "a"], "b ~a", "a"),
+        ("a", "!b", &["a b", "a"], "!b ~a", "b"),
+        ("a", "", &["a b", "b"], "~b", "b"),
+        ("a", "", &["a b", "b a"], "", "a"),
+        // One change upon the other.
+        ("a", "a", &["a", "a+x", "a+y"], "a ~a+y", "a"),
+        ("a", "a", &["a", "a+x", "a"], "a", "a"),
+        ("a", "a", &["a b", "a+x b", "a+x b+x"], "a ~a+x", "a"),
+        ("a", "a", &["b a", "b", "b+x"], "a ~b+x", "b"),
+    ] {
+        let mut queue = queue(9, loaded);
+        submit_all(&mut queue, waiting);
+        for pair in changes.windows(2) {
+            let (old, new) = (modes(pair[0]), modes(pair[1]));
+            queue.configure(&old.diff(&new), &new, JobId::new);
+        }
+        let case = format!("{loaded} | {waiting} | {changes:?}");
+        assert_eq!(words(&queue.waiting), expected, "{case}");
+        assert_eq!(queue.selected_mode(), selected, "{case}");
+    }
+}
+
+#[test]
+fn what_is_submitted_after_a_change_follows_it() {
+    let mut queue = queue(3, "a");
+    submit_all(&mut queue, "a a a");
+    let change = |queue: &mut Queue, old: &str, new: &str| {
+        let (old, new) = (modes(old), modes(new));
+        queue.configure(&old.diff(&new), &new, JobId::new)
+    };
+    let first = change(&mut queue, "a", "a+x"); // though the queue is full
+    assert_eq!(words(&queue.waiting), "a a a ~a+x");
+    let second = change(&mut queue, "a+x", "a+y");
+    assert_eq!(second.superseded, first.switch);
+    queue.drain();
+    change(&mut queue, "a", "a+x");
+    submit_all(&mut queue, "a+x");
+    assert_eq!(words(&queue.waiting), "~a+x a+x");
+    change(&mut queue, "a+x", "a+y");
+    assert_eq!(words(&queue.waiting), "~a+x a+x ~a+y");
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Output};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Daemon, MODES, command, folder, read_to_end, wait_for};
 
@@ -29,7 +29,80 @@ fn a_wrong_configuration_ends_the_start_with_all_its_errors() {
             "modes.yaml:4:10: error: modes.tiny.modle: unknown key; did you mean 'model'?",
             "modes.yaml:4:31: error: modes.tiny.clip_skip: 99 is not between 0 and 12",
         ];
-        assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+        let errors: Vec<_> = said.lines().filter(|line| line.contains("error: ")).collect();
+        assert_eq!(errors, expected);
+    }
+}
+
+#[test]
+fn check_shows_the_line_that_is_wrong_and_speaks_json() {
+    let modes = "model_root: models\ndefault_mode: a\nmodes: {a: {modle: x, model: y}}\n";
+    let output = run(modes, &["check"]);
+    assert_eq!(output.status.code(), Some(78));
+    let expected = "\
+modes.yaml:3:13: error: modes.a.modle: unknown key; did you mean 'model'?
+  |
+3 | modes: {a: {modle: x, model: y}}
+  |             ^^^^^
+modes.yaml: 1 error
+";
+    assert_eq!(text(&output.stdout), expected);
+    let output = run(modes, &["check", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let diagnostic = json!({
+        "severity": "error", "file": "modes.yaml", "line": 3, "column": 13,
+        "pointer": "/modes/a/modle", "message": "unknown key; did you mean 'model'?",
+    });
+    assert_eq!(said, json!({"ok": false, "modes": null, "diagnostics": [diagnostic]}));
+    let well: Value =
+        serde_json::from_slice(&run(MODES, &["check", "--format", "json"]).stdout).unwrap();
+    assert_eq!((&well["ok"], &well["modes"]), (&json!(true), &json!(["other", "styled", "tiny"])));
+}
+
+#[test]
+fn the_schema_is_printed() {
+    let output = run(MODES, &["schema"]);
+    assert_eq!(text(&output.stdout), include_str!("../../modes.schema.json"));
+}
+
+#[test]
+fn without_a_file_the_environment_describes_one_mode() {
+    let folder = folder(MODES);
+    fs::remove_file(folder.path().join("modes.yaml")).unwrap();
+    let neither = command(folder.path()).args(["--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(neither.status.code(), Some(78));
+    assert!(text(&neither.stderr).contains("cp modes.yaml.example modes.yaml"));
+
+    let with = |variables: &[(&str, &str)]| {
+        let mut program = command(folder.path());
+        program.envs(variables.iter().copied());
+        program
+    };
+    let model = [("MODEL_ROOT", "models"), ("MODEL", "tiny.safetensors")];
+    let mut wrong = with(&model);
+    let wrong =
+        wrong.env("DEFAULT_STEPS", "many").args(["--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(78));
+    assert_eq!(
+        text(&wrong.stderr).lines().last(),
+        Some(
+            "environment: error: modes.default.default_steps: expected a whole number, found the text 'many'"
+        )
+    );
+
+    let mut program = with(&model);
+    program.envs([("DEFAULT_SIZE", "64x64"), ("DEFAULT_STEPS", "2"), ("DEFAULT_GUIDANCE", "1.5")]);
+    let daemon = Daemon::spawn(program, folder, &[]);
+    assert!(daemon.log().contains("cp modes.yaml.example modes.yaml"), "{}", daemon.log());
+    let drawn = daemon.post("/generate", &json!({"prompt": "x"}));
+    assert_eq!((drawn.status, drawn.header("x-mode")), (200, "default"));
+    let job = daemon.finished_job(drawn.header("x-job-id"));
+    assert_eq!((&job["request"]["steps"], &job["request"]["size"]), (&json!(2), &json!("64x64")));
+    for (path, body) in
+        [("/api/modes/switch", json!({"mode": "default"})), ("/api/modes/reload", json!({}))]
+    {
+        daemon.post(path, &body).problem(409, "conflict", path);
     }
 }
 
@@ -73,9 +146,11 @@ fn a_state_folder_belongs_to_one_daemon() {
 
 #[test]
 fn a_reload_changes_all_or_nothing() {
-    let daemon = Daemon::start();
+    // Nobody else shall read it.
+    let modes = format!("watch: off{MODES}");
+    let daemon = Daemon::start_in(folder(&modes), &[]);
     let names = || daemon.get("/api/modes").json()["modes"].as_object().unwrap().len();
-    let with = |line: &str| fs::write(daemon.config_file(), format!("{MODES}  {line}\n")).unwrap();
+    let with = |line: &str| fs::write(daemon.config_file(), format!("{modes}  {line}\n")).unwrap();
 
     with("more: {model: tiny.safetensors}");
     let report = daemon.post("/api/modes/reload", &json!({})).json();
@@ -94,11 +169,13 @@ fn a_reload_changes_all_or_nothing() {
 
 #[test]
 fn sighup_reloads() {
-    let daemon = Daemon::start();
+    let modes = format!("watch: off{MODES}");
+    let daemon = Daemon::start_in(folder(&modes), &[]);
     let names = || daemon.get("/api/modes").json()["modes"].as_object().unwrap().len();
-    fs::write(daemon.config_file(), format!("{MODES}  more: {{model: x}}\n")).unwrap();
+    fs::write(daemon.config_file(), format!("{modes}  more: {{model: x}}\n")).unwrap();
     daemon.signal("-HUP");
     wait_for("the fourth mode", || (names() == 4).then_some(()));
+    assert_eq!(daemon.get("/api/modes/config").json()["in_force"]["by"], "signal");
     fs::write(daemon.config_file(), "modes: [\n").unwrap();
     daemon.signal("-HUP");
     wait_for("the error in the log", || {

@@ -4,6 +4,7 @@
 mod api;
 mod asking;
 mod checkpoints;
+mod configuration;
 mod custom;
 mod families;
 mod faults;

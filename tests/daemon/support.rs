@@ -65,7 +65,22 @@ pub fn command(folder: &Path) -> Command {
 pub fn command_of(program: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.current_dir(folder);
-    for name in ["MODES_CONFIG", "HOST", "PORT", "QUEUE_MAX", "RUST_LOG"] {
+    let variables = [
+        "MODES_CONFIG",
+        "HOST",
+        "PORT",
+        "QUEUE_MAX",
+        "RUST_LOG",
+        "MODEL",
+        "MODEL_ROOT",
+        "LORA_ROOT",
+        "DEFAULT_SIZE",
+        "DEFAULT_STEPS",
+        "DEFAULT_GUIDANCE",
+        "DIFFUSED_ADMIN_KEY",
+        "DIFFUSED_ADMIN_KEY_FILE",
+    ];
+    for name in variables {
         command.env_remove(name);
     }
     command

@@ -2,13 +2,13 @@
 
 use std::{fs, path::PathBuf};
 
-use diffused::config::{ConfigErrors, ModeConfigManager};
+use diffused::config::{ConfigErrors, ModeConfigManager, ModeEdit};
 use proptest::{prelude::*, sample::Index};
 
 use crate::allocations::asked_by;
 
 /// Values in places where others belong, and what YAML takes notice of.
-const SCRAPS: [&str; 36] = [
+const SCRAPS: [&str; 42] = [
     "null",
     "~",
     "true",
@@ -45,6 +45,12 @@ const SCRAPS: [&str; 36] = [
     "modes:",
     "[[[[[[[[",
     "\n  x:\n",
+    "${HOME}",
+    "${SET_BY_NOBODY}",
+    "${SET_BY_NOBODY:-8}",
+    "$${",
+    "${",
+    "~/x",
 ];
 
 /// A change at a place of the text.
@@ -152,6 +158,48 @@ proptest! {
     #[test]
     fn text_like_yaml(scraps in prop::collection::vec(scraps(), 0..30)) {
         load(&scraps.concat())?;
+    }
+}
+
+/// Puts a mode with these values into a text; what is not that mode stays as it is.
+fn edit(text: &str, name: &str, value: &str, removed: bool) -> Result<(), TestCaseError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("modes.yaml");
+    fs::write(&path, text).unwrap();
+    let Ok(manager) = ModeConfigManager::load(&path) else { return Ok(()) };
+    let before = manager.current();
+    let mode = serde_json::json!({"model": "x", "default_negative_prompt": value,
+                                  "metadata": {value: [value]}});
+    let serde_json::Value::Object(mode) = mode else { unreachable!() };
+    let change = if removed { ModeEdit::Remove } else { ModeEdit::Put(mode) };
+    match manager.edit(name, &change, |_| true) {
+        Ok(_) => {
+            let (after, on_disk) = (manager.current(), ModeConfigManager::load(&path).unwrap());
+            prop_assert_eq!(&after, &on_disk.current());
+            prop_assert_eq!(after.modes.contains_key(name), !removed);
+            let mut others = before.modes.keys().chain(after.modes.keys()).filter(|it| *it != name);
+            prop_assert!(others.all(|other| before.modes.get(other) == after.modes.get(other)));
+            prop_assert_eq!(&before.default_mode, &after.default_mode);
+        }
+        Err(_) => {
+            prop_assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            prop_assert_eq!(before, manager.current());
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(crate::cases(200))]
+
+    #[test]
+    fn an_edit_changes_one_mode_or_nothing(
+        changes in changes(),
+        name in prop::sample::select(vec!["demo", "portrait", "new", "a: b", "x"]),
+        value in scraps(),
+        removed in any::<bool>(),
+    ) {
+        edit(&changes.iter().fold(example(), change), name, &value, removed)?;
     }
 }
 

@@ -234,6 +234,7 @@ impl Actor {
                 None => tracing::info!(lora = name, merged, unmatched, "merged"),
             }
         }
+        self.loads += 1;
         self.registry.record_loaded(ResidentModel {
             mode: target.mode.clone(),
             model: target.pipeline.checkpoint.name.clone(),

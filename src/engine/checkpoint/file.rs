@@ -21,6 +21,13 @@ pub struct Entry {
     bytes: Range<usize>,
 }
 
+impl Entry {
+    /// In bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// What tells a file from another one, and from what it was before it was replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FileIdentity {

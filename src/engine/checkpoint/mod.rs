@@ -24,6 +24,8 @@ pub use layers::Layers;
 pub use weights::{Reading, ReadingCost, Weights};
 pub(super) use weights::{float_bytes, to_f32};
 
+use safetensors::Dtype;
+
 use crate::modes::{CheckpointRef, PipelineSpec};
 use ldm::UNetShape;
 use names::{Names, View};
@@ -175,6 +177,16 @@ impl Checkpoint {
         &self.facts
     }
 
+    /// How that component's tensors are stored, and in how many bytes each.
+    pub fn tensors_of(&self, component: &str) -> impl Iterator<Item = (Dtype, usize)> {
+        let files = self.components.get(component).into_iter().flat_map(|it| &it.files);
+        let named = files.flat_map(|(file, names)| names.tensors(file).map(move |it| (file, it)));
+        named.map(|(file, (_, tensor))| {
+            let entry = &file.entries[tensor];
+            (entry.dtype, entry.size_bytes())
+        })
+    }
+
     /// What a LoRA can change, in all components but the autoencoder.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
@@ -250,6 +262,11 @@ fn open_vae(vae: &CheckpointRef) -> Result<Component, Error> {
         what: "holds no autoencoder (VAE) that is known here".to_owned(),
     })?;
     Ok(Component { files: vec![(Arc::new(file), names)] })
+}
+
+/// Whether a file holds an autoencoder, by itself or within a model.
+pub(super) fn is_vae(file: &TensorFile) -> bool {
+    vae_names(file).is_some()
 }
 
 fn vae_names(file: &TensorFile) -> Option<Names> {

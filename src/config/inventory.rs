@@ -1,0 +1,124 @@
+//! The models and LoRAs that are on disk, and which modes use them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{folder, stamp};
+use crate::modes::{Mode, Modes};
+
+/// A file or folder below one of the roots.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFile {
+    /// As modes.yaml would name it: relative to `model_root`, or to `lora_root` if it lies there.
+    pub name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Another number once it has been replaced.
+    pub stamp: u64,
+    /// The modes that name it.
+    pub modes: Vec<String>,
+}
+
+/// Everything below the roots, sorted. Reads the disk.
+pub fn inventory(modes: &Modes) -> Vec<ModelFile> {
+    let users = users(modes);
+    let (models, loras) = (&modes.model_root, &modes.lora_root);
+    // LoRAs are often in a folder of the models'.
+    let is_pipeline = |path: &Path| path == loras || path.join("model_index.json").is_file();
+    let mut names: Vec<(PathBuf, String)> = folder::files(models, is_pipeline)
+        .into_iter()
+        .map(|name| (models.join(&name), name))
+        .filter(|(path, _)| path != loras)
+        .collect();
+    if models != loras {
+        let in_loras = folder::files(loras, |_| false).into_iter();
+        names.extend(in_loras.map(|name| (loras.join(&name), name)));
+    }
+    let file = |(path, name): (PathBuf, String)| ModelFile {
+        bytes: bytes(&path),
+        stamp: stamp::of(&path),
+        modes: users.get(path.as_path()).cloned().unwrap_or_default(),
+        name,
+        path,
+    };
+    names.into_iter().map(file).collect()
+}
+
+/// The modes that name each path.
+fn users(modes: &Modes) -> BTreeMap<&Path, Vec<String>> {
+    let mut users = BTreeMap::<&Path, Vec<String>>::new();
+    for mode in modes.modes.values() {
+        for path in paths(mode) {
+            let of_path = users.entry(path).or_default();
+            if of_path.last() != Some(&mode.name) {
+                of_path.push(mode.name.clone());
+            }
+        }
+    }
+    users
+}
+
+fn paths(mode: &Mode) -> impl Iterator<Item = &Path> {
+    let pipeline = &mode.pipeline;
+    let models = [Some(&pipeline.checkpoint), pipeline.vae.as_ref()].into_iter().flatten();
+    let loras = pipeline.loras.iter().map(|lora| lora.path.as_path());
+    models.map(|model| model.path.as_path()).chain(loras)
+}
+
+/// Of a file, or of all in a folder and in the folders in it.
+fn bytes(path: &Path) -> u64 {
+    let below = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let len = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if !path.is_dir() {
+        return len(path);
+    }
+    let parts = below(path).into_iter();
+    let files = parts.flat_map(|part| if part.is_dir() { below(&part) } else { vec![part] });
+    files.filter(|file| file.is_file()).map(|file| len(&file)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModeConfigManager;
+
+    #[test]
+    fn what_lies_below_the_roots_is_listed_once_with_the_modes_that_use_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for (file, text) in [
+            ("m/a.safetensors", "12345"),
+            ("m/sub/b.safetensors", "1"),
+            ("m/pipe/model_index.json", "{}"),
+            ("m/pipe/unet/x.safetensors", "123"),
+            ("m/loras/l.safetensors", "12"),
+            ("m/notes.txt", "1"),
+        ] {
+            fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+            fs::write(root.join(file), text).unwrap();
+        }
+        let yaml = "model_root: m\nlora_root: m/loras\ndefault_mode: a\nmodes:\n  \
+                    a: {model: a.safetensors, loras: [l.safetensors, l.safetensors]}\n  \
+                    b: {model: pipe, vae: a.safetensors}\n";
+        fs::write(root.join("modes.yaml"), yaml).unwrap();
+        let modes = ModeConfigManager::load(root.join("modes.yaml")).unwrap().current();
+        let files = inventory(&modes);
+        let seen: Vec<_> = files
+            .iter()
+            .map(|file| (file.name.as_str(), file.bytes, file.modes.join(" ")))
+            .collect();
+        let expected = [
+            ("a.safetensors", 5, "a b".to_owned()),
+            ("pipe", 5, "b".to_owned()),
+            ("sub/b.safetensors", 1, String::new()),
+            ("l.safetensors", 2, "a".to_owned()),
+        ];
+        assert_eq!(seen, expected);
+    }
+}

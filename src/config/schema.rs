@@ -1,0 +1,130 @@
+//! The shape of `modes.yaml` as a JSON Schema, so that editors complete and check what is typed.
+//!
+//! It says what can be said without knowing names of modes and files; [`resolve`](super::resolve)
+//! has the last word. A test holds the two together.
+
+use serde_json::{Map, Value, json};
+
+use crate::modes::{
+    Defaults, LongPrompts, LoraRef, OnLoraError, Prediction, PromptSyntax, SchedulerId, Size,
+    Spacing, Watch,
+};
+
+/// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
+pub fn schema() -> String {
+    let schema = json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "diffused: modes.yaml",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["model_root", "default_mode", "modes"],
+        "properties": {
+            "model_root": text("Where the models are; relative to the folder of this file."),
+            "lora_root": text("Where the LoRAs are [model_root]."),
+            "default_mode": text("The mode that is loaded at the start, and drawn with where a request names none."),
+            "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
+            "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
+            "modes": {
+                "description": "The modes by their names.",
+                "type": "object",
+                "minProperties": 1,
+                "propertyNames": {"pattern": "^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 64},
+                "additionalProperties": {"$ref": "#/definitions/mode"},
+            },
+        },
+        "definitions": {"mode": mode(), "lora": lora()},
+    });
+    format!("{schema:#}")
+}
+
+fn mode() -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["model"],
+        "properties": {
+            "model": text("The checkpoint: a .safetensors file, or a folder as diffusers writes it; relative to model_root."),
+            "vae": text("Drawn with instead of the model's own autoencoder; relative to model_root."),
+            "loras": {
+                "description": "Merged in this order; relative to lora_root.",
+                "type": ["array", "null"],
+                "items": {"anyOf": [{"type": "string", "minLength": 1}, {"$ref": "#/definitions/lora"}]},
+            },
+            "on_lora_error": one_of("What happens where a LoRA does not fit the model [fail].", OnLoraError::NAMES),
+            "prediction": one_of("What the UNet predicts [what the model says].", Prediction::NAMES),
+            "default_size": with_pattern("Width x height in pixels, multiples of 8 [512x512].", r"^\s*[0-9]+\s*[xX]\s*[0-9]+\s*$"),
+            "default_steps": whole("Denoising steps [4].", 1, Defaults::MAX_STEPS.into()),
+            "default_guidance": number("Guidance scale; up to 1 means none [1.0].", 0.0, Defaults::MAX_GUIDANCE_SCALE),
+            "guidance_rescale": number("How much contrast is taken back from guidance [0.0].", 0.0, 1.0),
+            "default_scheduler": one_of("The sampling algorithm [the model's own].", SchedulerId::NAMES),
+            "timestep_spacing": one_of("How timesteps are spread [the scheduler's own].", Spacing::NAMES),
+            "default_negative_prompt": text("What a request gets that has no negative prompt."),
+            "clip_skip": whole("Layers of the text encoder to leave out at its end [0].", 0, Defaults::MAX_CLIP_SKIP.into()),
+            "long_prompts": one_of("Prompts over 75 tokens are cut, or encoded in chunks [cut].", LongPrompts::NAMES),
+            "prompt_syntax": one_of("Whether (word:1.3) weighs a word [plain].", PromptSyntax::NAMES),
+            "metadata": {"description": "Yours: shown to clients, otherwise not looked at.", "type": ["object", "null"]},
+        },
+    })
+}
+
+fn lora() -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["path"],
+        "properties": {
+            "path": text("The file; relative to lora_root."),
+            "strength": number("How strongly it is applied [1.0].", -LoraRef::MAX_STRENGTH, LoraRef::MAX_STRENGTH),
+            "adapter_name": text("A name that requests may call it by."),
+        },
+    })
+}
+
+// Each value may be absent (null), or come from the environment.
+
+/// In any text.
+const VARIABLE: &str = r"\$\{";
+
+fn text(description: &str) -> Value {
+    json!({"description": description, "type": ["string", "null"]})
+}
+
+fn with_pattern(description: &str, pattern: &str) -> Value {
+    let pattern = format!("{pattern}|{VARIABLE}");
+    json!({"description": description, "type": ["string", "null"], "pattern": pattern})
+}
+
+fn whole(description: &str, minimum: u64, maximum: u64) -> Value {
+    bounded(description, "integer", minimum.into(), maximum.into())
+}
+
+fn number(description: &str, minimum: f32, maximum: f32) -> Value {
+    bounded(description, "number", minimum.into(), maximum.into())
+}
+
+fn bounded(description: &str, kind: &str, minimum: Value, maximum: Value) -> Value {
+    json!({
+        "description": description,
+        "type": [kind, "string", "null"],
+        "minimum": minimum,
+        "maximum": maximum,
+        "pattern": VARIABLE,
+    })
+}
+
+fn one_of(description: &str, names: &[&str]) -> Value {
+    let mut choice = Map::new();
+    choice.insert("description".into(), description.into());
+    choice.insert(
+        "anyOf".into(),
+        json!([
+            {"enum": names},
+            {"type": "null"},
+            {"type": "string", "pattern": VARIABLE},
+        ]),
+    );
+    choice.into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! Schema, example and parser say the same.
+
+use std::path::Path;
+
+use regex::Regex;
+
+use super::*;
+use crate::config::{
+    diagnostic::KeyPath,
+    raw,
+    reader::{Errors, Field},
+    resolve::{LORA_KEYS, MODE_KEYS, ROOT_KEYS, resolve},
+};
+
+fn parsed() -> Value {
+    serde_json::from_str(&schema()).unwrap()
+}
+
+fn as_json(yaml: &str) -> Value {
+    let root = raw::parse(yaml).unwrap();
+    let mut errors = Errors::new(Path::new("m").into());
+    Field { node: &root, key: KeyPath::default() }.json(&mut errors).unwrap()
+}
+
+/// Whether the parser takes it.
+fn resolves(yaml: &str) -> bool {
+    let root = raw::parse(yaml).unwrap();
+    resolve(&root, Path::new("m").into(), Path::new("/x")).is_ok()
+}
+
+/// As much of JSON Schema as ours uses.
+fn fits(value: &Value, schema: &Value, whole: &Value) -> bool {
+    let Some(rules) = schema.as_object() else { return true };
+    rules.iter().all(|(rule, asked)| match rule.as_str() {
+        "$schema" | "title" | "description" | "definitions" => true,
+        "$ref" => {
+            let pointer = asked.as_str().unwrap().strip_prefix('#').unwrap();
+            fits(value, whole.pointer(pointer).unwrap(), whole)
+        }
+        "type" => {
+            let is = |kind: &Value| match kind.as_str().unwrap() {
+                "object" => value.is_object(),
+                "array" => value.is_array(),
+                "string" => value.is_string(),
+                "integer" => value.is_i64() || value.is_u64(),
+                "number" => value.is_number(),
+                "null" => value.is_null(),
+                other => panic!("{other}"),
+            };
+            asked.as_array().map_or_else(|| is(asked), |kinds| kinds.iter().any(is))
+        }
+        "enum" => asked.as_array().unwrap().contains(value),
+        "anyOf" => asked.as_array().unwrap().iter().any(|asked| fits(value, asked, whole)),
+        "pattern" => {
+            let pattern = Regex::new(asked.as_str().unwrap()).unwrap();
+            value.as_str().is_none_or(|text| pattern.is_match(text))
+        }
+        "minLength" => {
+            value.as_str().is_none_or(|text| text.len() as u64 >= asked.as_u64().unwrap())
+        }
+        "maxLength" => {
+            value.as_str().is_none_or(|text| text.len() as u64 <= asked.as_u64().unwrap())
+        }
+        "minimum" => value.as_f64().is_none_or(|number| number >= asked.as_f64().unwrap()),
+        "maximum" => value.as_f64().is_none_or(|number| number <= asked.as_f64().unwrap()),
+        "minProperties" => {
+            value.as_object().is_none_or(|object| object.len() as u64 >= asked.as_u64().unwrap())
+        }
+        "required" => value.as_object().is_none_or(|object| {
+            asked.as_array().unwrap().iter().all(|key| object.contains_key(key.as_str().unwrap()))
+        }),
+        "items" => {
+            value.as_array().is_none_or(|items| items.iter().all(|item| fits(item, asked, whole)))
+        }
+        "propertyNames" => value
+            .as_object()
+            .is_none_or(|object| object.keys().all(|key| fits(&key.as_str().into(), asked, whole))),
+        "properties" => value.as_object().is_none_or(|object| {
+            let known = asked.as_object().unwrap();
+            object
+                .iter()
+                .all(|(key, value)| known.get(key).is_none_or(|rule| fits(value, rule, whole)))
+        }),
+        "additionalProperties" => value.as_object().is_none_or(|object| {
+            let known = rules.get("properties").and_then(Value::as_object);
+            let others = object
+                .iter()
+                .filter(|(key, _)| known.is_none_or(|known| !known.contains_key(*key)));
+            let mut others = others.map(|(_, value)| value);
+            if *asked == json!(false) {
+                others.next().is_none()
+            } else {
+                others.all(|value| fits(value, asked, whole))
+            }
+        }),
+        other => panic!("the test does not know '{other}'"),
+    })
+}
+
+fn allowed(yaml: &str) -> bool {
+    let schema = parsed();
+    fits(&as_json(yaml), &schema, &schema)
+}
+
+#[test]
+fn the_shipped_schema_is_the_printed_one() {
+    assert_eq!(include_str!("../../../modes.schema.json"), schema() + "\n");
+}
+
+#[test]
+fn it_has_the_keys_that_the_parser_knows() {
+    let schema = parsed();
+    for (pointer, keys) in [
+        ("/properties", &ROOT_KEYS[..]),
+        ("/definitions/mode/properties", &MODE_KEYS),
+        ("/definitions/lora/properties", &LORA_KEYS),
+    ] {
+        let mut known: Vec<&str> = keys.to_vec();
+        known.sort_unstable();
+        let properties = schema.pointer(pointer).unwrap().as_object().unwrap();
+        assert_eq!(properties.keys().collect::<Vec<_>>(), known, "{pointer}");
+    }
+}
+
+#[test]
+fn the_example_names_it_and_fits_it() {
+    let example = include_str!("../../../modes.yaml.example");
+    assert!(example.starts_with("# yaml-language-server: $schema=modes.schema.json\n"));
+    assert!(allowed(example));
+    let shown: String =
+        example.lines().map(|line| format!("{}\n", line.replacen("  #: ", "  ", 1))).collect();
+    assert!(allowed(&shown) && resolves(&shown));
+}
+
+/// A file whose mode has that line, and one that has it at the top.
+fn in_mode(line: &str) -> String {
+    format!("model_root: m\ndefault_mode: a\nmodes: {{a: {{model: x, {line}}}}}\n")
+}
+
+fn at_the_top(line: &str) -> String {
+    let mode = "{model: x, default_size: 8x8}";
+    format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
+}
+
+#[test]
+fn it_allows_what_the_parser_takes() {
+    let keys = MODE_KEYS
+        .iter()
+        .filter(|key| **key != "model")
+        .map(|key| (*key, in_mode as fn(&str) -> String));
+    let keys = keys.chain(
+        ["max_pixels", "watch", "lora_root"].map(|key| (key, at_the_top as fn(&str) -> String)),
+    );
+    let keys: Vec<_> = keys.collect();
+    for value in [
+        "~",
+        "1",
+        "0",
+        "-1",
+        "1.5",
+        "1000",
+        "4194304",
+        "99999999999",
+        "true",
+        "x",
+        "''",
+        "[]",
+        "{}",
+        "[x]",
+        "[{path: x}]",
+        "[{path: x, strength: 2}]",
+        "[{path: x, strength: 101}]",
+        "[{strength: 1}]",
+        "[{path: x, adapter_name: y}]",
+        "[{path: x, other: 1}]",
+        "[1]",
+        "auto",
+        "off",
+        "fail",
+        "skip",
+        "v",
+        "epsilon",
+        "64x64",
+        "64",
+        "euler",
+        "euler_b",
+        "trailing",
+        "cut",
+        "chunk",
+        "weighted",
+        "{k: [1]}",
+    ] {
+        for (key, file) in &keys {
+            // What is between two quotes is for the disk to say.
+            if value == "''" && ["vae", "lora_root"].contains(key) {
+                continue;
+            }
+            let text = file(&format!("{key}: {value}"));
+            assert_eq!(allowed(&text), resolves(&text), "{text}");
+        }
+    }
+    for text in ["a: 1", "[]", "model_root: m", "model_root: m\ndefault_mode: a\nmodes: {}"] {
+        assert!(!allowed(text) && !resolves(text), "{text}");
+    }
+    for name in ["a b", "ü", "a/b", "..", &"x".repeat(65)] {
+        let text =
+            format!("model_root: m\ndefault_mode: '{name}'\nmodes: {{'{name}': {{model: x}}}}");
+        assert!(!allowed(&text) && !resolves(&text), "{text}");
+    }
+}

@@ -1,0 +1,70 @@
+//! What a file or folder of models is, by its headers alone: for lists that people choose from.
+
+use std::{collections::BTreeMap, path::Path};
+
+use safetensors::Dtype;
+
+use super::{
+    checkpoint::{self, Checkpoint, TensorFile},
+    lora::{Claim, Sorted},
+};
+use crate::modes::{CheckpointRef, Inspected, ModelKind, PipelineSpec};
+
+/// Looks at what the user calls `name`; what cannot be used says why.
+pub fn inspect(name: &str, path: &Path) -> Inspected {
+    let spec = PipelineSpec::of(CheckpointRef { name: name.to_owned(), path: path.to_owned() });
+    let problem = match Checkpoint::open(&spec) {
+        Ok(checkpoint) => {
+            return Inspected {
+                kind: ModelKind::Checkpoint,
+                family: Some(checkpoint.facts().family.name().to_owned()),
+                precision: precision(checkpoint.tensors_of("unet")),
+                problem: None,
+            };
+        }
+        Err(problem) => problem,
+    };
+    let file = if path.is_dir() { None } else { TensorFile::open(name, path).ok() };
+    let Some(file) = file else { return unusable(&problem) };
+    let precision = precision(file.entries.values().map(|entry| (entry.dtype, entry.size_bytes())));
+    let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &entry.dims[..]));
+    match Sorted::of(tensors, &file.metadata) {
+        Ok(sorted) if !sorted.adapters.is_empty() => Inspected {
+            kind: ModelKind::Lora,
+            family: Claim::of(&file.metadata, &sorted).map(|claim| claim.base.name().to_owned()),
+            precision,
+            problem: None,
+        },
+        // Named as LoRAs are, and broken.
+        Err(fault) => Inspected { precision, kind: ModelKind::Lora, ..unusable(&fault) },
+        Ok(_) if checkpoint::is_vae(&file) => {
+            Inspected { kind: ModelKind::Vae, family: None, precision, problem: None }
+        }
+        Ok(_) => Inspected { precision, ..unusable(&problem) },
+    }
+}
+
+fn unusable(problem: &impl ToString) -> Inspected {
+    let problem = Some(problem.to_string());
+    Inspected { kind: ModelKind::Unknown, family: None, precision: None, problem }
+}
+
+/// How most of the bytes are stored.
+fn precision(tensors: impl Iterator<Item = (Dtype, usize)>) -> Option<String> {
+    let mut bytes = BTreeMap::<String, usize>::new();
+    for (dtype, len) in tensors {
+        *bytes.entry(dtype_name(dtype)).or_default() += len;
+    }
+    bytes.into_iter().max_by_key(|(_, len)| *len).map(|(name, _)| name)
+}
+
+/// As people call it.
+fn dtype_name(dtype: Dtype) -> String {
+    match dtype {
+        Dtype::F32 => "fp32".to_owned(),
+        Dtype::F16 => "fp16".to_owned(),
+        Dtype::BF16 => "bf16".to_owned(),
+        Dtype::F8_E4M3 | Dtype::F8_E5M2 => "fp8".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}

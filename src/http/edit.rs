@@ -1,0 +1,208 @@
+//! `/api/modes/{name}`: one mode, and changing it in the file.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+    http::{HeaderMap, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tokio::task::spawn_blocking;
+
+use super::{
+    Api,
+    body::JsonBody,
+    modes::ModeInfo,
+    problem::{Kind, Problem},
+};
+use crate::{
+    config::{ConfigErrors, EditError, ModeEdit, ReloadReport},
+    request::{FieldError, InvalidFields},
+};
+
+/// That who asks has the admin key, where one is set.
+pub struct Admin;
+
+impl FromRequestParts<Api> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let Some(key) = &api.admin_key else { return Ok(Self) };
+        let given = parts.headers.get("x-admin-key").map_or(&b""[..], |given| given.as_bytes());
+        // Compared by their hashes: how long that takes says nothing about the key.
+        if Sha256::digest(given) == Sha256::digest(key.as_bytes()) {
+            return Ok(Self);
+        }
+        Err(Problem::new(
+            Kind::AdminKeyNeeded,
+            "this needs the admin key, in the header X-Admin-Key",
+        ))
+    }
+}
+
+/// One mode as the file declares it, its defaults filled in.
+#[utoipa::path(get, path = "/api/modes/{name}", tag = "modes",
+    params(("name" = String, Path, description = "From GET /api/modes")),
+    responses(
+        (status = 200, description = "ETag has the file's revision", body = ModeInfo),
+        (status = 404, description = "No such mode"),
+    ))]
+pub async fn show(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let (modes, revision) = (api.config.current(), api.config.status().in_force.id.clone());
+    let mode = Json(ModeInfo::from(&**modes.get(&name)?));
+    Ok(([(header::ETAG, etag(&revision))], mode).into_response())
+}
+
+/// Adds a mode to the configuration file, whose other lines stay as they are.
+#[utoipa::path(post, path = "/api/modes/{name}", tag = "modes",
+    params(("name" = String, Path, description = "The new mode's"),
+           ("X-Admin-Key" = Option<String>, Header, description = "Where one is set")),
+    request_body(content = Object, description = "The mode's keys as in modes.yaml",
+                 content_type = "application/json"),
+    responses(
+        (status = 201, description = "ETag has the file's revision", body = ModeInfo),
+        (status = 401, description = "Without the admin key"),
+        (status = 409, description = "There is a mode of that name, or the file cannot be edited"),
+        (status = 412, description = "The file is not what If-Match names"),
+        (status = 422, description = "The file would have errors"),
+    ))]
+pub async fn create(
+    _: Admin,
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    store(api, name, &headers, body, ModeEdit::Add).await
+}
+
+/// Replaces a mode in the configuration file, or adds it. The file's other lines stay as they are.
+#[utoipa::path(put, path = "/api/modes/{name}", tag = "modes",
+    params(("name" = String, Path, description = "The mode's"),
+           ("If-Match" = Option<String>, Header, description = "The revision that was seen"),
+           ("X-Admin-Key" = Option<String>, Header, description = "Where one is set")),
+    request_body(content = Object, description = "The mode's keys as in modes.yaml",
+                 content_type = "application/json"),
+    responses(
+        (status = 200, description = "Replaced; ETag has the file's revision", body = ModeInfo),
+        (status = 201, description = "Added", body = ModeInfo),
+        (status = 401, description = "Without the admin key"),
+        (status = 409, description = "The file cannot be edited"),
+        (status = 412, description = "The file is not what If-Match names"),
+        (status = 422, description = "The file would have errors"),
+    ))]
+pub async fn put(
+    _: Admin,
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    store(api, name, &headers, body, ModeEdit::Put).await
+}
+
+/// Takes a mode out of the configuration file. The file's other lines stay as they are.
+#[utoipa::path(delete, path = "/api/modes/{name}", tag = "modes",
+    params(("name" = String, Path, description = "The mode's"),
+           ("If-Match" = Option<String>, Header, description = "The revision that was seen"),
+           ("X-Admin-Key" = Option<String>, Header, description = "Where one is set")),
+    responses(
+        (status = 204, description = "ETag has the file's revision"),
+        (status = 401, description = "Without the admin key"),
+        (status = 404, description = "No such mode"),
+        (status = 409, description = "The file cannot be edited"),
+        (status = 412, description = "The file is not what If-Match names"),
+        (status = 422, description = "The file would have errors, such as no default mode"),
+    ))]
+pub async fn delete(
+    _: Admin,
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let ReloadReport { revision, .. } = change(&api, &name, &headers, ModeEdit::Remove).await?;
+    Ok((StatusCode::NO_CONTENT, [(header::ETAG, etag(&revision))]).into_response())
+}
+
+async fn store(
+    api: Api,
+    name: String,
+    headers: &HeaderMap,
+    body: Value,
+    how: fn(Map<String, Value>) -> ModeEdit,
+) -> Result<Response, Problem> {
+    let Value::Object(mode) = body else {
+        let detail = "expected a JSON object: the mode's keys as in modes.yaml".to_owned();
+        return Err(InvalidFields(vec![FieldError { pointer: String::new(), detail }]).into());
+    };
+    let report = change(&api, &name, headers, how(mode)).await?;
+    let modes = api.config.current();
+    let mode = Json(ModeInfo::from(&**modes.get(&name)?));
+    let is_new = report.diff.added.contains(&name);
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, [(header::ETAG, etag(&report.revision))], mode).into_response())
+}
+
+async fn change(
+    api: &Api,
+    name: &str,
+    headers: &HeaderMap,
+    change: ModeEdit,
+) -> Result<ReloadReport, Problem> {
+    if !api.config.has_file() {
+        return Err(Problem::no_file());
+    }
+    let wanted = headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok());
+    let wanted = wanted.map(str::to_owned);
+    let (config, mode) = (api.config.clone(), name.to_owned());
+    let editing = spawn_blocking(move || {
+        let is_expected = |revision: &str| {
+            wanted.is_none_or(|wanted| {
+                wanted.split(',').map(str::trim).any(|it| it == "*" || it == etag(revision))
+            })
+        };
+        config.edit(&mode, &change, is_expected)
+    });
+    editing.await.map_err(Problem::internal)?.map_err(|error| refused(name, error))
+}
+
+fn etag(revision: &str) -> String {
+    format!("\"{revision}\"")
+}
+
+fn refused(name: &str, error: EditError) -> Problem {
+    match error {
+        EditError::OtherRevision { revision } => {
+            let detail = format!("the file was changed: its revision is \"{revision}\" now");
+            Problem::new(Kind::PreconditionFailed, detail)
+        }
+        EditError::Broken(errors) => {
+            let detail = "the file has errors as it is; they must be mended first";
+            Problem::of_configuration(Kind::Conflict, detail, &errors)
+        }
+        EditError::Invalid(errors) => InvalidFields(fields(name, &errors)).into(),
+        EditError::Exists(_) => Problem::new(Kind::Conflict, format!("{error}; PUT replaces it")),
+        EditError::BadName(reason) => Problem::new(Kind::InvalidRequest, reason).at(""),
+        EditError::NotEditable(reason) => Problem::new(Kind::Conflict, reason.to_string()),
+        EditError::UnknownMode(unknown) => unknown.into(),
+        EditError::Unwritable(error) => Problem::internal(error),
+    }
+}
+
+/// Errors of the file that would be, as errors of the body; those elsewhere keep their place in the
+/// file.
+fn fields(name: &str, errors: &ConfigErrors) -> Vec<FieldError> {
+    let mode = format!("/modes/{name}");
+    let field = |pointer: String| match pointer.strip_prefix(&mode) {
+        Some(below) if below.is_empty() || below.starts_with('/') => below.to_owned(),
+        _ => pointer,
+    };
+    let errors = errors.diagnostics.iter();
+    errors
+        .map(|error| FieldError {
+            pointer: field(error.key.to_pointer()),
+            detail: error.message.clone(),
+        })
+        .collect()
+}
