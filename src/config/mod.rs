@@ -272,7 +272,7 @@ fn log(result: &Result<ReloadReport, ConfigErrors>, by: Origin) {
     match result {
         Ok(ReloadReport { revision, diff, warnings }) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            tracing::info!(by, revision, ?diff, "configuration reloaded");
+            tracing::info!(by, revision, "configuration reloaded: {diff}");
         }
         Err(errors) => {
             errors.diagnostics.iter().for_each(|error| tracing::error!("{error}"));

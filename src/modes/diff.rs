@@ -1,5 +1,7 @@
 //! What became of the modes. Pure.
 
+use std::fmt;
+
 use super::{Mode, Modes};
 
 /// Names of modes, sorted, and of what else the file sets.
@@ -35,37 +37,50 @@ impl ModesDiff {
     }
 }
 
+impl fmt::Display for ModesDiff {
+    /// `added a, b; redefined c`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let default_mode: Vec<&str> = self.default_mode.as_deref().into_iter().collect();
+        let parts = [
+            ("added", self.added.join(", ")),
+            ("removed", self.removed.join(", ")),
+            ("to be loaded again", self.to_reload.join(", ")),
+            ("redefined", self.redefined.join(", ")),
+            ("default mode", default_mode.join(", ")),
+            ("settings", self.settings.join(", ")),
+        ];
+        let parts = parts.iter().filter(|(_, names)| !names.is_empty());
+        let parts: Vec<_> = parts.map(|(what, names)| format!("{what} {names}")).collect();
+        f.write_str(if parts.is_empty() { "no mode changed" } else { "" })?;
+        f.write_str(&parts.join("; "))
+    }
+}
+
 impl Modes {
     /// What has to be changed in these to get the `new` ones.
     pub fn diff(&self, new: &Self) -> ModesDiff {
-        let old = self;
+        let in_both =
+            || self.modes.iter().filter_map(|(name, a)| Some((name, a, new.modes.get(name)?)));
         let differing = |differ: fn(&Mode, &Mode) -> bool| {
-            let pairs = old
-                .modes
-                .iter()
-                .filter_map(|(name, mode)| Some((name, mode, new.modes.get(name)?)));
-            pairs.filter(|(_, a, b)| differ(a, b)).map(|(name, ..)| name.clone()).collect()
+            in_both().filter(|(_, a, b)| differ(a, b)).map(|(name, ..)| name.clone()).collect()
         };
         let without = |a: &Modes, b: &Modes| {
             a.modes.keys().filter(|name| !b.modes.contains_key(*name)).cloned().collect()
         };
         let settings = [
-            ("model_root", old.model_root != new.model_root),
-            ("lora_root", old.lora_root != new.lora_root),
-            ("max_pixels", old.max_pixels != new.max_pixels),
-            ("watch", old.watch != new.watch),
+            ("model_root", self.model_root != new.model_root),
+            ("lora_root", self.lora_root != new.lora_root),
+            ("max_pixels", self.max_pixels != new.max_pixels),
+            ("watch", self.watch != new.watch),
         ];
+        let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {
-            added: without(new, old),
-            removed: without(old, new),
+            added: without(new, self),
+            removed: without(self, new),
             to_reload: differing(|a, b| a.pipeline != b.pipeline),
             redefined: differing(|a, b| a.pipeline == b.pipeline && a != b),
-            default_mode: (old.default_mode != new.default_mode).then(|| new.default_mode.clone()),
-            settings: settings
-                .into_iter()
-                .filter(|(_, changed)| *changed)
-                .map(|(key, _)| key)
-                .collect(),
+            default_mode: (self.default_mode != new.default_mode).then(|| new.default_mode.clone()),
+            settings: settings.map(|(key, _)| key).collect(),
         }
     }
 }
