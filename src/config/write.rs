@@ -31,3 +31,30 @@ fn write(path: &Path, text: &str, permissions: fs::Permissions) -> io::Result<()
     file.set_permissions(permissions)?;
     file.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_behind_its_link_with_its_permissions_or_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, "one").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink("file", &link).unwrap();
+        atomically(&link, "two").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "two");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+
+        let in_the_way = folder.path().join(format!(".file.{}.new", std::process::id()));
+        fs::create_dir(in_the_way).unwrap();
+        atomically(&link, "three").unwrap_err();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "two");
+        atomically(&folder.path().join("none"), "x").unwrap_err();
+    }
+}

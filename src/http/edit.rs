@@ -186,7 +186,8 @@ fn refused(name: &str, error: EditError) -> Problem {
         EditError::BadName(reason) => Problem::new(Kind::InvalidRequest, reason).at(""),
         EditError::NotEditable(reason) => Problem::new(Kind::Conflict, reason.to_string()),
         EditError::UnknownMode(unknown) => unknown.into(),
-        EditError::Unwritable(error) => Problem::internal(error),
+        // On a disk that is mounted for reading, say.
+        EditError::Unwritable(_) => Problem::new(Kind::Conflict, error.to_string()),
     }
 }
 
