@@ -30,12 +30,14 @@ Examples:
   diffused                                serve modes.yaml on 127.0.0.1:4200
   diffused check                          say what is wrong with modes.yaml, line by line
   diffused serve --listen 0.0.0.0:8080    serve to the whole network (there is no password!)
+  MODEL_ROOT=models MODEL=x.safetensors diffused
+                                          serve one model without a modes.yaml
 
   curl -o fox.png -H 'content-type: application/json' \\
        -d '{\"prompt\": \"a red fox in the snow\"}' http://127.0.0.1:4200/generate
 
 Signals:
-  SIGHUP           read the configuration file again
+  SIGHUP           read the configuration file again (it is read by itself when it is saved)
   SIGTERM, SIGINT  finish the running job and end; a second one ends at once
 
 Exit codes:
