@@ -225,13 +225,14 @@ fn no_answer_names_a_path_on_disk() {
     let job = format!("/api/jobs/{}", switch.header("x-job-id"));
     daemon.finished_job(switch.header("x-job-id"));
     let mut answers = vec![switch, daemon.post("/api/modes/reload", &json!({}))];
-    for path in ["/", "/api/modes", "/api/models/status", "/api/vram", "/health", &job] {
-        answers.push(daemon.get(path));
-    }
+    let paths = ["/", "/api/modes", "/api/models/status", "/api/vram", "/health", "/metrics", &job];
+    answers.extend(paths.map(|path| daemon.get(path)));
     std::fs::remove_file(daemon.path().join("models/tiny.safetensors")).unwrap();
     answers.push(daemon.post("/api/modes/reload", &json!({})));
     std::fs::remove_file(daemon.config_file()).unwrap();
     answers.push(daemon.post("/api/modes/reload", &json!({})));
+    std::fs::write(daemon.path().join("models/broken.safetensors"), "x").unwrap();
+    answers.extend(["/api/modes/config", "/api/inventory"].map(|path| daemon.get(path)));
     let folder = daemon.path().to_str().unwrap();
     for answer in answers {
         assert!(!answer.text().contains(folder), "{}", answer.text());
