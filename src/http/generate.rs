@@ -70,6 +70,7 @@ pub struct GenerateForm {
         (status = 404, description = "No such mode"),
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "The job was cancelled"),
+        (status = 408, description = "The body took too long"),
         (status = 413, description = "Body over 64 MiB"),
         (status = 415, description = "Neither application/json nor multipart/form-data"),
         (status = 422, description = "Invalid fields, nothing that the mode's model can do, or a LoRA \
@@ -84,7 +85,11 @@ pub async fn generate(
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let overrides = Overrides::parse_with(&body.fields, body.files)?;
+    let overrides = {
+        // What was sent goes before the job waits: it may be much, and is all in the overrides.
+        let GenerateBody { fields, files, room: _room } = body;
+        Overrides::parse_with(&fields, files)?
+    };
     let form = accept::form(&headers, overrides.n.unwrap_or(1))?;
     let modes = api.config.current();
     let selected = &api.dispatcher.status().selected_mode;

@@ -50,6 +50,7 @@ pub enum Kind {
     NotAcceptable,
     Cancelled,
     BodyTooLarge,
+    BodyTooSlow,
     UnsupportedMediaType,
     InvalidRequest,
     InvalidConfiguration,
@@ -82,6 +83,7 @@ impl Kind {
             }
             Self::NotAcceptable => (S::NOT_ACCEPTABLE, "not-acceptable", "No acceptable format"),
             Self::Cancelled => (S::CONFLICT, "cancelled", "The job was cancelled"),
+            Self::BodyTooSlow => (S::REQUEST_TIMEOUT, "body-too-slow", "Body too slow"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body-too-large", "Body too large"),
             Self::UnsupportedMediaType => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type")
