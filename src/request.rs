@@ -23,6 +23,32 @@ pub use form::Form;
 pub use json::parse as parse_json;
 pub use overrides::{Context, Files, LoraWish, Overrides};
 
+/// A field that a loaded model may be unable to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestField {
+    Steps,
+    Scheduler,
+    ClipSkip,
+    DenoiseStrength,
+    InitImage,
+    MaskImage,
+}
+
+impl RequestField {
+    /// As callers write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "num_inference_steps",
+            Self::Scheduler => "scheduler",
+            Self::ClipSkip => "clip_skip",
+            Self::DenoiseStrength => "denoise_strength",
+            Self::InitImage => "init_image",
+            Self::MaskImage => "mask_image",
+        }
+    }
+}
+
 /// The longest prompt, in bytes.
 pub const MAX_PROMPT_BYTES: usize = 16 << 10;
 

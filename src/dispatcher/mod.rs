@@ -27,6 +27,7 @@ pub use self::{
 use crate::{
     job::{Job, JobId},
     modes::{Modes, ModesDiff, PipelineSpec, did_you_mean},
+    request::RequestField,
     vram,
     worker::{process::WorkerCommand, protocol::DrawnReport, supervisor::Supervisor},
 };
@@ -202,7 +203,7 @@ pub enum FailureKind {
     /// Nor can the LoRA of that place in the pipeline's list, or it does not fit the checkpoint.
     UnusableLora { index: usize },
     /// The mode's model cannot do what the request asks for; it can do others.
-    InvalidRequest,
+    InvalidRequest { field: RequestField },
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.

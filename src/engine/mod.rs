@@ -29,7 +29,7 @@ use std::{ops::ControlFlow, time::Duration};
 use crate::{
     image,
     modes::{LoraReport, PipelineSpec, SchedulerId, Size},
-    request::GenerateRequest,
+    request::{GenerateRequest, RequestField},
 };
 use checkpoint::{Checkpoint, Facts, Family, Layers, Reading, ReadingCost};
 use lora::Patches;
@@ -206,8 +206,8 @@ pub enum DrawError {
     Scheduler(#[from] scheduler::Error),
     #[error("clip_skip {clip_skip} leaves nothing of a text encoder with {layers} layers")]
     ClipSkip { clip_skip: u32, layers: usize },
-    #[error("{field} {error}")]
-    Source { field: &'static str, error: image::DecodeError },
+    #[error("{} {error}", .field.name())]
+    Source { field: RequestField, error: image::DecodeError },
     #[error(
         "the autoencoder (VAE) has no encoder, so that no image can be drawn over; name another one as the mode's 'vae'"
     )]
@@ -218,6 +218,26 @@ pub enum DrawError {
     NotFinite,
     #[error("the engine failed: {0}")]
     Engine(#[from] nn::Error),
+}
+
+impl DrawError {
+    /// The field of the request that the model cannot follow, if it is one's fault.
+    pub fn field(&self) -> Option<RequestField> {
+        match self {
+            Self::Scheduler(scheduler::Error::TooManySteps { .. }) => Some(RequestField::Steps),
+            Self::Scheduler(scheduler::Error::NoStepLeft { .. }) => {
+                Some(RequestField::DenoiseStrength)
+            }
+            Self::Scheduler(
+                scheduler::Error::NoZeroTerminalSnr { .. }
+                | scheduler::Error::NothingToPredict { .. },
+            ) => Some(RequestField::Scheduler),
+            Self::ClipSkip { .. } => Some(RequestField::ClipSkip),
+            Self::Source { field, .. } => Some(*field),
+            Self::NoEncoder => Some(RequestField::InitImage),
+            Self::Cancelled | Self::NotFinite | Self::Engine(_) => None,
+        }
+    }
 }
 
 impl Pipeline {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     image,
-    request::{GenerateRequest, Source},
+    request::{GenerateRequest, RequestField, Source},
 };
 
 /// A mask's values from here on are drawn anew.
@@ -81,10 +81,12 @@ impl Prepared {
         let source = request.source.as_ref();
         let pixels =
             source.map(|source| image::decode_rgb(&source.image.0, request.size)).transpose();
-        let pixels = pixels.map_err(|error| DrawError::Source { field: "init_image", error })?;
+        let pixels =
+            pixels.map_err(|error| DrawError::Source { field: RequestField::InitImage, error })?;
         let mask = source.and_then(|source: &Source| source.mask.as_ref());
         let mask = mask.map(|mask| image::decode_mask(&mask.0, request.size)).transpose();
-        let mask = mask.map_err(|error| DrawError::Source { field: "mask_image", error })?;
+        let mask =
+            mask.map_err(|error| DrawError::Source { field: RequestField::MaskImage, error })?;
         // A UNet that is told what is masked is told so always: without a mask, it is everything.
         let mask = mask.or_else(|| inpaints.then(|| vec![u8::MAX; h * w]));
         let image = match &pixels {

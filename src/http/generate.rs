@@ -141,7 +141,7 @@ fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
     let pointer = match failure.kind {
         FailureKind::UnusableLora { index } => asked.pointer_of_lora(index),
         FailureKind::UnusableModel
-        | FailureKind::InvalidRequest
+        | FailureKind::InvalidRequest { .. }
         | FailureKind::WorkerDied
         | FailureKind::Handler
         | FailureKind::ShuttingDown

@@ -167,16 +167,16 @@ impl Problem {
     pub fn of_job(failure: JobFailure, job: JobId) -> Self {
         let kind = match failure.kind {
             FailureKind::UnusableModel | FailureKind::UnusableLora { .. } => Kind::ModelUnusable,
-            FailureKind::InvalidRequest => Kind::InvalidRequest,
+            FailureKind::InvalidRequest { field } => {
+                return Self::of_field(&format!("/{}", field.name()), failure, job);
+            }
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
             FailureKind::ShuttingDown => Kind::ShuttingDown,
             FailureKind::Internal => Kind::Internal,
         };
         let retry_after_secs = (kind == Kind::ShuttingDown).then_some(SHUTDOWN_RETRY_SECS);
-        let problem = Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) };
-        // The worker has seen the request as a whole.
-        if kind == Kind::InvalidRequest { problem.at("") } else { problem }
+        Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
     }
 
     /// The job that failed by what that field asked for.

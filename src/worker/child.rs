@@ -248,21 +248,15 @@ fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
 }
 
 fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
-    match error {
-        DrawError::Scheduler(_)
-        | DrawError::ClipSkip { .. }
-        | DrawError::Source { .. }
-        | DrawError::NoEncoder => {
-            WorkerError { kind: WorkerErrorKind::InvalidRequest, message: error.to_string() }
-        }
-        DrawError::NotFinite => {
-            WorkerError { kind: WorkerErrorKind::UnusableModel, message: error.to_string() }
-        }
-        DrawError::Cancelled | DrawError::Engine(_) => {
+    let kind = match (error, error.field()) {
+        (_, Some(field)) => WorkerErrorKind::InvalidRequest { field },
+        (DrawError::NotFinite, None) => WorkerErrorKind::UnusableModel,
+        (_, None) => {
             tracing::error!(%job, "drawing failed: {error}");
-            internal("drawing failed; the daemon's log says why")
+            return internal("drawing failed; the daemon's log says why");
         }
-    }
+    };
+    WorkerError { kind, message: error.to_string() }
 }
 
 /// Tells the daemon how far a load is, now and then.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     job::JobId,
     modes::{LoraReport, PipelineSpec, SchedulerId, Size},
-    request::GenerateRequest,
+    request::{GenerateRequest, RequestField},
 };
 
 /// A message longer than this is a broken peer, not a message. The longest there are: a request
@@ -136,7 +136,7 @@ pub enum WorkerErrorKind {
     /// Nor can the LoRA of that place in the pipeline's list, or it does not fit the checkpoint.
     UnusableLora { index: usize },
     /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
-    InvalidRequest,
+    InvalidRequest { field: RequestField },
     /// Anything that should not have happened.
     Internal,
 }

@@ -232,7 +232,7 @@ fn what_the_model_cannot_do_is_an_invalid_request() {
     let daemon = Daemon::start();
     let answer = daemon.post("/generate", &json!({"prompt": "x", "clip_skip": 12}));
     let errors = refused(&answer);
-    assert!(errors[0].starts_with(" clip_skip 12 leaves nothing"), "{errors:?}");
+    assert!(errors[0].starts_with("/clip_skip clip_skip 12 leaves nothing"), "{errors:?}");
     assert_ne!(answer.header("x-job-id"), "");
     assert_eq!(daemon.post("/generate", &json!({"prompt": "x"})).status, 200);
 }

@@ -295,7 +295,7 @@ fn failure(error: WorkerError) -> JobFailure {
     let kind = match error.kind {
         WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
         WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
-        WorkerErrorKind::InvalidRequest => FailureKind::InvalidRequest,
+        WorkerErrorKind::InvalidRequest { field } => FailureKind::InvalidRequest { field },
         WorkerErrorKind::Internal => FailureKind::Internal,
     };
     JobFailure { kind, message: error.message }
