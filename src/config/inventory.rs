@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
-use super::{folder, stamp};
+use super::{
+    folder,
+    stamp::{self, Look},
+};
 use crate::modes::{Mode, Modes};
 
 /// A file or folder below one of the roots.
@@ -37,12 +39,10 @@ pub fn inventory(modes: &Modes) -> Vec<ModelFile> {
         let in_loras = folder::files(loras, |_| false).into_iter();
         names.extend(in_loras.map(|name| (loras.join(&name), name)));
     }
-    let file = |(path, name): (PathBuf, String)| ModelFile {
-        bytes: bytes(&path),
-        stamp: stamp::of(&path),
-        modes: users.get(path.as_path()).cloned().unwrap_or_default(),
-        name,
-        path,
+    let file = |(path, name): (PathBuf, String)| {
+        let Look { stamp, bytes } = stamp::look(&path);
+        let modes = users.get(path.as_path()).cloned().unwrap_or_default();
+        ModelFile { name, path, bytes, stamp, modes }
     };
     names.into_iter().map(file).collect()
 }
@@ -68,23 +68,10 @@ fn paths(mode: &Mode) -> impl Iterator<Item = &Path> {
     models.map(|model| model.path.as_path()).chain(loras)
 }
 
-/// Of a file, or of all in a folder and in the folders in it.
-fn bytes(path: &Path) -> u64 {
-    let below = |folder: &Path| {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
-    };
-    let len = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    if !path.is_dir() {
-        return len(path);
-    }
-    let parts = below(path).into_iter();
-    let files = parts.flat_map(|part| if part.is_dir() { below(&part) } else { vec![part] });
-    files.filter(|file| file.is_file()).map(|file| len(&file)).sum()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::config::ModeConfigManager;
 

@@ -47,7 +47,7 @@ pub use stamp::with_loras;
 pub use status::{ConfigStatus, Origin, Rejected, ReloadOutcome, ReloadReport, Revision};
 pub use watch::watch;
 
-use source::{FROM_ENVIRONMENT, Unreadable, read_text, revision_of, understand};
+use source::{FROM_ENVIRONMENT, Meaning, Unreadable, read_text, revision_of, understand};
 
 /// Loads, validates and holds what `modes.yaml` says.
 pub struct ModeConfigManager {
@@ -145,7 +145,7 @@ impl ModeConfigManager {
         let mut seen = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let text = self.read_text();
         *seen = seen_in(&text);
-        self.apply(text, by)
+        self.apply(seen.as_ref().ok(), self.meaning(text), by)
     }
 
     /// The same, if the file is not what it was when it was last read.
@@ -157,7 +157,7 @@ impl ModeConfigManager {
             return None;
         }
         *seen = now;
-        Some(self.apply(text, by))
+        Some(self.apply(seen.as_ref().ok(), self.meaning(text), by))
     }
 
     /// Changes one mode in the file and applies it: both or neither. The file's other lines stay as
@@ -189,8 +189,9 @@ impl ModeConfigManager {
         let text = edit::edit(&text, &root, name, change)?;
         // Another mode may have stood on this one, by an alias.
         raw::parse(&text).map_err(|_| NotEditable::Entangled)?;
-        let (after, _) = understand(&text, &self.path).map_err(EditError::Invalid)?;
-        let diff = before.diff(&after);
+        let meaning = understand(&text, &self.path).map_err(EditError::Invalid)?;
+        let (after, _) = &meaning;
+        let diff = before.diff(after);
         let others = [&diff.added, &diff.removed, &diff.to_reload, &diff.redefined];
         let is_there = after.modes.contains_key(name) != (*change == ModeEdit::Remove);
         let only_this = others.into_iter().flatten().all(|other| other == name);
@@ -199,7 +200,7 @@ impl ModeConfigManager {
         }
         write::atomically(&self.path, &text).map_err(EditError::Unwritable)?;
         *seen = Ok(revision_of(&text));
-        self.apply(Ok(text), Origin::Api).map_err(EditError::Invalid)
+        self.apply(seen.as_ref().ok(), Ok(meaning), Origin::Api).map_err(EditError::Invalid)
     }
 
     fn read_text(&self) -> Result<String, Unreadable> {
@@ -214,16 +215,20 @@ impl ModeConfigManager {
         &self.path
     }
 
-    /// Called under the lock of `reloading` alone.
+    fn meaning(&self, text: Result<String, Unreadable>) -> Result<Meaning, ConfigErrors> {
+        let text = text.map_err(|failure| failure.of(&self.path))?;
+        understand(&text, &self.path)
+    }
+
+    /// Called under the lock of `reloading` alone; `id`: the revision of what was understood, if the
+    /// file could be read at all.
     fn apply(
         &self,
-        text: Result<String, Unreadable>,
+        id: Option<&String>,
+        understood: Result<Meaning, ConfigErrors>,
         by: Origin,
     ) -> Result<ReloadReport, ConfigErrors> {
-        let id = text.as_ref().ok().map(|text| revision_of(text));
-        let understood = text
-            .map_err(|failure| failure.of(&self.path))
-            .and_then(|text| understand(&text, &self.path));
+        let id = id.cloned();
         let (old, mut status) = {
             let state = self.state();
             (state.modes.clone(), ConfigStatus::clone(&state.status))

@@ -13,11 +13,23 @@ use crate::modes::{LoraRef, PipelineSpec};
 const MAX_ENTRIES: usize = 1_000;
 const MAX_DEPTH: usize = 2;
 
-/// Of a file: its length, time of change and inode; of a folder: those of all that is in it.
-/// 0 where nothing is.
-pub fn of(path: &Path) -> u64 {
+/// What a look at a file, or at all in a folder and in the folders in it, tells.
+#[derive(Default)]
+pub struct Look {
+    /// Of a file: its length, time of change and inode; of a folder: those of all that is in it.
+    /// 0 where nothing is.
+    pub stamp: u64,
+    pub bytes: u64,
+}
+
+pub fn look(path: &Path) -> Look {
     let mut entries_left = MAX_ENTRIES;
-    of_entry(path, 0, &mut entries_left)
+    look_at(path, 0, &mut entries_left)
+}
+
+/// [`Look::stamp`] alone.
+pub fn of(path: &Path) -> u64 {
+    look(path).stamp
 }
 
 /// Of all files of a pipeline.
@@ -37,26 +49,29 @@ pub fn with_loras(mut pipeline: PipelineSpec, loras: Vec<LoraRef>) -> PipelineSp
     pipeline
 }
 
-fn of_entry(path: &Path, depth: usize, entries_left: &mut usize) -> u64 {
-    let Ok(metadata) = fs::metadata(path) else { return 0 };
+fn look_at(path: &Path, depth: usize, entries_left: &mut usize) -> Look {
+    let Ok(metadata) = fs::metadata(path) else { return Look::default() };
     if !metadata.is_dir() {
-        return of_file(&metadata);
+        return Look { stamp: of_file(&metadata), bytes: metadata.len() };
     }
+    let mut folder = Look::default();
     if depth == MAX_DEPTH {
-        return 0;
+        return folder;
     }
-    let mut sum = 0_u64; // whatever the order of the entries
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         if *entries_left == 0 {
             break;
         }
         *entries_left -= 1;
+        let Look { stamp, bytes } = look_at(&entry.path(), depth + 1, entries_left);
         let mut hasher = DefaultHasher::new();
         entry.file_name().hash(&mut hasher);
-        of_entry(&entry.path(), depth + 1, entries_left).hash(&mut hasher);
-        sum = sum.wrapping_add(hasher.finish());
+        stamp.hash(&mut hasher);
+        // A sum: whatever the order of the entries.
+        folder.stamp = folder.stamp.wrapping_add(hasher.finish());
+        folder.bytes += bytes;
     }
-    sum
+    folder
 }
 
 fn of_file(metadata: &Metadata) -> u64 {

@@ -61,13 +61,10 @@ def lcm(model: Model, vae, vocabulary, work: Path) -> UNet2DConditionModel:
         with torch.autocast("cpu", torch.bfloat16):
             foretold = _consistent(noisy, student(noisy, now, tokens), now)
             with torch.no_grad():
-                both = model(noisy.repeat(2, 1, 1, 1), now.repeat(2), torch.cat([tokens, model.empty.expand_as(tokens)]))
-                asked, unasked = both.float().chunk(2)
-                guided = unasked + LCM_GUIDANCE * (asked - unasked)
+                guided = _guided(model, noisy, now, tokens)
                 further = base.noised(_clean(noisy, guided, now), guided, next_)
                 target = _consistent(further, student(further, next_, tokens), next_)
-        # The pseudo-Huber loss of the paper's code.
-        return ((foretold - target).square() + 0.001**2).sqrt().sub(0.001).mean()
+        return _pseudo_huber(foretold - target)
 
     train("lcm", student, loss, steps=range(LCM_STEPS), learning_rate=1e-3, work=work, average=0.99)
     _practise(student, model, latents, work)
@@ -97,7 +94,7 @@ def _practise(student: Model, teacher: Model, latents: Latents, work: Path) -> N
             state, now = states[chosen], times[chosen]
             with torch.autocast("cpu", torch.bfloat16):
                 foretold = _consistent(state, student(state, now, tokens[chosen]), now)
-            return ((foretold - ends[chosen]).square() + 0.001**2).sqrt().sub(0.001).mean()
+            return _pseudo_huber(foretold - ends[chosen])
 
         train(f"lcm-practice-{number}", student, loss, steps=steps, learning_rate=1e-3, work=work, average=0.99)
 
@@ -127,13 +124,11 @@ def _arrived(teacher: Model, state: torch.Tensor, tokens: torch.Tensor, start: i
     times = torch.linspace(start, 0, steps + 1).round().long()[:-1]
     alpha, sigma = SIGNAL[times].sqrt(), (1 - SIGNAL[times]).sqrt()
     logs = (alpha / sigma).log()
-    both = torch.cat([tokens, teacher.empty.expand_as(tokens)])
     before = None
     for i, timestep in enumerate(times):
         now = timestep.expand(len(state))
         with torch.autocast("cpu", torch.bfloat16):
-            asked, unasked = teacher(state.repeat(2, 1, 1, 1), now.repeat(2), both).float().chunk(2)
-        clean = _clean(state, unasked + LCM_GUIDANCE * (asked - unasked), now)
+            clean = _clean(state, _guided(teacher, state, now, tokens), now)
         if i + 1 == len(times):
             return clean
         width = logs[i + 1] - logs[i]
@@ -141,6 +136,18 @@ def _arrived(teacher: Model, state: torch.Tensor, tokens: torch.Tensor, start: i
         state = sigma[i + 1] / sigma[i] * state - alpha[i + 1] * torch.expm1(-width) * ahead
         before = clean
     raise ValueError(steps)
+
+
+def _guided(teacher: Model, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The noise that the teacher sees, with guidance (Ho and Salimans, 2022)."""
+    texts = torch.cat([tokens, teacher.empty.expand_as(tokens)])
+    asked, unasked = teacher(noisy.repeat(2, 1, 1, 1), timesteps.repeat(2), texts).float().chunk(2)
+    return unasked + LCM_GUIDANCE * (asked - unasked)
+
+
+def _pseudo_huber(error: torch.Tensor) -> torch.Tensor:
+    """The loss of the consistency paper's code."""
+    return (error.square() + 0.001**2).sqrt().sub(0.001).mean()
 
 
 def _clean(noisy: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
