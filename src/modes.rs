@@ -8,12 +8,14 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 mod diff;
+mod memory;
 mod names;
 mod size;
 
 pub use diff::ModesDiff;
+pub use memory::{IdleUnload, InvalidTime, LoraCacheLimits, Memory};
 pub use names::{
-    LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing,
+    Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing,
     UnknownName, Watch, did_you_mean, nearest_name,
 };
 pub use size::{InvalidSize, Size};
@@ -28,6 +30,7 @@ pub struct Modes {
     /// The largest image that a request may ask for.
     pub max_pixels: u64,
     pub watch: Watch,
+    pub memory: Memory,
     pub modes: BTreeMap<String, Arc<Mode>>,
 }
 
@@ -54,6 +57,10 @@ pub struct Mode {
     pub name: String,
     pub pipeline: PipelineSpec,
     pub defaults: Defaults,
+    /// Its pipeline leaves memory only when it is asked to by name.
+    pub pinned: bool,
+    /// Its pipeline is loaded at the start.
+    pub preload: bool,
     /// Passed through to clients as it was written.
     pub metadata: serde_json::Map<String, serde_json::Value>,
 }

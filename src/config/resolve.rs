@@ -16,7 +16,7 @@ use super::{
     reader::{Errors, Field, Table},
 };
 use crate::modes::{
-    CheckpointRef, Defaults, LoraRef, Mode, Modes, OnLoraError, PipelineSpec, Size, Watch,
+    CheckpointRef, Defaults, LoraRef, Memory, Mode, Modes, OnLoraError, PipelineSpec, Size, Watch,
     did_you_mean, nearest_name,
 };
 
@@ -133,7 +133,8 @@ impl Resolver {
             .collect();
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
-        Some(Modes { default_mode, model_root, lora_root, max_pixels, watch, modes })
+        let memory = Memory::default();
+        Some(Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, modes })
     }
 
     fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
@@ -192,7 +193,8 @@ impl Resolver {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
-        Some(Mode { name: entry.key.clone(), pipeline: pipeline?, defaults, metadata })
+        let (name, pinned, preload) = (entry.key.clone(), false, false);
+        Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata })
     }
 
     /// What must be loaded.

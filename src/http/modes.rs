@@ -87,7 +87,7 @@ impl From<&Modes> for ModeList {
 
 impl From<&Mode> for ModeInfo {
     fn from(mode: &Mode) -> Self {
-        let Mode { name: _, pipeline, defaults, metadata } = mode;
+        let Mode { name: _, pipeline, defaults, pinned: _, preload: _, metadata } = mode;
         let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction, stamp: _ } = pipeline;
         Self {
             model: checkpoint.name.clone(),

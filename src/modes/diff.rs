@@ -72,6 +72,7 @@ impl Modes {
             ("lora_root", self.lora_root != new.lora_root),
             ("max_pixels", self.max_pixels != new.max_pixels),
             ("watch", self.watch != new.watch),
+            ("memory", self.memory != new.memory),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

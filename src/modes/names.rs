@@ -71,6 +71,18 @@ impl UnknownName {
 }
 
 named! {
+    /// Which pipeline leaves memory for another one; `vram::plan` has the formulas.
+    Eviction: "eviction policy" {
+        /// The one that was used least recently.
+        Lru = "lru",
+        /// The one that was loaded first.
+        Fifo = "fifo",
+        /// The one that gives back the most for the least: idle for long, large, soon loaded again.
+        MemoryPressure = "memory_pressure",
+    }
+}
+
+named! {
     /// What happens where a LoRA cannot be merged into the checkpoint.
     OnLoraError: "choice" {
         /// The mode cannot be loaded.

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, Defaults, LoraRef, Mode, Size, Watch},
+    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, Size, Watch},
     request::{EncodedImage, GenerateRequest},
 };
 
@@ -302,6 +302,8 @@ fn modes(words: &str) -> Modes {
         name: mode_of(word),
         pipeline: pipeline(word),
         defaults: Defaults::default(),
+        pinned: false,
+        preload: false,
         metadata: serde_json::Map::new(),
     };
     let modes: Vec<Mode> = words.split_whitespace().map(mode).collect();
@@ -311,6 +313,7 @@ fn modes(words: &str) -> Modes {
         lora_root: "loras".into(),
         max_pixels: 1 << 20,
         watch: Watch::Auto,
+        memory: Memory::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
     }
 }

@@ -25,6 +25,8 @@ fn mode() -> Mode {
             long_prompts: LongPrompts::Chunk,
             prompt_syntax: PromptSyntax::Weighted,
         },
+        pinned: false,
+        preload: false,
         metadata: serde_json::Map::new(),
     }
 }

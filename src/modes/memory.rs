@@ -1,0 +1,123 @@
+//! What may stay loaded: the section `memory` and each mode's own wishes.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::Eviction;
+
+/// The section `memory`. One gb is 2^30 bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Memory {
+    /// How many pipelines may be loaded at a time; `None`: as many as there is room for.
+    pub max_models: Option<u32>,
+    /// What the worker may allocate in all, in bytes; `None`: all that the device has.
+    pub limit_bytes: Option<u64>,
+    pub eviction: Eviction,
+    /// What nobody has used for so long is unloaded, the current mode's too.
+    pub idle_unload: IdleUnload,
+    /// Whether a pipeline must draw one step, in finite numbers, before it is used.
+    pub verify: bool,
+    pub lora_cache: LoraCacheLimits,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            max_models: None,
+            limit_bytes: None,
+            eviction: Eviction::Lru,
+            idle_unload: IdleUnload::Never,
+            verify: false,
+            lora_cache: LoraCacheLimits::default(),
+        }
+    }
+}
+
+/// How many opened LoRA files are kept, and how many of their bytes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoraCacheLimits {
+    pub max_files: u32,
+    pub max_bytes: u64,
+}
+
+impl Default for LoraCacheLimits {
+    fn default() -> Self {
+        Self { max_files: 32, max_bytes: 4 << 30 }
+    }
+}
+
+/// After how long without use a pipeline is unloaded: `90s`, `10m`, `2h`, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleUnload {
+    Never,
+    After(Duration),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a time: write 90s, 10m or 2h, or off")]
+pub struct InvalidTime(String);
+
+impl IdleUnload {
+    pub fn after(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::After(time) => Some(time),
+        }
+    }
+}
+
+impl FromStr for IdleUnload {
+    type Err = InvalidTime;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTime> {
+        let invalid = || InvalidTime(text.to_owned());
+        let text = text.trim();
+        if text == "off" {
+            return Ok(Self::Never);
+        }
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(0));
+        let seconds = match unit.trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(invalid()),
+        };
+        let number: u32 = number.parse().map_err(|_| invalid())?;
+        match number {
+            0 => Err(invalid()),
+            number => Ok(Self::After(Duration::from_secs(u64::from(number) * seconds))),
+        }
+    }
+}
+
+impl fmt::Display for IdleUnload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str("off"),
+            Self::After(time) => write!(f, "{}s", time.as_secs()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        let after = |seconds| Ok(IdleUnload::After(Duration::from_secs(seconds)));
+        for (text, expected) in [
+            ("off", Ok(IdleUnload::Never)),
+            ("90s", after(90)),
+            (" 10m ", after(600)),
+            ("2 h", after(7200)),
+        ] {
+            assert_eq!(text.parse::<IdleUnload>(), expected, "{text}");
+        }
+        for text in ["", "10", "m", "0s", "-1s", "1.5h", "10d", "99999999999s", "never"] {
+            assert!(text.parse::<IdleUnload>().is_err(), "{text}");
+        }
+        assert_eq!("10m".parse::<IdleUnload>().unwrap().to_string(), "600s");
+    }
+}
