@@ -39,10 +39,70 @@ impl FromStr for JobId {
 pub enum Job {
     /// Draw an image.
     Generation { request: GenerateRequest, pipeline: PipelineSpec },
-    /// Make a mode's pipeline the loaded one.
-    ModeSwitch { mode: String, pipeline: PipelineSpec, asked_by: SwitchOrigin },
+    /// Make a mode the current one, and have its pipeline loaded.
+    ModeSwitch {
+        mode: String,
+        pipeline: PipelineSpec,
+        asked_by: SwitchOrigin,
+        /// How long it may wait for the jobs before it; `None`: as long as they take.
+        #[serde(default)]
+        timeout_secs: Option<u32>,
+    },
+    /// Have a mode's pipeline loaded, beside the current one's.
+    Load { mode: String, pipeline: PipelineSpec },
+    /// Give memory back.
+    Unload { what: Unload },
     /// Run a handler that was registered under that name.
     Custom { name: String, args: serde_json::Value },
+}
+
+/// What an unloading takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unload {
+    All,
+    /// A mode's pipeline, and what its requests' LoRAs made of it.
+    Mode {
+        mode: String,
+        pipeline: PipelineSpec,
+    },
+}
+
+/// The kinds of jobs, without what they carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JobKind {
+    Generation,
+    ModeSwitch,
+    Load,
+    Unload,
+    Custom,
+}
+
+impl JobKind {
+    pub const ALL: [Self; 5] =
+        [Self::Generation, Self::ModeSwitch, Self::Load, Self::Unload, Self::Custom];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Generation => "generation",
+            Self::ModeSwitch => "mode_switch",
+            Self::Load => "load",
+            Self::Unload => "unload",
+            Self::Custom => "custom",
+        }
+    }
+}
+
+impl Job {
+    pub fn kind(&self) -> JobKind {
+        match self {
+            Self::Generation { .. } => JobKind::Generation,
+            Self::ModeSwitch { .. } => JobKind::ModeSwitch,
+            Self::Load { .. } => JobKind::Load,
+            Self::Unload { .. } => JobKind::Unload,
+            Self::Custom { .. } => JobKind::Custom,
+        }
+    }
 }
 
 /// Why a mode switch is in the queue.
@@ -62,8 +122,10 @@ pub enum SwitchOrigin {
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum JobState {
     Queued,
-    /// Its pipeline is being loaded.
-    Loading,
+    /// Its pipeline is being loaded, and so much of it has been read.
+    Loading {
+        percent: u8,
+    },
     Running {
         step: u32,
         steps: u32,
@@ -80,7 +142,7 @@ impl JobState {
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::Done | Self::Failed { .. } | Self::Cancelled => true,
-            Self::Queued | Self::Loading | Self::Running { .. } => false,
+            Self::Queued | Self::Loading { .. } | Self::Running { .. } => false,
         }
     }
 }

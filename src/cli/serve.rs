@@ -23,7 +23,7 @@ use crate::{
     dispatcher::{self, CustomJobs, DispatcherConfig, DispatcherShutdown},
     engine,
     http::{self, Api, Inspections},
-    modes::{Modes, PipelineSpec},
+    modes::Modes,
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -116,8 +116,9 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
         worker_command: (std::env::current_exe()?, vec!["worker".into()]),
-        selected_mode: modes.default_mode.clone(),
-        preload: preload(&modes),
+        switch_to_default: is_there(&modes, &modes.default_mode),
+        preload: preloaded(&modes),
+        modes,
         custom,
     });
     let dispatcher_too = handle.clone();
@@ -171,11 +172,17 @@ fn admin_key(file: Option<&Path>) -> Result<Option<Arc<str>>, ServeError> {
     key.map(Some).map_err(|problem| ServeError::AdminKey { place, problem })
 }
 
-/// The default mode, if its model is there: one that is not says so when it is used.
-fn preload(modes: &Modes) -> Option<(String, PipelineSpec)> {
-    let mode = modes.get(&modes.default_mode).ok()?;
-    let model = &mode.pipeline.checkpoint.path;
-    (model.is_file() || model.is_dir()).then(|| (mode.name.clone(), mode.pipeline.clone()))
+/// Whether a mode's model is there: one that is not says so when it is used.
+fn is_there(modes: &Modes, name: &str) -> bool {
+    let model = modes.modes.get(name).map(|mode| &mode.pipeline.checkpoint.path);
+    model.is_some_and(|model| model.is_file() || model.is_dir())
+}
+
+/// The modes that are loaded at the start, besides the default one.
+fn preloaded(modes: &Modes) -> Vec<String> {
+    let wanted = modes.modes.values().filter(|mode| mode.preload);
+    let wanted = wanted.map(|mode| mode.name.clone()).filter(|name| *name != modes.default_mode);
+    wanted.filter(|name| is_there(modes, name)).collect()
 }
 
 /// Does what signals say. The first stop finishes the running job, while new ones are still

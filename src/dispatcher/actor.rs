@@ -6,10 +6,13 @@
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
 //! - memory was measured anew;
+//! - a switch has waited for as long as it may;
+//! - a pipeline has been idle for as long as it may;
 //! - the time that a shutdown grants the running job is over.
 //!
 //! After each it starts what can be started and publishes how everything stands.
 
+mod loading;
 mod running;
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
@@ -22,13 +25,13 @@ use tokio::{
 
 use self::running::{Running, custom_end};
 use super::{
-    CustomJobs, DispatcherConfig, JobFailure, Outcome, Status, SubmitError, Ticket,
-    custom::HandlerResult, pace::Pace, table::SharedJobs,
+    Counters, CustomJobs, DispatcherConfig, FailureKind, JobFailure, Outcome, Status, SubmitError,
+    Ticket, custom::HandlerResult, pace::Pace, table::{Clock, SharedJobs},
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin},
     modes::{Modes, ModesDiff},
-    queue::{self, Configured, Queue, Refused},
+    queue::{self, Configured, Entry, Queue, Refused},
     vram::{VramRegistry, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
@@ -65,6 +68,8 @@ enum Wake {
     Worker(supervisor::Event),
     CustomEnded(Result<HandlerResult, JoinError>),
     Measured,
+    SwitchLimit,
+    Idle,
     DrainLimit,
 }
 
@@ -84,9 +89,15 @@ pub struct Actor {
     /// Tells the probe whom to measure.
     worker_pid: watch::Sender<Option<u32>>,
     readings: watch::Receiver<Readings>,
+    /// What the worker process had in RAM when it was ready.
+    resident_at_start: Option<u64>,
+    /// Why no mode is current, after a switch that could not be taken back.
+    degraded: Option<String>,
+    /// Until when switches may wait.
+    switch_limits: HashMap<JobId, Instant>,
+    clock: Clock,
     pace: Pace,
-    /// How many times a pipeline was loaded.
-    loads: u64,
+    counters: Counters,
     status: watch::Sender<Arc<Status>>,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
@@ -99,8 +110,9 @@ impl Actor {
         commands: mpsc::UnboundedReceiver<Command>,
         jobs: SharedJobs,
     ) -> (Self, watch::Receiver<Arc<Status>>) {
-        let queue = Queue::new(config.queue_max, config.selected_mode);
-        let registry = VramRegistry::default();
+        let modes = config.modes;
+        let queue = Queue::new(config.queue_max, modes.default_mode.clone());
+        let registry = VramRegistry::new(&modes);
         let (worker_pid, pid_for_probe) = watch::channel(None);
         let readings = probe::watch(pid_for_probe);
         let (status, published) = watch::channel(Arc::default());
@@ -116,15 +128,31 @@ impl Actor {
             registry,
             worker_pid,
             readings,
+            resident_at_start: None,
+            degraded: None,
+            switch_limits: HashMap::new(),
+            clock: Clock::default(),
             pace: Pace::default(),
-            loads: 0,
+            counters: Counters::default(),
             status,
             drain_until: None,
         };
-        if let Some((mode, pipeline)) = config.preload {
-            let asked_by = SwitchOrigin::User;
-            // Into an empty queue; nobody waits for it, and if it fails the log has the reason.
-            let _ = actor.enqueue(Job::ModeSwitch { mode, pipeline, asked_by });
+        // Nobody waits for these; if one fails, the log has the reason.
+        let default = config.switch_to_default.then(|| modes.modes.get(&modes.default_mode));
+        let switch = default.flatten().map(|mode| Job::ModeSwitch {
+            mode: mode.name.clone(),
+            pipeline: mode.pipeline.clone(),
+            asked_by: SwitchOrigin::User,
+            timeout_secs: None,
+        });
+        let loads = config.preload.iter().filter_map(|name| {
+            let mode = modes.modes.get(name)?;
+            Some(Job::Load { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
+        });
+        for job in switch.into_iter().chain(loads) {
+            let entry = Entry { id: JobId::new(), job };
+            actor.jobs.insert(entry.clone());
+            actor.queue.append(entry);
         }
         actor.publish();
         (actor, published)
@@ -134,15 +162,20 @@ impl Actor {
     pub async fn run(mut self) {
         loop {
             self.start_what_can_be_started();
+            self.unload_idle();
             self.publish();
             if self.drain_until.is_some() && self.running.is_none() {
                 break;
             }
+            let switch_limit = self.switch_limits.values().min().copied();
+            let idle_at = self.idle_at();
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
                 event = self.worker.next() => Wake::Worker(event),
                 result = custom_end(&mut self.running) => Wake::CustomEnded(result),
                 Ok(()) = self.readings.changed() => Wake::Measured,
+                () = limit(switch_limit) => Wake::SwitchLimit,
+                () = limit(idle_at) => Wake::Idle,
                 () = limit(self.drain_until) => Wake::DrainLimit,
             };
             match wake {
@@ -150,8 +183,9 @@ impl Actor {
                 Wake::Command(None) => break,
                 Wake::Worker(event) => self.on_worker(event),
                 Wake::CustomEnded(result) => self.on_custom_end(result),
-                // Published with the rest.
-                Wake::Measured => {}
+                // Published with the rest; and idle pipelines go when there is nothing else to do.
+                Wake::Measured | Wake::Idle => {}
+                Wake::SwitchLimit => self.give_up_waiting_switches(),
                 Wake::DrainLimit => self.give_up_running(),
             }
         }
@@ -175,19 +209,20 @@ impl Actor {
             // Nothing is loaded any more.
             Command::Configure { .. } if self.drain_until.is_some() => {}
             Command::Configure { diff, modes } => {
+                self.registry.configure(&diff, &modes);
                 let Configured { superseded, switch } =
                     self.queue.configure(&diff, &modes, JobId::new);
                 if let Some(entry) = superseded {
-                    self.conclude(entry.id, Outcome::Cancelled);
+                    self.conclude(&entry, Outcome::Cancelled);
                 }
                 switch.into_iter().for_each(|entry| self.jobs.insert(entry));
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
                 for entry in self.queue.drain() {
-                    self.conclude(entry.id, Outcome::Failed(JobFailure::shutting_down()));
+                    self.conclude(&entry, Outcome::Failed(JobFailure::shutting_down()));
                 }
-                self.give_up_switch();
+                self.give_up_loading();
             }
         }
     }
@@ -203,6 +238,13 @@ impl Actor {
         if let Job::Custom { name, .. } = &job {
             self.custom.check(name)?;
         }
+        let limit = match &job {
+            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
+            Job::Generation { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. } => None,
+        };
         let id = self.enqueue(job).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
@@ -214,6 +256,9 @@ impl Actor {
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
         })?;
+        if let Some(secs) = limit {
+            self.switch_limits.insert(id, Instant::now() + Duration::from_secs(secs.into()));
+        }
         let (sender, outcome) = oneshot::channel();
         self.outcomes.insert(id, sender);
         Ok(Ticket { id, outcome, commands: Some(commands) })
@@ -238,9 +283,40 @@ impl Actor {
         }
         let removed = self.queue.cancel(id);
         for entry in &removed {
-            self.conclude(entry.id, Outcome::Cancelled);
+            self.conclude(entry, Outcome::Cancelled);
         }
         !removed.is_empty()
+    }
+
+    /// Switches that have waited for as long as they may fail; one that is being done goes on.
+    fn give_up_waiting_switches(&mut self) {
+        let now = Instant::now();
+        let due = self.switch_limits.iter().filter(|(_, limit)| **limit <= now);
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.switch_limits.remove(&id);
+            let removed = self.queue.cancel(id);
+            for entry in &removed {
+                let message = "the jobs before this switch took longer than its timeout_secs; \
+                               nothing was switched";
+                let outcome = match entry.id == id {
+                    true => Outcome::Failed(JobFailure {
+                        kind: FailureKind::TimedOut,
+                        message: message.to_owned(),
+                    }),
+                    false => Outcome::Cancelled,
+                };
+                self.conclude(entry, outcome);
+            }
+        }
+    }
+
+    /// When something has been idle for long enough, if nothing happens until then.
+    fn idle_at(&self) -> Option<Instant> {
+        if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
+            return None;
+        }
+        let at_ms = self.registry.next_idle_ms()?;
+        Some(Instant::now() + Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms())))
     }
 
     fn start_what_can_be_started(&mut self) {
@@ -252,14 +328,19 @@ impl Actor {
     }
 
     /// A job has ended: writes it down for all, and for who waits for it.
-    fn conclude(&mut self, id: JobId, outcome: Outcome) {
+    fn conclude(&mut self, entry: &Entry, outcome: Outcome) {
+        let id = entry.id;
         match &outcome {
-            Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => {
-                tracing::info!(job = %id, "done");
-            }
+            Outcome::Images(_)
+            | Outcome::Switched
+            | Outcome::Loaded
+            | Outcome::Unloaded(_)
+            | Outcome::Custom(_) => tracing::info!(job = %id, "done"),
             Outcome::Failed(failure) => tracing::warn!(job = %id, "failed: {failure}"),
             Outcome::Cancelled => tracing::info!(job = %id, "cancelled"),
         }
+        self.counters.ended(&entry.job, &outcome);
+        self.switch_limits.remove(&id);
         self.jobs.finish(id, &outcome);
         if let Some(caller) = self.outcomes.remove(&id) {
             self.to_tell.push((caller, outcome));
@@ -277,7 +358,8 @@ impl Actor {
             queue_size: self.queue.waiting(),
             running: self.running.as_ref().map(Running::id),
             vram: self.registry.snapshot(&self.readings.borrow()),
-            loads: self.loads,
+            counters: self.counters.clone(),
+            degraded: self.degraded.clone(),
             worker_restarts: self.worker.restarts(),
         };
         self.status.send_if_modified(|published| {

@@ -6,6 +6,7 @@
 //! Knows nothing of HTTP, configuration files or the engine.
 
 mod actor;
+mod counters;
 mod custom;
 mod pace;
 mod table;
@@ -21,12 +22,13 @@ use tokio::{
 };
 
 pub use self::{
+    counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, JobContext},
     table::JobView,
 };
 use crate::{
     job::{Job, JobId},
-    modes::{Modes, ModesDiff, PipelineSpec, did_you_mean},
+    modes::{Modes, ModesDiff, did_you_mean},
     request::RequestField,
     vram,
     worker::{process::WorkerCommand, protocol::DrawnReport, supervisor::Supervisor},
@@ -40,10 +42,11 @@ pub struct DispatcherConfig {
     pub queue_max: usize,
     /// The program that is the worker, and its arguments.
     pub worker_command: WorkerCommand,
-    /// The mode of requests that name none, until a user switches.
-    pub selected_mode: String,
-    /// A mode and its pipeline, to be loaded before anybody asks.
-    pub preload: Option<(String, PipelineSpec)>,
+    pub modes: Arc<Modes>,
+    /// The default mode is made the current one before anybody asks.
+    pub switch_to_default: bool,
+    /// Modes that are loaded before anybody asks.
+    pub preload: Vec<String>,
     pub custom: CustomJobs,
 }
 
@@ -156,6 +159,9 @@ impl Drop for Ticket {
 pub enum Outcome {
     Images(DrawnImages),
     Switched,
+    Loaded,
+    /// The modes whose pipelines are not loaded any more.
+    Unloaded(Vec<String>),
     Custom(serde_json::Value),
     Failed(JobFailure),
     Cancelled,
@@ -204,6 +210,13 @@ pub enum FailureKind {
     UnusableLora { index: usize },
     /// The mode's model cannot do what the request asks for; it can do others.
     InvalidRequest { field: RequestField },
+    /// By itself it is larger than the memory that there is, or than what others leave of it, who
+    /// stay.
+    NoRoom,
+    /// Memory ran out while it was worked on, and again when all had left that may.
+    OutOfMemory,
+    /// A switch has waited as long as it may.
+    TimedOut,
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.
@@ -250,8 +263,10 @@ pub struct Status {
     pub queue_size: usize,
     pub running: Option<JobId>,
     pub vram: vram::Snapshot,
-    /// How many times a pipeline was loaded.
-    pub loads: u64,
+    pub counters: Counters,
+    /// Why no mode is current, where a switch has failed and the mode before it could not be
+    /// loaded again either.
+    pub degraded: Option<String>,
     /// How many times the worker was started again.
     pub worker_restarts: u64,
 }

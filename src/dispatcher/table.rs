@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::Outcome;
@@ -23,6 +23,8 @@ pub struct JobView {
     pub state: JobState,
     /// How many times it was begun: 2 if the worker died in the first attempt.
     pub attempts: u32,
+    /// While it waits: how many jobs come before it, the running one included.
+    pub jobs_before: usize,
     pub created_unix_ms: u64,
     pub started_unix_ms: Option<u64>,
     pub finished_unix_ms: Option<u64>,
@@ -43,7 +45,14 @@ struct JobTable {
 
 impl SharedJobs {
     pub fn get(&self, id: JobId) -> Option<JobView> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).views.get(&id).cloned()
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut view = table.views.get(&id)?.clone();
+        if view.state == JobState::Queued {
+            // Ids grow with time, and the line is one of first in, first out.
+            let before = table.views.values().filter(|other| other.id < id);
+            view.jobs_before = before.filter(|other| !other.state.is_terminal()).count();
+        }
+        Some(view)
     }
 
     pub fn insert(&self, entry: Entry) {
@@ -52,6 +61,7 @@ impl SharedJobs {
             job: entry.job,
             state: JobState::Queued,
             attempts: 0,
+            jobs_before: 0,
             created_unix_ms: unix_ms(),
             started_unix_ms: None,
             finished_unix_ms: None,
@@ -60,13 +70,19 @@ impl SharedJobs {
         self.0.write().unwrap_or_else(PoisonError::into_inner).views.insert(view.id, view);
     }
 
-    /// An attempt at the job begins.
-    pub fn begin(&self, id: JobId, state: JobState) {
+    /// An attempt at the job begins; says how long it has waited, at the first one.
+    pub fn begin(&self, id: JobId, state: JobState) -> Option<Duration> {
+        let mut waited = None;
         self.update(id, |view| {
             view.attempts += 1;
             view.state = state;
-            view.started_unix_ms.get_or_insert_with(unix_ms);
+            if view.started_unix_ms.is_none() {
+                let now = unix_ms();
+                view.started_unix_ms = Some(now);
+                waited = Some(Duration::from_millis(now.saturating_sub(view.created_unix_ms)));
+            }
         });
+        waited
     }
 
     pub fn set_state(&self, id: JobId, state: JobState) {
@@ -78,7 +94,11 @@ impl SharedJobs {
         self.update(id, |view| {
             view.finished_unix_ms = Some(unix_ms());
             view.state = match outcome {
-                Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => JobState::Done,
+                Outcome::Images(_)
+                | Outcome::Switched
+                | Outcome::Loaded
+                | Outcome::Unloaded(_)
+                | Outcome::Custom(_) => JobState::Done,
                 Outcome::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
                 Outcome::Cancelled => JobState::Cancelled,
             };
@@ -106,6 +126,25 @@ impl SharedJobs {
         if let Some(view) = table.views.get_mut(&id) {
             change(view);
         }
+    }
+}
+
+/// The time of day at the start, and what a clock says that is never set back.
+pub struct Clock {
+    started_unix_ms: u64,
+    started: Instant,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started_unix_ms: unix_ms(), started: Instant::now() }
+    }
+}
+
+impl Clock {
+    /// Milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        self.started_unix_ms + self.started.elapsed().as_millis() as u64
     }
 }
 
@@ -147,10 +186,10 @@ mod tests {
         let jobs = SharedJobs::default();
         let entry = custom();
         jobs.insert(entry.clone());
-        jobs.begin(entry.id, JobState::Loading);
+        jobs.begin(entry.id, JobState::Loading { percent: 0 });
         let started = jobs.get(entry.id).unwrap().started_unix_ms;
         assert!(started.is_some());
-        jobs.begin(entry.id, JobState::Loading);
+        jobs.begin(entry.id, JobState::Loading { percent: 0 });
         let view = jobs.get(entry.id).unwrap();
         assert_eq!((view.attempts, view.started_unix_ms), (2, started));
     }

@@ -107,7 +107,7 @@ pub async fn generate(
         }
         Outcome::Failed(failure) => Err(failed(&asked, failure, id)),
         Outcome::Cancelled => Err(Problem::cancelled(id)),
-        Outcome::Switched | Outcome::Custom(_) => {
+        Outcome::Switched | Outcome::Loaded | Outcome::Unloaded(_) | Outcome::Custom(_) => {
             Err(Problem::internal(format!("job {id}: a generation ended without an image")))
         }
     }
@@ -141,6 +141,9 @@ fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
     let pointer = match failure.kind {
         FailureKind::UnusableLora { index } => asked.pointer_of_lora(index),
         FailureKind::UnusableModel
+        | FailureKind::NoRoom
+        | FailureKind::OutOfMemory
+        | FailureKind::TimedOut
         | FailureKind::InvalidRequest { .. }
         | FailureKind::WorkerDied
         | FailureKind::Handler

@@ -124,10 +124,11 @@ impl From<JobView> for JobInfo {
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
                 JobKind::Generation
             }
-            Job::ModeSwitch { mode: to, pipeline: _, asked_by: _ } => {
+            Job::ModeSwitch { mode: to, .. } | Job::Load { mode: to, .. } => {
                 mode = Some(to);
                 JobKind::ModeSwitch
             }
+            Job::Unload { .. } => JobKind::ModeSwitch,
             Job::Custom { name: of, args: _ } => {
                 name = Some(of);
                 JobKind::Custom
@@ -135,7 +136,7 @@ impl From<JobView> for JobInfo {
         };
         let (state, step, steps, reason) = match view.state {
             JobState::Queued => (StateName::Queued, None, None, None),
-            JobState::Loading => (StateName::Loading, None, None, None),
+            JobState::Loading { .. } => (StateName::Loading, None, None, None),
             JobState::Running { step, steps } => {
                 (StateName::Running, Some(step), Some(steps), None)
             }

@@ -159,7 +159,8 @@ pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<
     let answer = |status, message| SwitchAnswer { status, from_mode, to_mode: name, message };
 
     let pipeline = mode.pipeline.clone();
-    let job = Job::ModeSwitch { mode: mode.name.clone(), pipeline, asked_by: SwitchOrigin::User };
+    let asked_by = SwitchOrigin::User;
+    let job = Job::ModeSwitch { mode: mode.name.clone(), pipeline, asked_by, timeout_secs: None };
     match api.dispatcher.submit(job).await {
         Ok(ticket) => {
             let message =

@@ -56,6 +56,10 @@ pub enum Kind {
     InvalidConfiguration,
     QueueFull,
     ModelUnusable,
+    NoRoom,
+    OutOfMemory,
+    TimedOut,
+    Degraded,
     WorkerDied,
     HandlerFailed,
     Internal,
@@ -100,6 +104,10 @@ impl Kind {
             Self::ModelUnusable => {
                 (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
             }
+            Self::NoRoom => (S::UNPROCESSABLE_ENTITY, "no-room", "No memory for this model"),
+            Self::OutOfMemory => (S::SERVICE_UNAVAILABLE, "out-of-memory", "Out of memory"),
+            Self::TimedOut => (S::CONFLICT, "timed-out", "Waited too long"),
+            Self::Degraded => (S::SERVICE_UNAVAILABLE, "degraded", "No mode can be drawn"),
             Self::WorkerDied => (S::INTERNAL_SERVER_ERROR, "worker-died", "The worker died"),
             Self::HandlerFailed => {
                 (S::INTERNAL_SERVER_ERROR, "handler-failed", "The custom job failed")
@@ -170,6 +178,9 @@ impl Problem {
             FailureKind::InvalidRequest { field } => {
                 return Self::of_field(&format!("/{}", field.name()), failure, job);
             }
+            FailureKind::NoRoom => Kind::NoRoom,
+            FailureKind::OutOfMemory => Kind::OutOfMemory,
+            FailureKind::TimedOut => Kind::TimedOut,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
             FailureKind::ShuttingDown => Kind::ShuttingDown,

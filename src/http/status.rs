@@ -90,7 +90,7 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
         selected_mode: status.selected_mode.clone(),
         queue_size: status.queue_size,
         vram: VramStatus::from(&status.vram),
-        loads: status.loads,
+        loads: status.vram.loads.values().sum(),
         worker_restarts: status.worker_restarts,
     })
 }
@@ -127,17 +127,17 @@ pub async fn welcome() -> impl IntoResponse {
 
 impl From<&Snapshot> for VramStatus {
     fn from(snapshot: &Snapshot) -> Self {
-        let Snapshot { device, total_bytes, used_bytes, worker_resident_bytes, models, gpus } =
+        let Snapshot { device, total_bytes, used_bytes, worker_resident_bytes, models, gpus, .. } =
             snapshot;
         let available_bytes = total_bytes.saturating_sub(*used_bytes);
         let usage = if *total_bytes == 0 { 0.0 } else { *used_bytes as f64 / *total_bytes as f64 };
         let models: Vec<_> = models
             .iter()
             .map(|model| LoadedModel {
-                name: model.mode.clone(),
-                model_path: model.model.clone(),
-                vram_gb: gb(model.bytes),
-                loras: model.loras.iter().map(MergedLora::from).collect(),
+                name: model.loaded.mode.clone(),
+                model_path: model.loaded.pipeline.checkpoint.name.clone(),
+                vram_gb: gb(model.own_bytes + model.shared_bytes),
+                loras: model.loaded.loras.iter().map(MergedLora::from).collect(),
             })
             .collect();
         let gpu = |gpu: &crate::vram::GpuInfo| Gpu {

@@ -35,7 +35,7 @@ impl Target {
             Job::ModeSwitch { mode, pipeline, .. } => {
                 Some(Self { mode: mode.clone(), pipeline: pipeline.clone() })
             }
-            Job::Custom { .. } => None,
+            Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
         }
     }
 }
@@ -124,7 +124,11 @@ impl Queue {
         on_their_way
             .filter_map(|entry| match &entry.job {
                 Job::ModeSwitch { mode, asked_by: SwitchOrigin::User, .. } => Some(mode.as_str()),
-                Job::ModeSwitch { .. } | Job::Generation { .. } | Job::Custom { .. } => None,
+                Job::ModeSwitch { .. }
+                | Job::Generation { .. }
+                | Job::Load { .. }
+                | Job::Unload { .. }
+                | Job::Custom { .. } => None,
             })
             .next()
             .unwrap_or(&self.settled_mode)
@@ -143,9 +147,10 @@ impl Queue {
                     mode: target.mode,
                     pipeline: target.pipeline,
                     asked_by: SwitchOrigin::Generation,
+                    timeout_secs: None,
                 })
             }
-            Job::ModeSwitch { mode, pipeline, asked_by: SwitchOrigin::User } => {
+            Job::ModeSwitch { mode, pipeline, asked_by: SwitchOrigin::User, .. } => {
                 let target = Target { mode: mode.clone(), pipeline: pipeline.clone() };
                 if self.selects_without_a_switch(&target) {
                     return Err(Refused::AlreadyLoaded);
@@ -155,6 +160,8 @@ impl Queue {
             Job::ModeSwitch {
                 asked_by: SwitchOrigin::Generation | SwitchOrigin::Reload, ..
             }
+            | Job::Load { .. }
+            | Job::Unload { .. }
             | Job::Custom { .. } => None,
         };
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
@@ -188,7 +195,11 @@ impl Queue {
         }
         let is_superseded = self.waiting.back().is_some_and(|last| match &last.job {
             Job::ModeSwitch { mode, asked_by: SwitchOrigin::Reload, .. } => diff.touches(mode),
-            Job::ModeSwitch { .. } | Job::Generation { .. } | Job::Custom { .. } => false,
+            Job::ModeSwitch { .. }
+            | Job::Generation { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. } => false,
         });
         let superseded = if is_superseded { self.waiting.pop_back() } else { None };
         let there = self.at_the_end();
@@ -204,6 +215,7 @@ impl Queue {
                 mode: wanted.mode,
                 pipeline: wanted.pipeline,
                 asked_by: SwitchOrigin::Reload,
+                timeout_secs: None,
             },
         });
         self.waiting.extend(switch.clone());
@@ -220,6 +232,21 @@ impl Queue {
         let there = self.at_the_front();
         removed.extend(remove_needless_switches(&mut self.waiting, there));
         removed
+    }
+
+    /// Puts a job of the daemon's own at the end, however many wait.
+    pub fn append(&mut self, entry: Entry) {
+        self.waiting.push_back(entry);
+    }
+
+    /// Takes out the generations at the front that need what a switch has just failed to load.
+    pub fn take_followers(&mut self, failed: &Target) -> Vec<Entry> {
+        let follows = |entry: &Entry| {
+            matches!(entry.job, Job::Generation { .. })
+                && Target::of(&entry.job).as_ref() == Some(failed)
+        };
+        let count = self.waiting.iter().take_while(|entry| follows(entry)).count();
+        self.waiting.drain(..count).collect()
     }
 
     /// Makes the next job the running one, if none runs yet.
@@ -301,7 +328,10 @@ fn remove_needless_switches(waiting: &mut VecDeque<Entry>, loaded: Option<Target
 fn source_bytes(job: &Job) -> usize {
     match job {
         Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
-        Job::ModeSwitch { .. } | Job::Custom { .. } => 0,
+        Job::ModeSwitch { .. }
+        | Job::Load { .. }
+        | Job::Unload { .. }
+        | Job::Custom { .. } => 0,
     }
 }
 

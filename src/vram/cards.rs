@@ -3,7 +3,7 @@
 //! It is asked, not needed: without the library or a card there are simply none. It opens no
 //! compute context on a card.
 
-use nvml_wrapper::{Nvml, error::NvmlError};
+use nvml_wrapper::{Nvml, enums::device::UsedGpuMemory, error::NvmlError};
 
 use super::GpuInfo;
 
@@ -20,16 +20,29 @@ impl Cards {
         Self(library.ok())
     }
 
-    /// The cards that answer.
-    pub fn list(&self) -> Vec<GpuInfo> {
+    /// The cards that answer, and what the worker of that process id holds on each.
+    pub fn list(&self, worker: Option<u32>) -> Vec<GpuInfo> {
         let Some(library) = &self.0 else { return Vec::new() };
         let count = library.device_count().unwrap_or(0);
-        (0..count).filter_map(|index| describe(library, index).ok()).collect()
+        (0..count).filter_map(|index| describe(library, index, worker).ok()).collect()
     }
 }
 
-fn describe(library: &Nvml, index: u32) -> Result<GpuInfo, NvmlError> {
+fn describe(library: &Nvml, index: u32, worker: Option<u32>) -> Result<GpuInfo, NvmlError> {
     let card = library.device_by_index(index)?;
     let memory = card.memory_info()?;
-    Ok(GpuInfo { index, name: card.name()?, total_bytes: memory.total, used_bytes: memory.used })
+    // In a container the driver may count under process ids that are not ours: nothing is found.
+    let processes = card.running_compute_processes().unwrap_or_default();
+    let of_worker = processes.iter().filter(|process| Some(process.pid) == worker);
+    let worker_bytes = of_worker.map(|process| match process.used_gpu_memory {
+        UsedGpuMemory::Used(bytes) => Some(bytes),
+        UsedGpuMemory::Unavailable => None,
+    });
+    Ok(GpuInfo {
+        index,
+        name: card.name()?,
+        total_bytes: memory.total,
+        used_bytes: memory.used,
+        worker_bytes: worker_bytes.sum(),
+    })
 }

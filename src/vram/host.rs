@@ -21,6 +21,23 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     kib_field(&status, "VmRSS:")
 }
 
+/// Of that, what is not a file's: it goes with the process and not before.
+pub fn anonymous_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    kib_field(&status, "RssAnon:")
+}
+
+/// What that process may have in all: what it has, and what nobody has. No limit where nothing is
+/// known.
+pub fn available_to(pid: Option<u32>) -> u64 {
+    let HostMemory { total_bytes, used_bytes } = memory();
+    if total_bytes == 0 {
+        return u64::MAX;
+    }
+    let its_own = pid.and_then(anonymous_bytes).unwrap_or(0);
+    total_bytes.saturating_sub(used_bytes.saturating_sub(its_own))
+}
+
 /// The contents of a file, if there is one.
 type ReadFile<'a> = &'a dyn Fn(&str) -> Option<String>;
 

@@ -40,7 +40,7 @@ async fn measure(mut worker: watch::Receiver<Option<u32>>, publish: watch::Sende
             let readings = Readings {
                 host: host::memory(),
                 worker_resident_bytes: pid.and_then(host::resident_bytes).unwrap_or(0),
-                gpus: cards.list(),
+                gpus: cards.list(pid),
             };
             (cards, readings)
         });

@@ -1,7 +1,8 @@
 //! The worker process from the inside: one loop around the engine.
 //!
-//! Owns the device and the loaded pipeline, and does what it is told. Knows nothing of the queue,
-//! of modes or of HTTP. The only part of the daemon that may use the engine.
+//! Owns the device and the loaded pipelines, and does what it is told. Knows nothing of the queue,
+//! of modes or of HTTP, nor who should leave for whom. The only part of the daemon that may use
+//! the engine.
 
 use std::{
     cell::Cell,
@@ -20,15 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::protocol::{
-    self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
-};
+use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind};
 use crate::{
-    engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint},
+    engine::{DrawError, Drawn, Step, checkpoint, memory},
     job::JobId,
-    modes::{LoraReport, PipelineSpec},
+    modes::{LoraCacheLimits, LoraReport, PipelineSpec},
     request::GenerateRequest,
+    vram::ledger::PipelineId,
 };
+use residents::Residents;
+
+mod residents;
 
 #[cfg(test)]
 mod tests;
@@ -86,7 +89,7 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
         tracing::debug!("the daemon hung up: {end}");
         on_hang_up();
     })?;
-    let mut worker = Worker { socket, pipeline: None };
+    let mut worker = Worker { socket, residents: Residents::default() };
     worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
     // The engine works on the main thread: what that one frees stays mapped (see
     // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
@@ -95,8 +98,18 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
 
 /// Something to do that takes its time.
 enum Task {
-    Load { job: JobId, pipeline: PipelineSpec },
-    Generate { job: JobId, request: GenerateRequest, cancelled: Arc<AtomicBool> },
+    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, lora_cache: LoraCacheLimits },
+    Load { job: JobId, unload: Vec<PipelineId>, limit_bytes: u64, verify: bool },
+    Unload { pipelines: Vec<PipelineId> },
+    Generate(Generate),
+}
+
+struct Generate {
+    job: JobId,
+    pipeline: PipelineId,
+    request: GenerateRequest,
+    limit_bytes: u64,
+    cancelled: Arc<AtomicBool>,
 }
 
 /// Hands tasks on and raises the flags of those that are cancelled. Returns why it ended.
@@ -104,12 +117,18 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
     let mut flags: HashMap<JobId, Weak<AtomicBool>> = HashMap::new();
     loop {
         let task = match protocol::read::<ToWorker>(&mut from) {
-            Ok((ToWorker::Load { job, pipeline }, _)) => Task::Load { job, pipeline },
-            Ok((ToWorker::Generate { job, request }, _)) => {
+            Ok((ToWorker::Prepare { job, id, pipeline, lora_cache }, _)) => {
+                Task::Prepare { job, id, pipeline, lora_cache }
+            }
+            Ok((ToWorker::Load { job, unload, limit_bytes, verify }, _)) => {
+                Task::Load { job, unload, limit_bytes, verify }
+            }
+            Ok((ToWorker::Unload { pipelines }, _)) => Task::Unload { pipelines },
+            Ok((ToWorker::Generate { job, pipeline, request, limit_bytes }, _)) => {
                 let cancelled = Arc::new(AtomicBool::new(false));
                 flags.retain(|_, flag| flag.strong_count() > 0);
                 flags.insert(job, Arc::downgrade(&cancelled));
-                Task::Generate { job, request, cancelled }
+                Task::Generate(Generate { job, pipeline, request, limit_bytes, cancelled })
             }
             Ok((ToWorker::Cancel { job }, _)) => {
                 if let Some(flag) = flags.get(&job).and_then(Weak::upgrade) {
@@ -128,63 +147,52 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
 /// The engine's side: what is loaded, and where the answers go.
 struct Worker {
     socket: UnixStream,
-    pipeline: Option<Pipeline>,
+    residents: Residents,
 }
 
 impl Worker {
     /// Does one task. Fails only where the daemon cannot be told of it any more.
     fn work(&mut self, task: Task) -> io::Result<()> {
-        match task {
-            Task::Load { job, pipeline } => self.load(job, &pipeline),
-            Task::Generate { job, request, cancelled } => self.generate(job, &request, &cancelled),
-        }
+        let answer = match task {
+            Task::Prepare { job, id, pipeline, lora_cache } => {
+                match self.residents.prepare(id, pipeline, lora_cache) {
+                    Ok(estimate) => FromWorker::Prepared { job, estimate },
+                    Err(error) => FromWorker::Failed { job, error, held: None },
+                }
+            }
+            Task::Load { job, unload, limit_bytes, verify } => {
+                memory::set_limit(limit_bytes);
+                let on_progress = progress(&self.socket, job);
+                match self.residents.load(&unload, verify, &on_progress) {
+                    Ok(report) => FromWorker::Loaded { job, report, held: self.residents.held() },
+                    Err(error) => {
+                        FromWorker::Failed { job, error, held: Some(self.residents.held()) }
+                    }
+                }
+            }
+            Task::Unload { pipelines } => {
+                self.residents.unload(&pipelines);
+                FromWorker::Unloaded { held: self.residents.held() }
+            }
+            Task::Generate(generate) => return self.generate(&generate),
+        };
+        self.send(&answer, &[])
     }
 
-    fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
-        let started = Instant::now();
-        let prepared = match guarded(|| open(spec)) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
-            }
+    fn generate(&mut self, generate: &Generate) -> io::Result<()> {
+        let Generate { job, pipeline: id, request, limit_bytes, cancelled } = generate;
+        let (job, id) = (*job, *id);
+        let Some(pipeline) = self.residents.get(id) else {
+            let error = internal("the pipeline is not loaded");
+            return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         };
-        // Both do not fit into memory at once; what they have in common stays.
-        let old = self.pipeline.take();
-        let on_progress = progress(&self.socket, job);
-        let loaded = guarded(|| {
-            let loaded = prepared.load_in_place_of(old, &on_progress);
-            loaded.map_err(|error| unusable(spec, &error))
-        });
-        // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
-        drop(prepared);
-        match loaded {
-            Ok(pipeline) => {
-                let report = LoadReport {
-                    family: pipeline.facts().family.name().to_owned(),
-                    weights_bytes: pipeline.weights_bytes(),
-                    load_ms: millis(started.elapsed()),
-                    merge_ms: millis(pipeline.cost().merging),
-                    loras: pipeline.loras().to_vec(),
-                };
-                self.pipeline = Some(pipeline);
-                self.send(&FromWorker::Loaded { job, report }, &[])
-            }
-            Err(error) => self.send(&FromWorker::Failed { job, error, still_loaded: false }, &[]),
-        }
-    }
-
-    fn generate(
-        &mut self,
-        job: JobId,
-        request: &GenerateRequest,
-        cancelled: &AtomicBool,
-    ) -> io::Result<()> {
-        let Some(pipeline) = &self.pipeline else {
-            let error = internal("no pipeline is loaded");
-            return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
-        };
+        memory::set_limit(*limit_bytes);
+        let allocated = memory::allocated_bytes();
+        memory::reset_peak();
         let socket = &self.socket;
+        let mut done = 0;
         let mut on_step = |Step { step, steps }| {
+            done = step;
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
@@ -194,18 +202,21 @@ impl Worker {
         };
         match guarded(|| Ok(pipeline.draw(request, &mut on_step))) {
             Ok(Ok(drawn)) => {
-                let (drawn, rgb) = report(drawn, pipeline.loras());
+                let (report, rgb) = report(drawn, pipeline.loras());
+                let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
+                let drawn = DrawnReport { peak_bytes, steps: done, ..report };
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
             Ok(Err(error)) => {
                 let error = draw_error(job, &error);
-                self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[])
+                self.send(&FromWorker::Failed { job, error, held: None }, &[])
             }
             Err(error) => {
                 // What a panic left of the pipeline's buffers is anybody's guess.
-                self.pipeline = None;
-                self.send(&FromWorker::Failed { job, error, still_loaded: false }, &[])
+                self.residents.unload(&[id]);
+                let held = Some(self.residents.held());
+                self.send(&FromWorker::Failed { job, error, held }, &[])
             }
         }
     }
@@ -230,19 +241,13 @@ fn internal(message: &str) -> WorkerError {
     WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
 }
 
-/// Opens a pipeline's files and looks through all that will be needed of it, without reading weights:
-/// what is refused here costs nothing that is loaded.
-fn open(spec: &PipelineSpec) -> Result<Prepared, WorkerError> {
-    Prepared::open(spec).map_err(|error| unusable(spec, &error))
-}
-
 /// The engine's reason; it names the file as the user does, and the log has its place as well.
 fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
     tracing::error!("{}: {error}", spec.checkpoint.path.display());
-    let kind = if let checkpoint::Error::Lora { index, .. } = error {
-        WorkerErrorKind::UnusableLora { index: *index }
-    } else {
-        WorkerErrorKind::UnusableModel
+    let kind = match error {
+        checkpoint::Error::Lora { index, .. } => WorkerErrorKind::UnusableLora { index: *index },
+        checkpoint::Error::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,
+        _ => WorkerErrorKind::UnusableModel,
     };
     WorkerError { kind, message: error.to_string() }
 }
@@ -251,6 +256,7 @@ fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
     let kind = match (error, error.field()) {
         (_, Some(field)) => WorkerErrorKind::InvalidRequest { field },
         (DrawError::NotFinite, None) => WorkerErrorKind::UnusableModel,
+        (DrawError::OutOfMemory(_), None) => WorkerErrorKind::OutOfMemory,
         (_, None) => {
             tracing::error!(%job, "drawing failed: {error}");
             return internal("drawing failed; the daemon's log says why");
@@ -282,6 +288,8 @@ fn report(drawn: Drawn, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
         encode_ms: millis(drawn.encode),
         denoise_ms: millis(drawn.denoise),
         decode_ms: millis(drawn.decode),
+        peak_bytes: 0,
+        steps: 0,
     };
     (report, drawn.images.concat())
 }

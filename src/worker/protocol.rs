@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     job::JobId,
-    modes::{LoraReport, PipelineSpec, SchedulerId, Size},
+    modes::{LoraCacheLimits, LoraReport, PipelineSpec, SchedulerId, Size},
     request::{GenerateRequest, RequestField},
+    vram::ledger::{Estimate, Held, PipelineId},
 };
 
 /// A message longer than this is a broken peer, not a message. The longest there are: a request
@@ -21,12 +22,24 @@ pub const MAX_FRAME_BYTES: usize = 96 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToWorker {
-    /// Make this the loaded pipeline. Answered by `Loaded` or `Failed`, perhaps after some
-    /// `Loading`; on failure the worker keeps what it had wherever the new file could be refused
-    /// before the old one had to go.
-    Load { job: JobId, pipeline: PipelineSpec },
-    /// Draw with the loaded pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
-    Generate { job: JobId, request: GenerateRequest },
+    /// Open a pipeline's files and say what it would take: nothing is read, nothing leaves.
+    /// Answered by `Prepared` or `Failed`.
+    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, lora_cache: LoraCacheLimits },
+    /// Let those go and read what was prepared for that job. Answered by `Loaded` or `Failed`,
+    /// perhaps after some `Loading`.
+    Load {
+        job: JobId,
+        /// What they share with the new one stays.
+        unload: Vec<PipelineId>,
+        /// What may be allocated in all.
+        limit_bytes: u64,
+        /// Whether it must draw a step in finite numbers.
+        verify: bool,
+    },
+    /// Let those go. Answered by `Unloaded`.
+    Unload { pipelines: Vec<PipelineId> },
+    /// Draw with that pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
+    Generate { job: JobId, pipeline: PipelineId, request: GenerateRequest, limit_bytes: u64 },
     /// Stop that job at its next step. Without effect on a job that is not running.
     Cancel { job: JobId },
 }
@@ -43,9 +56,17 @@ pub enum FromWorker {
         job: JobId,
         fraction: f32,
     },
+    Prepared {
+        job: JobId,
+        estimate: Estimate,
+    },
     Loaded {
         job: JobId,
         report: LoadReport,
+        held: Held,
+    },
+    Unloaded {
+        held: Held,
     },
     Step {
         job: JobId,
@@ -57,11 +78,11 @@ pub enum FromWorker {
         job: JobId,
         drawn: DrawnReport,
     },
-    /// `still_loaded`: whether the pipeline that was loaded before this job still is.
+    /// `held`: what is still loaded, if it is not what it was before.
     Failed {
         job: JobId,
         error: WorkerError,
-        still_loaded: bool,
+        held: Option<Held>,
     },
     Cancelled {
         job: JobId,
@@ -72,8 +93,9 @@ impl FromWorker {
     /// The job that it is about.
     pub fn job(&self) -> Option<JobId> {
         match self {
-            Self::Ready { .. } => None,
+            Self::Ready { .. } | Self::Unloaded { .. } => None,
             Self::Loading { job, .. }
+            | Self::Prepared { job, .. }
             | Self::Loaded { job, .. }
             | Self::Step { job, .. }
             | Self::Image { job, .. }
@@ -88,8 +110,8 @@ impl FromWorker {
 pub struct LoadReport {
     /// The checkpoint's family, as it is shown to people: "SD1.x".
     pub family: String,
-    /// The weights as the engine holds them, in bytes.
-    pub weights_bytes: u64,
+    /// What it has allocated, and what it shares of others' allocations.
+    pub measured_bytes: u64,
     pub load_ms: u64,
     /// Of that, what merging LoRAs took.
     pub merge_ms: u64,
@@ -111,6 +133,10 @@ pub struct DrawnReport {
     pub encode_ms: u64,
     pub denoise_ms: u64,
     pub decode_ms: u64,
+    /// What was allocated beside all that is loaded, at most.
+    pub peak_bytes: u64,
+    /// How many denoising steps that were, of all images together.
+    pub steps: u32,
 }
 
 impl DrawnReport {
@@ -137,6 +163,8 @@ pub enum WorkerErrorKind {
     UnusableLora { index: usize },
     /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
     InvalidRequest { field: RequestField },
+    /// The limit does not allow what was needed.
+    OutOfMemory,
     /// Anything that should not have happened.
     Internal,
 }

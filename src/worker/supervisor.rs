@@ -21,7 +21,7 @@ pub struct Supervisor {
     state: State,
     /// Deaths in a row, with no job done in between.
     deaths: u32,
-    /// How many times a process was started.
+    /// How many times a process was started, but for those that were asked for.
     starts: u64,
 }
 
@@ -65,9 +65,15 @@ impl Supervisor {
         }
     }
 
-    /// How many times the worker was started again.
+    /// How many times the worker was started again after it had died.
     pub fn restarts(&self) -> u64 {
         self.starts.saturating_sub(1)
+    }
+
+    /// Ends the process, which has nothing to do, and starts another one.
+    pub fn start_anew(&mut self) {
+        self.starts = self.starts.saturating_sub(1);
+        self.state = State::Dead { restart_at: Instant::now() };
     }
 
     /// Sends a message, without waiting; a dead worker does not get it.

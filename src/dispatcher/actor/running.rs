@@ -1,8 +1,8 @@
 //! The job whose turn it is, on its way through the worker or its handler.
 //!
-//! A generation: the worker is awaited if it is not there, loads the pipeline unless it has it,
-//! and draws. A switch ends where a generation begins to be drawn. Where the worker dies on the
-//! way, it begins again, once.
+//! A generation: the worker is awaited if it is not there, the pipeline is loaded unless it is
+//! (`loading`), and drawn with. A switch or a load ends where a generation begins to be drawn.
+//! Where the worker dies on the way, it begins again, once.
 
 use std::future::pending;
 
@@ -11,17 +11,16 @@ use tokio::{
     time::Instant,
 };
 
-use super::Actor;
+use super::{Actor, loading::Loading};
 use crate::{
     dispatcher::{
         DrawnImages, FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult,
     },
-    job::{Job, JobId, JobState},
-    modes::LoraReport,
+    job::{Job, JobId, JobState, Unload},
     queue::{Entry, Target},
-    vram::{ResidentModel, host, resident_cost},
+    vram::{Reason, host, ledger::PipelineId},
     worker::{
-        protocol::{DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind},
+        protocol::{DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind},
         supervisor,
     },
 };
@@ -31,29 +30,53 @@ const MAX_ATTEMPTS: u32 = 2;
 
 /// The job whose turn it is.
 pub struct Running {
-    entry: Entry,
-    attempts: u32,
-    phase: Phase,
+    pub entry: Entry,
+    pub phase: Phase,
+    /// The mode that was current when it began.
+    pub before: Option<Target>,
+    /// Why it fails, while the mode that was current before it is loaded again.
+    pub failed: Option<JobFailure>,
+    /// Memory ran out under it once, and all that may have left for it.
+    pub made_room: bool,
+    pub attempts: u32,
     /// It will end as cancelled, whatever comes of it.
     cancelled: bool,
+    /// It had its pipeline loaded.
+    pub loaded: bool,
     since: Instant,
 }
 
 /// How far it is.
-enum Phase {
+pub enum Phase {
     /// The worker is being started.
     AwaitsWorker,
-    /// The worker loads the job's pipeline; what it had in RAM before, in bytes.
-    Loading {
-        resident_before: u64,
-    },
-    Drawing,
+    /// The worker loads its pipeline, or the one that was there before.
+    Loading(Loading),
+    Drawing(PipelineId),
+    /// The worker gives back what these modes had loaded.
+    Unloading(Vec<String>),
     Custom(JoinHandle<HandlerResult>),
 }
 
 impl Running {
     pub fn id(&self) -> JobId {
         self.entry.id
+    }
+
+    /// The mode in whose name it is done.
+    fn mode(&self) -> String {
+        self.goal().map(|goal| goal.mode).unwrap_or_default()
+    }
+
+    /// What must be loaded for it now.
+    pub fn goal(&self) -> Option<Target> {
+        match (&self.failed, &self.entry.job) {
+            (Some(_), _) => self.before.clone(),
+            (None, Job::Load { mode, pipeline }) => {
+                Some(Target { mode: mode.clone(), pipeline: pipeline.clone() })
+            }
+            (None, job) => Target::of(job),
+        }
     }
 }
 
@@ -67,55 +90,109 @@ pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, 
 
 impl Actor {
     pub(super) fn begin(&mut self, entry: Entry) {
-        let phase = match &entry.job {
-            Job::Generation { .. } | Job::ModeSwitch { .. } => {
-                self.jobs.begin(entry.id, JobState::Loading);
-                Phase::AwaitsWorker
+        let (state, phase) = match &entry.job {
+            Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
+                (JobState::Loading { percent: 0 }, Phase::AwaitsWorker)
+            }
+            Job::Unload { .. } => {
+                (JobState::Running { step: 0, steps: 1 }, Phase::Unloading(Vec::new()))
             }
             Job::Custom { name, args } => {
-                self.jobs.begin(entry.id, JobState::Running { step: 0, steps: 1 });
                 let context = JobContext { id: entry.id };
-                Phase::Custom(self.custom.spawn(name, context, args.clone()))
+                let handler = self.custom.spawn(name, context, args.clone());
+                (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
             }
         };
-        self.running =
-            Some(Running { entry, attempts: 1, phase, cancelled: false, since: Instant::now() });
+        if let Some(waited) = self.jobs.begin(entry.id, state) {
+            self.counters.waited(waited);
+        }
+        self.running = Some(Running {
+            entry,
+            phase,
+            before: self.queue.loaded().cloned(),
+            failed: None,
+            made_room: false,
+            attempts: 1,
+            cancelled: false,
+            loaded: false,
+            since: Instant::now(),
+        });
+        self.begin_unloading();
         self.drive();
     }
 
+    fn begin_unloading(&mut self) {
+        let Some(Running { entry: Entry { job: Job::Unload { what }, .. }, phase, .. }) =
+            &mut self.running
+        else {
+            return;
+        };
+        let ids = match what {
+            Unload::All => self.registry.all(),
+            Unload::Mode { mode, pipeline } => self.registry.of_mode(mode, pipeline),
+        };
+        let modes = self.registry.modes(&ids);
+        if ids.is_empty() {
+            return self.finish_running(Outcome::Unloaded(modes));
+        }
+        *phase = Phase::Unloading(modes);
+        self.unload(&ids, Reason::Asked);
+    }
+
     /// Asks the worker for the next thing that the running job needs of it.
-    fn drive(&mut self) {
+    pub(super) fn drive(&mut self) {
         let Some(running) = &mut self.running else { return };
-        let Some(target) = Target::of(&running.entry.job) else { return };
-        let id = running.entry.id;
+        let Some(goal) = running.goal() else { return };
         if !self.worker.is_ready() {
             running.phase = Phase::AwaitsWorker;
-            return self.jobs.set_state(id, JobState::Loading);
+            let id = running.id();
+            return self.jobs.set_state(id, JobState::Loading { percent: 0 });
         }
-        let held = self.queue.loaded().filter(|loaded| loaded.pipeline == target.pipeline);
-        let Some(held) = held else {
-            let resident_before = self.worker.pid().and_then(host::resident_bytes).unwrap_or(0);
-            running.phase = Phase::Loading { resident_before };
-            self.jobs.set_state(id, JobState::Loading);
-            return self.worker.send(ToWorker::Load { job: id, pipeline: target.pipeline });
-        };
-        // The same pipeline may serve several modes.
-        self.registry.hand_over(&held.mode, &target.mode);
-        self.queue.set_loaded(Some(target));
-        match &running.entry.job {
-            Job::Generation { request, .. } => {
-                running.phase = Phase::Drawing;
-                self.jobs.set_state(id, JobState::Running { step: 0, steps: request.steps });
-                self.worker.send(ToWorker::Generate { job: id, request: request.clone() });
-            }
-            Job::ModeSwitch { .. } | Job::Custom { .. } => self.finish_running(Outcome::Switched),
+        match self.registry.find(&goal.pipeline) {
+            Some(id) => self.on_there(id, goal),
+            None => self.prepare(goal),
         }
     }
 
-    fn finish_running(&mut self, outcome: Outcome) {
+    /// The pipeline is loaded that the running job needs.
+    fn on_there(&mut self, id: PipelineId, target: Target) {
+        let Some(running) = &mut self.running else { return };
+        self.registry.touch(id, &target.mode, self.clock.now_ms());
+        if !running.loaded {
+            self.registry.count_hit(&target.mode);
+        }
+        if let Some(failure) = running.failed.clone() {
+            tracing::info!(mode = target.mode, "is the current mode again");
+            self.activate(id, target);
+            return self.finish_running(Outcome::Failed(failure));
+        }
+        let outcome = match &running.entry.job {
+            Job::Generation { request, .. } => {
+                let (job, request) = (running.entry.id, request.clone());
+                running.phase = Phase::Drawing(id);
+                self.jobs.set_state(job, JobState::Running { step: 0, steps: request.steps });
+                let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+                self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
+                None
+            }
+            Job::Load { .. } => return self.finish_running(Outcome::Loaded),
+            Job::ModeSwitch { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                Some(Outcome::Switched)
+            }
+        };
+        self.activate(id, target);
+        self.degraded = None;
+        outcome.into_iter().for_each(|outcome| self.finish_running(outcome));
+    }
+
+    pub(super) fn finish_running(&mut self, outcome: Outcome) {
         let Some(running) = self.running.take() else { return };
         let succeeded = match &outcome {
-            Outcome::Images(_) | Outcome::Switched | Outcome::Custom(_) => true,
+            Outcome::Images(_)
+            | Outcome::Switched
+            | Outcome::Loaded
+            | Outcome::Unloaded(_)
+            | Outcome::Custom(_) => true,
             Outcome::Failed(_) | Outcome::Cancelled => false,
         };
         if succeeded {
@@ -126,33 +203,45 @@ impl Actor {
         }
         self.queue.finish_running(succeeded);
         let outcome = if running.cancelled { Outcome::Cancelled } else { outcome };
-        self.conclude(running.entry.id, outcome);
+        // Those behind a switch that has failed would try in vain what it has just tried.
+        if let (Job::ModeSwitch { .. }, Outcome::Failed(failure)) = (&running.entry.job, &outcome)
+            && failure.kind != FailureKind::ShuttingDown
+            && let Some(target) = Target::of(&running.entry.job)
+        {
+            for entry in self.queue.take_followers(&target) {
+                self.conclude(&entry, Outcome::Failed(failure.clone()));
+            }
+        }
+        self.conclude(&running.entry, outcome);
     }
 
     /// Whether the running job will end as cancelled.
     pub(super) fn cancel_running(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
-        match &running.phase {
-            Phase::AwaitsWorker => {
+        match (&running.phase, &running.entry.job) {
+            (Phase::AwaitsWorker, _) => {
                 self.finish_running(Outcome::Cancelled);
                 return true;
             }
             // A load cannot be stopped. A generation ends behind it; a switch is done by then.
-            Phase::Loading { .. } if matches!(running.entry.job, Job::ModeSwitch { .. }) => {
-                return false;
+            (Phase::Loading(_), Job::Generation { .. }) => {}
+            (Phase::Loading(_) | Phase::Unloading(_), _) => return false,
+            (Phase::Drawing(_), _) => {
+                self.worker.send(ToWorker::Cancel { job: running.entry.id });
             }
-            Phase::Loading { .. } => {}
-            Phase::Drawing => self.worker.send(ToWorker::Cancel { job: running.entry.id }),
-            Phase::Custom(handler) => handler.abort(),
+            (Phase::Custom(handler), _) => handler.abort(),
         }
         running.cancelled = true;
         true
     }
 
     /// The daemon shuts down, and nobody needs what a switch loads.
-    pub(super) fn give_up_switch(&mut self) {
-        let running = self.running.as_ref();
-        if running.is_some_and(|running| matches!(running.entry.job, Job::ModeSwitch { .. })) {
+    pub(super) fn give_up_loading(&mut self) {
+        let is_loading = self.running.as_ref().is_some_and(|running| match &running.entry.job {
+            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } => true,
+            Job::Generation { .. } | Job::Custom { .. } => false,
+        });
+        if is_loading {
             self.give_up_running();
         }
     }
@@ -180,6 +269,7 @@ impl Actor {
             supervisor::Event::Ready { device } => {
                 tracing::info!(device, "the worker is ready");
                 self.registry.set_device(&device);
+                self.resident_at_start = self.worker.pid().and_then(host::resident_bytes);
                 self.drive();
             }
             supervisor::Event::Message(message, payload) => self.on_message(message, payload),
@@ -188,80 +278,81 @@ impl Actor {
     }
 
     fn on_message(&mut self, message: FromWorker, payload: Vec<u8>) {
+        if let FromWorker::Unloaded { held } = message {
+            return self.on_unloaded(held);
+        }
         let running = self.running.as_ref().map(Running::id);
         let Some(job) = message.job().filter(|job| Some(*job) == running) else {
             return tracing::warn!(?message, "the worker speaks of a job that does not run");
         };
         match message {
-            FromWorker::Ready { .. } | FromWorker::Loading { .. } => {}
-            FromWorker::Loaded { report, .. } => self.on_loaded(&report),
+            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } => {}
+            FromWorker::Prepared { estimate, .. } => self.on_prepared(estimate),
+            FromWorker::Loading { fraction, .. } => {
+                let percent = (100.0 * fraction).clamp(0.0, 100.0) as u8;
+                self.jobs.set_state(job, JobState::Loading { percent });
+            }
+            FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
             FromWorker::Step { step, steps, .. } => {
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
-            FromWorker::Failed { error, still_loaded, .. } => {
-                if !still_loaded {
-                    self.forget_loaded();
-                }
-                self.finish_running(Outcome::Failed(failure(error)));
+            FromWorker::Failed { error, held, .. } => {
+                held.into_iter().for_each(|held| self.reconcile(held));
+                self.on_failed(failure(error));
             }
             FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
         }
     }
 
-    fn on_images(&mut self, drawn: DrawnReport, rgb: Vec<u8>) {
-        let asked = self.running.as_ref().map_or(0, |running| match &running.entry.job {
-            Job::Generation { request, .. } => request.n,
-            Job::ModeSwitch { .. } | Job::Custom { .. } => 0,
-        });
-        self.finish_running(images(drawn, asked, rgb));
-    }
-
-    fn on_loaded(&mut self, report: &LoadReport) {
-        self.forget_loaded();
-        let Some(running) = &self.running else { return };
-        let (Phase::Loading { resident_before }, Some(target)) =
-            (&running.phase, Target::of(&running.entry.job))
-        else {
-            return;
-        };
-        let resident = self.worker.pid().and_then(host::resident_bytes).unwrap_or(0);
-        let grown_bytes = resident.saturating_sub(*resident_before);
-        tracing::info!(mode = target.mode, family = report.family, ms = report.load_ms, "loaded");
-        for LoraReport { name, merged, unmatched, skipped, .. } in &report.loras {
-            match skipped {
-                Some(reason) => tracing::warn!(lora = name, "left out: {reason}"),
-                None => tracing::info!(lora = name, merged, unmatched, "merged"),
+    fn on_failed(&mut self, failure: JobFailure) {
+        let Some(running) = &mut self.running else { return };
+        let out_of_memory = failure.kind == FailureKind::OutOfMemory;
+        let again = out_of_memory && !std::mem::replace(&mut running.made_room, out_of_memory);
+        let is_loading = matches!(running.phase, Phase::Loading(_));
+        if again {
+            let leaving = self.registry.evictable(self.clock.now_ms());
+            if !leaving.is_empty() {
+                tracing::warn!("{} pipelines leave for a second attempt: {failure}", leaving.len());
+                self.unload(&leaving, Reason::OutOfMemory);
+                return self.drive();
             }
         }
-        self.loads += 1;
-        self.registry.record_loaded(ResidentModel {
-            mode: target.mode.clone(),
-            model: target.pipeline.checkpoint.name.clone(),
-            bytes: resident_cost(report.weights_bytes, grown_bytes),
-            loras: report.loras.clone(),
-        });
-        self.queue.set_loaded(Some(target));
-        if running.cancelled {
-            return self.finish_running(Outcome::Cancelled);
+        match is_loading {
+            true => self.on_load_failed(failure),
+            false => self.finish_running(Outcome::Failed(failure)),
         }
-        self.drive();
     }
 
-    /// The worker holds no pipeline any more.
-    fn forget_loaded(&mut self) {
-        if let Some(loaded) = self.queue.loaded() {
-            self.registry.remove(&loaded.mode);
+    fn on_images(&mut self, drawn: DrawnReport, rgb: Vec<u8>) {
+        let Some(running) = &self.running else { return };
+        let asked = match &running.entry.job {
+            Job::Generation { request, .. } => request.n,
+            Job::ModeSwitch { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. } => 0,
+        };
+        if let Phase::Drawing(id) = running.phase {
+            self.registry.set_activation_peak(id, drawn.peak_bytes);
+            self.registry.touch(id, &running.mode(), self.clock.now_ms());
         }
-        self.queue.set_loaded(None);
+        self.counters.drawn(&drawn);
+        self.finish_running(images(drawn, asked, rgb));
     }
 
     /// Another attempt for the job that it worked on, if there is one left.
     fn on_worker_death(&mut self) {
-        self.forget_loaded();
+        self.reconcile(Default::default());
         let Some(running) = &mut self.running else { return };
-        if matches!(running.phase, Phase::Custom(_)) {
-            return;
+        match &mut running.phase {
+            Phase::Custom(_) => return,
+            // It is all gone.
+            Phase::Unloading(modes) => {
+                let modes = std::mem::take(modes);
+                return self.finish_running(Outcome::Unloaded(modes));
+            }
+            Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) => {}
         }
         if running.cancelled {
             return self.finish_running(Outcome::Cancelled);
@@ -269,13 +360,16 @@ impl Actor {
         if running.attempts == MAX_ATTEMPTS {
             let message = "the worker process died, or would not start, twice in this job's turn; \
                            the daemon's log says why";
-            return self.finish_running(Outcome::Failed(JobFailure {
-                kind: FailureKind::WorkerDied,
-                message: message.to_owned(),
-            }));
+            let failure =
+                JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
+            return match running.phase {
+                Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
+                _ => self.on_load_failed(failure),
+            };
         }
         running.attempts += 1;
-        self.jobs.begin(running.entry.id, JobState::Loading);
+        let id = running.id();
+        self.jobs.begin(id, JobState::Loading { percent: 0 });
         self.drive();
     }
 }
@@ -296,6 +390,7 @@ fn failure(error: WorkerError) -> JobFailure {
         WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
         WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
         WorkerErrorKind::InvalidRequest { field } => FailureKind::InvalidRequest { field },
+        WorkerErrorKind::OutOfMemory => FailureKind::OutOfMemory,
         WorkerErrorKind::Internal => FailureKind::Internal,
     };
     JobFailure { kind, message: error.message }

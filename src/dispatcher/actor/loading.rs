@@ -1,0 +1,219 @@
+//! Loading as a transaction: prepare → make room → read → activate, or all is as it was before.
+//!
+//! What is refused while it is prepared, or has no room, costs nothing that is loaded. Where the
+//! current mode had to go first and the new one fails, the old one is loaded again; where that
+//! fails, too, the daemon is degraded until a switch succeeds.
+
+use super::{Actor, running::Phase};
+use crate::{
+    dispatcher::{FailureKind, JobFailure, Outcome},
+    job::{Job, JobState},
+    modes::LoraReport,
+    queue::Target,
+    vram::{
+        Loaded, Reason, host,
+        ledger::{Estimate, Held, PipelineId},
+        plan::{NoRoom, Plan},
+    },
+    worker::protocol::{LoadReport, ToWorker},
+};
+
+/// A pipeline on its way.
+pub struct Loading {
+    id: PipelineId,
+    target: Target,
+    estimate: Estimate,
+    /// Those who leave when it is there.
+    after: Vec<PipelineId>,
+}
+
+impl Actor {
+    /// Asks the worker what a pipeline would take.
+    pub(super) fn prepare(&mut self, target: Target) {
+        let Some(running) = &mut self.running else { return };
+        let (job, id) = (running.id(), self.registry.new_id());
+        let (pipeline, lora_cache) = (target.pipeline.clone(), self.registry.memory().lora_cache);
+        let (estimate, after) = (Estimate::default(), Vec::new());
+        running.loaded = true;
+        running.phase = Phase::Loading(Loading { id, target, estimate, after });
+        self.jobs.set_state(job, JobState::Loading { percent: 0 });
+        self.worker.send(ToWorker::Prepare { job, id, pipeline, lora_cache });
+    }
+
+    /// It is known what the pipeline takes: makes room for it, if that can be.
+    pub(super) fn on_prepared(&mut self, estimate: Estimate) {
+        let Some(running) = &mut self.running else { return };
+        let job = running.id();
+        let takes_over = !matches!(running.entry.job, Job::Load { .. });
+        let Phase::Loading(loading) = &mut running.phase else { return };
+        let device_bytes = host::available_to(self.worker.pid());
+        let now_ms = self.clock.now_ms();
+        let plan = self.registry.plan(loading.id, &estimate, takes_over, device_bytes, now_ms);
+        let Plan { before, after } = match plan {
+            Ok(plan) => plan,
+            Err(no_room) => {
+                let failure = no_room_for(&loading.target.mode, &no_room);
+                return self.on_load_failed(failure);
+            }
+        };
+        (loading.estimate, loading.after) = (estimate, after);
+        self.registry.count_evictions(Reason::Memory, before.len());
+        let limit_bytes = self.registry.limit(device_bytes);
+        let verify = self.registry.memory().verify;
+        self.worker.send(ToWorker::Load { job, unload: before, limit_bytes, verify });
+    }
+
+    pub(super) fn on_loaded(&mut self, report: &LoadReport, held: Held) {
+        let Some(running) = &mut self.running else { return };
+        let Phase::Loading(Loading { id, target, estimate, after }) =
+            std::mem::replace(&mut running.phase, Phase::AwaitsWorker)
+        else {
+            return;
+        };
+        tracing::info!(mode = target.mode, family = report.family, ms = report.load_ms, "loaded");
+        for LoraReport { name, merged, unmatched, skipped, .. } in &report.loras {
+            match skipped {
+                Some(reason) => tracing::warn!(lora = name, "left out: {reason}"),
+                None => tracing::info!(lora = name, merged, unmatched, "merged"),
+            }
+        }
+        self.counters.loaded(report);
+        let loaded = Loaded {
+            id,
+            mode: target.mode,
+            pipeline: target.pipeline,
+            family: report.family.clone(),
+            estimated_bytes: estimate.weights_bytes(),
+            components: estimate.components,
+            measured_bytes: report.measured_bytes,
+            load_ms: report.load_ms,
+            merge_ms: report.merge_ms,
+            loras: report.loras.clone(),
+        };
+        self.registry.record_loaded(loaded, held, self.clock.now_ms());
+        self.forget_lost_mode();
+        self.unload(&after, Reason::MaxModels);
+        self.drive();
+    }
+
+    /// What was to be loaded cannot be: the mode that was current before is current again.
+    pub(super) fn on_load_failed(&mut self, failure: JobFailure) {
+        let Some(running) = &mut self.running else { return };
+        if let Some(first) = running.failed.take() {
+            let before = running.before.as_ref().map_or("", |target| &target.mode);
+            let message = format!(
+                "{first}; and mode '{before}', which was current before, cannot be loaded again: {failure}"
+            );
+            tracing::error!("no mode is current: {message}");
+            self.degraded = Some(message.clone());
+            let failure = JobFailure { kind: first.kind, message };
+            return self.finish_running(Outcome::Failed(failure));
+        }
+        let goal = running.goal().map(|goal| goal.pipeline);
+        let lost = running.before.as_ref().filter(|before| {
+            Some(&before.pipeline) != goal.as_ref()
+                && self.registry.find(&before.pipeline).is_none()
+        });
+        if let Some(before) = lost.filter(|_| self.drain_until.is_none()) {
+            tracing::warn!(mode = before.mode, "is loaded again, since: {failure}");
+            running.failed = Some(failure);
+            running.attempts = 1;
+            running.made_room = false;
+            return self.drive();
+        }
+        self.finish_running(Outcome::Failed(failure));
+    }
+
+    /// That pipeline is now the current mode's.
+    pub(super) fn activate(&mut self, id: PipelineId, target: Target) {
+        self.registry.set_active(Some(id));
+        self.queue.set_loaded(Some(target));
+    }
+
+    /// Has the worker let go of pipelines; they do not count any more.
+    pub(super) fn unload(&mut self, ids: &[PipelineId], reason: Reason) {
+        if ids.is_empty() {
+            return;
+        }
+        tracing::info!(modes = ?self.registry.modes(ids), reason = reason.name(), "unloaded");
+        self.registry.count_evictions(reason, ids.len());
+        self.registry.remove(ids);
+        self.forget_lost_mode();
+        self.worker.send(ToWorker::Unload { pipelines: ids.to_vec() });
+    }
+
+    pub(super) fn on_unloaded(&mut self, held: Held) {
+        let is_empty = held.pipelines.is_empty();
+        self.reconcile(held);
+        if let Some(running) = &mut self.running
+            && let Phase::Unloading(modes) = &mut running.phase
+        {
+            let modes = std::mem::take(modes);
+            self.finish_running(Outcome::Unloaded(modes));
+        }
+        if is_empty && self.running.is_none() {
+            self.give_memory_back();
+        }
+    }
+
+    /// Starts the worker anew where it holds nothing and still has more than at its start: what an
+    /// allocator keeps, only the end of its process gives back.
+    fn give_memory_back(&mut self) {
+        let now = self.worker.pid().and_then(host::resident_bytes);
+        if let (Some(now), Some(at_start)) = (now, self.resident_at_start)
+            && now > at_start + at_start / 50
+        {
+            tracing::info!(resident_bytes = now, at_start, "the idle worker is started anew");
+            self.worker.start_anew();
+            self.reconcile(Held::default());
+        }
+    }
+
+    /// Those go that nobody needs any more, while nothing else is to be done.
+    pub(super) fn unload_idle(&mut self) {
+        if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
+            return;
+        }
+        let idle = self.registry.idle(self.clock.now_ms());
+        for reason in [Reason::Unwanted, Reason::Idle] {
+            let leaving = idle.iter().filter(|(_, why)| *why == reason);
+            let leaving: Vec<_> = leaving.map(|(id, _)| *id).collect();
+            self.unload(&leaving, reason);
+        }
+    }
+
+    /// The worker holds that, and nothing else.
+    pub(super) fn reconcile(&mut self, held: Held) {
+        self.registry.reconcile(held);
+        self.forget_lost_mode();
+    }
+
+    /// A mode whose pipeline is gone is not the current one any more.
+    fn forget_lost_mode(&mut self) {
+        if self.registry.active().is_none() {
+            self.queue.set_loaded(None);
+        }
+    }
+}
+
+fn no_room_for(mode: &str, no_room: &NoRoom) -> JobFailure {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let message = match *no_room {
+        NoRoom::TooLarge { needed_bytes, available_bytes } => format!(
+            "mode '{mode}' needs {:.2} GiB, and {:.2} GiB is all there is for models",
+            gib(needed_bytes),
+            gib(available_bytes)
+        ),
+        NoRoom::BesideOthers { needed_bytes, available_bytes } => format!(
+            "mode '{mode}' does not fit beside what stays loaded (the current mode's and pinned ones): \
+             together {:.2} GiB, and {:.2} GiB is all there is for models",
+            gib(needed_bytes),
+            gib(available_bytes)
+        ),
+        NoRoom::TooMany { max_models } => format!(
+            "mode '{mode}' would be one more than max_models ({max_models}), and all that are loaded \
+             stay (the current mode's and pinned ones)"
+        ),
+    };
+    JobFailure { kind: FailureKind::NoRoom, message }
+}

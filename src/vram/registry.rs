@@ -1,0 +1,375 @@
+//! [`VramRegistry`]: what is loaded, whom it serves and what it costs.
+
+use std::collections::BTreeMap;
+
+use super::{
+    GpuInfo,
+    ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, shares},
+    plan::{self, Limits, NoRoom, Plan, Resident, Standing, Wish},
+    probe::Readings,
+};
+use crate::modes::{IdleUnload, LoraReport, Memory, Modes, ModesDiff, PipelineSpec};
+
+/// The ledger of loaded pipelines. What they hold is what the worker said last; who leaves is
+/// decided in [`plan`]. Times are milliseconds since the Unix epoch.
+#[derive(Debug, Default)]
+pub struct VramRegistry {
+    device: String,
+    memory: Memory,
+    /// Pipelines of pinned modes.
+    pinned: Vec<PipelineSpec>,
+    models: Vec<Model>,
+    held: Held,
+    /// The pipeline that the current mode draws with.
+    active: Option<PipelineId>,
+    last_id: u64,
+    loads: BTreeMap<String, u64>,
+    hits: BTreeMap<String, u64>,
+    evictions: BTreeMap<Reason, u64>,
+}
+
+/// Why a pipeline left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Another one needed its memory.
+    Memory,
+    /// There were more than `max_models`.
+    MaxModels,
+    /// A job ran out of memory.
+    OutOfMemory,
+    /// Nobody had used it for a while.
+    Idle,
+    /// No mode has it any more.
+    Unwanted,
+    /// Somebody asked for it.
+    Asked,
+}
+
+impl Reason {
+    pub const ALL: [Self; 6] = [
+        Self::Memory,
+        Self::MaxModels,
+        Self::OutOfMemory,
+        Self::Idle,
+        Self::Unwanted,
+        Self::Asked,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::MaxModels => "max_models",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Idle => "idle",
+            Self::Unwanted => "unwanted",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// What is known of a pipeline when it has been loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    pub id: PipelineId,
+    pub mode: String,
+    pub pipeline: PipelineSpec,
+    pub family: String,
+    pub components: Vec<Component>,
+    pub estimated_bytes: u64,
+    /// What the worker's allocations grew by.
+    pub measured_bytes: u64,
+    pub load_ms: u64,
+    pub merge_ms: u64,
+    pub loras: Vec<LoraReport>,
+}
+
+#[derive(Debug, Clone)]
+struct Model {
+    loaded: Loaded,
+    last_used_unix_ms: u64,
+    activation_peak_bytes: Option<u64>,
+    /// Its mode is gone, or has become another one.
+    unwanted: bool,
+}
+
+/// A pipeline that is loaded, as it is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResidentModel {
+    pub loaded: Loaded,
+    /// Whether the current mode draws with it.
+    pub active: bool,
+    pub pinned: bool,
+    pub own_bytes: u64,
+    pub shared_bytes: u64,
+    /// What its last job took besides all weights, at most.
+    pub activation_peak_bytes: Option<u64>,
+    pub last_used_unix_ms: u64,
+}
+
+/// Everything there is to say about memory at one moment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Snapshot {
+    /// What the worker computes on, as it is shown to people.
+    pub device: String,
+    /// The device's memory: of a host, what this process may use of it.
+    pub total_bytes: u64,
+    pub used_bytes: u64,
+    /// `memory.limit_gb`, where it is set.
+    pub limit_bytes: Option<u64>,
+    /// What the worker process has in RAM, 0 while it does not live.
+    pub worker_resident_bytes: u64,
+    /// What it has allocated, as it counts itself: weights and all else.
+    pub allocated_bytes: u64,
+    /// All weights, shared ones counted once.
+    pub weights_bytes: u64,
+    pub lora_cache: LoraCacheUse,
+    pub models: Vec<ResidentModel>,
+    /// By mode, since the daemon's start: how often its pipeline was loaded, and how often it was
+    /// there already.
+    pub loads: BTreeMap<String, u64>,
+    pub hits: BTreeMap<String, u64>,
+    pub evictions: BTreeMap<Reason, u64>,
+    /// The NVIDIA cards in this machine, whether or not the worker computes on one.
+    pub gpus: Vec<GpuInfo>,
+}
+
+/// What a worker that computes on the CPU has for a device; also what is shown until the first
+/// worker has said more.
+const HOST: &str = "CPU (host memory)";
+
+impl VramRegistry {
+    pub fn new(modes: &Modes) -> Self {
+        let mut registry = Self { device: HOST.to_owned(), ..Self::default() };
+        registry.configure(&ModesDiff::default(), modes);
+        registry
+    }
+
+    /// The worker is up, and computes on that device ("cpu").
+    pub fn set_device(&mut self, device: &str) {
+        self.device = match device {
+            "cpu" => HOST.to_owned(),
+            other => other.to_owned(),
+        };
+    }
+
+    /// The modes are now those. (What requests' LoRAs made of a mode is wanted as long as the mode
+    /// is what it was.)
+    pub fn configure(&mut self, diff: &ModesDiff, modes: &Modes) {
+        self.memory = modes.memory.clone();
+        let pinned = modes.modes.values().filter(|mode| mode.pinned);
+        self.pinned = pinned.map(|mode| mode.pipeline.clone()).collect();
+        for model in &mut self.models {
+            let mut declared = modes.modes.values().map(|mode| &mode.pipeline);
+            let is_declared = declared.any(|pipeline| *pipeline == model.loaded.pipeline);
+            model.unwanted = !is_declared && (model.unwanted || diff.touches(&model.loaded.mode));
+        }
+    }
+
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub fn new_id(&mut self) -> PipelineId {
+        self.last_id += 1;
+        PipelineId(self.last_id)
+    }
+
+    /// That pipeline, if it is loaded.
+    pub fn find(&self, pipeline: &PipelineSpec) -> Option<PipelineId> {
+        self.models().find(|loaded| loaded.pipeline == *pipeline).map(|loaded| loaded.id)
+    }
+
+    /// What is loaded for a mode: the pipeline that it declares, and those that its requests' LoRAs
+    /// made of it.
+    pub fn of_mode(&self, mode: &str, pipeline: &PipelineSpec) -> Vec<PipelineId> {
+        let of_mode = self.models().filter(|it| it.mode == mode || it.pipeline == *pipeline);
+        of_mode.map(|loaded| loaded.id).collect()
+    }
+
+    pub fn all(&self) -> Vec<PipelineId> {
+        self.models().map(|loaded| loaded.id).collect()
+    }
+
+    /// Whose they are: the modes' names, sorted.
+    pub fn modes(&self, ids: &[PipelineId]) -> Vec<String> {
+        let theirs = self.models().filter(|loaded| ids.contains(&loaded.id));
+        let mut modes: Vec<String> = theirs.map(|loaded| loaded.mode.clone()).collect();
+        modes.sort();
+        modes.dedup();
+        modes
+    }
+
+    pub fn active(&self) -> Option<PipelineId> {
+        self.active
+    }
+
+    fn models(&self) -> impl Iterator<Item = &Loaded> {
+        self.models.iter().map(|model| &model.loaded)
+    }
+
+    /// A job uses that pipeline, in the name of that mode.
+    pub fn touch(&mut self, id: PipelineId, mode: &str, now_ms: u64) {
+        if let Some(model) = self.models.iter_mut().find(|model| model.loaded.id == id) {
+            mode.clone_into(&mut model.loaded.mode);
+            model.last_used_unix_ms = now_ms;
+        }
+    }
+
+    /// That pipeline is the current mode's; `None`: no mode is current.
+    pub fn set_active(&mut self, id: Option<PipelineId>) {
+        self.active = id;
+    }
+
+    /// A job found its pipeline loaded.
+    pub fn count_hit(&mut self, mode: &str) {
+        *self.hits.entry(mode.to_owned()).or_default() += 1;
+    }
+
+    /// What leaves so that a pipeline can be loaded, if the worker may allocate `device_bytes` in
+    /// all (less, where the configuration says so).
+    pub fn plan(
+        &self,
+        new: PipelineId,
+        estimate: &Estimate,
+        takes_over: bool,
+        device_bytes: u64,
+        now_ms: u64,
+    ) -> Result<Plan, NoRoom> {
+        let residents = self.residents();
+        let wish = Wish {
+            residents: &residents,
+            new,
+            segments: &estimate.segments,
+            working_bytes: estimate.working_bytes,
+            takes_over,
+            now_ms,
+        };
+        let weights_bytes = self.limit(device_bytes).saturating_sub(self.held.other_bytes());
+        let Memory { eviction, max_models, .. } = self.memory;
+        plan::plan(&wish, &Limits { eviction, max_models, weights_bytes })
+    }
+
+    /// What the worker may allocate in all.
+    pub fn limit(&self, device_bytes: u64) -> u64 {
+        self.memory.limit_bytes.map_or(device_bytes, |limit| limit.min(device_bytes))
+    }
+
+    /// All that may leave, the first one first.
+    pub fn evictable(&self, now_ms: u64) -> Vec<PipelineId> {
+        plan::in_order(&self.residents(), &self.held.segments, self.memory.eviction, now_ms)
+    }
+
+    /// What leaves without being pushed, and why.
+    pub fn idle(&self, now_ms: u64) -> Vec<(PipelineId, Reason)> {
+        let residents = self.residents();
+        let idle_ms = self.memory.idle_unload.after().map(|time| time.as_millis() as u64);
+        let unwanted = plan::idle(&residents, None, now_ms);
+        let reason = |id: &PipelineId| match unwanted.contains(id) {
+            true => Reason::Unwanted,
+            false => Reason::Idle,
+        };
+        let leaving = plan::idle(&residents, idle_ms, now_ms);
+        leaving.into_iter().map(|id| (id, reason(&id))).collect()
+    }
+
+    /// When [`Self::idle`] has more to say, if nothing is used until then.
+    pub fn next_idle_ms(&self) -> Option<u64> {
+        let IdleUnload::After(time) = self.memory.idle_unload else { return None };
+        let residents = self.residents();
+        let idle = residents.iter().filter(|resident| resident.standing != Standing::Pinned);
+        idle.map(|resident| resident.last_used_ms + time.as_millis() as u64).min()
+    }
+
+    fn residents(&self) -> Vec<Resident> {
+        let resident = |model: &Model| Resident {
+            id: model.loaded.id,
+            standing: self.standing(model),
+            last_used_ms: model.last_used_unix_ms,
+            load_ms: model.loaded.load_ms,
+        };
+        self.models.iter().map(resident).collect()
+    }
+
+    fn standing(&self, model: &Model) -> Standing {
+        if self.pinned.contains(&model.loaded.pipeline) {
+            Standing::Pinned
+        } else if self.active == Some(model.loaded.id) {
+            Standing::Active
+        } else if model.unwanted {
+            Standing::Unwanted
+        } else {
+            Standing::Free
+        }
+    }
+
+    /// A pipeline was loaded.
+    pub fn record_loaded(&mut self, loaded: Loaded, held: Held, now_ms: u64) {
+        *self.loads.entry(loaded.mode.clone()).or_default() += 1;
+        self.models.push(Model { loaded, last_used_unix_ms: now_ms, activation_peak_bytes: None, unwanted: false });
+        self.reconcile(held);
+    }
+
+    /// What the worker holds now: what it does not, is not loaded.
+    pub fn reconcile(&mut self, held: Held) {
+        self.models.retain(|model| held.pipelines.contains(&model.loaded.id));
+        self.active = self.active.filter(|id| held.pipelines.contains(id));
+        self.held = held;
+    }
+
+    /// Those are on their way out, and do not count any more.
+    pub fn remove(&mut self, ids: &[PipelineId]) {
+        self.models.retain(|model| !ids.contains(&model.loaded.id));
+        self.active = self.active.filter(|id| !ids.contains(id));
+    }
+
+    pub fn count_evictions(&mut self, reason: Reason, count: usize) {
+        if count > 0 {
+            *self.evictions.entry(reason).or_default() += count as u64;
+        }
+    }
+
+    /// What a job took besides all weights.
+    pub fn set_activation_peak(&mut self, id: PipelineId, bytes: u64) {
+        if let Some(model) = self.models.iter_mut().find(|model| model.loaded.id == id) {
+            model.activation_peak_bytes = Some(bytes);
+        }
+    }
+
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The ledger beside what was measured.
+    pub fn snapshot(&self, readings: &Readings) -> Snapshot {
+        let shown = |model: &Model| {
+            let shares = shares(&self.held.segments, model.loaded.id);
+            ResidentModel {
+                loaded: model.loaded.clone(),
+                active: self.active == Some(model.loaded.id),
+                pinned: self.standing(model) == Standing::Pinned,
+                own_bytes: shares.own_bytes,
+                shared_bytes: shares.shared_bytes,
+                activation_peak_bytes: model.activation_peak_bytes,
+                last_used_unix_ms: model.last_used_unix_ms,
+            }
+        };
+        Snapshot {
+            device: self.device.clone(),
+            total_bytes: readings.host.total_bytes,
+            used_bytes: readings.host.used_bytes,
+            limit_bytes: self.memory.limit_bytes,
+            worker_resident_bytes: readings.worker_resident_bytes,
+            allocated_bytes: self.held.allocated_bytes,
+            weights_bytes: self.held.weights_bytes(),
+            lora_cache: self.held.lora_cache,
+            models: self.models.iter().map(shown).collect(),
+            loads: self.loads.clone(),
+            hits: self.hits.clone(),
+            evictions: self.evictions.clone(),
+            gpus: readings.gpus.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

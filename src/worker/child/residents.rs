@@ -1,0 +1,194 @@
+//! The pipelines that are loaded, beside each other.
+//!
+//! Owns them and the one that is being made ready. It is told who leaves, and says what is held.
+
+use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
+
+use super::{guarded, internal, millis, unusable};
+use crate::{
+    engine::{
+        self, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory,
+    },
+    modes::{LoraCacheLimits, PipelineSpec},
+    vram::ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, Segment},
+    worker::protocol::{LoadReport, WorkerError, WorkerErrorKind},
+};
+
+/// What is waited before a file that could not be read is read again.
+const RETRIES: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1600)];
+
+#[derive(Default)]
+pub struct Residents {
+    pipelines: BTreeMap<PipelineId, Pipeline>,
+    prepared: Option<Ready>,
+    loras: LoraCache,
+}
+
+/// A pipeline whose files are open.
+struct Ready {
+    id: PipelineId,
+    spec: PipelineSpec,
+    prepared: Prepared,
+    since: Instant,
+}
+
+impl Residents {
+    pub fn get(&self, id: PipelineId) -> Option<&Pipeline> {
+        self.pipelines.get(&id)
+    }
+
+    /// Opens a pipeline's files and looks through all that will be needed of it, without reading
+    /// weights: what is refused here costs nothing that is loaded.
+    pub fn prepare(
+        &mut self,
+        id: PipelineId,
+        spec: PipelineSpec,
+        lora_cache: LoraCacheLimits,
+    ) -> Result<Estimate, WorkerError> {
+        let since = Instant::now();
+        // One that was not loaded after all.
+        self.prepared = None;
+        self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);
+        let loras = &mut self.loras;
+        let prepared = guarded(|| {
+            let open = || Prepared::open(&spec, loras);
+            with_retries(open, thread::sleep).map_err(|error| unusable(&spec, &error))
+        })?;
+        let estimate = Estimate {
+            components: prepared.layers().components().into_iter().map(Component::from).collect(),
+            segments: self.segments(Some((id, prepared.layers()))),
+            working_bytes: prepared.working_bytes(),
+        };
+        self.prepared = Some(Ready { id, spec, prepared, since });
+        Ok(estimate)
+    }
+
+    /// Lets those go, and reads what was prepared last.
+    pub fn load(
+        &mut self,
+        unload: &[PipelineId],
+        verify: bool,
+        on_progress: &dyn Fn(f32),
+    ) -> Result<LoadReport, WorkerError> {
+        let Some(Ready { id, spec, prepared, since }) = self.prepared.take() else {
+            return Err(internal("nothing was prepared"));
+        };
+        let mut kept = Layers::default();
+        for pipeline in self.pipelines.values() {
+            kept.add(pipeline.layers().in_common_with(prepared.layers()));
+        }
+        self.unload(unload);
+        let (shared_bytes, allocated) = (kept.bytes(), memory::allocated_bytes());
+        let pipeline = guarded(|| {
+            let pipeline = prepared.load(kept, on_progress);
+            let pipeline = pipeline.map_err(|error| unusable(&spec, &error))?;
+            if verify {
+                pipeline.probe().map_err(|error| not_verified(&spec, &error))?;
+            }
+            Ok(pipeline)
+        })?;
+        let grown_bytes = memory::allocated_bytes().saturating_sub(allocated);
+        let report = LoadReport {
+            family: pipeline.facts().family.name().to_owned(),
+            measured_bytes: grown_bytes + shared_bytes,
+            load_ms: millis(since.elapsed()),
+            merge_ms: millis(pipeline.cost().merging),
+            loras: pipeline.loras().to_vec(),
+        };
+        self.pipelines.insert(id, pipeline);
+        Ok(report)
+    }
+
+    /// Lets those go, and the machine have what they held.
+    pub fn unload(&mut self, ids: &[PipelineId]) {
+        if ids.is_empty() {
+            return;
+        }
+        self.pipelines.retain(|id, _| !ids.contains(id));
+        memory::trim();
+    }
+
+    pub fn held(&self) -> Held {
+        let loras = &self.loras;
+        Held {
+            pipelines: self.pipelines.keys().copied().collect(),
+            segments: self.segments(None),
+            allocated_bytes: memory::allocated_bytes(),
+            lora_cache: LoraCacheUse {
+                files: loras.files() as u32,
+                bytes: loras.bytes(),
+                hits: loras.hits(),
+                misses: loras.misses(),
+            },
+        }
+    }
+
+    /// Whose the layers are, those of one more pipeline among them.
+    fn segments(&self, one_more: Option<(PipelineId, &Layers)>) -> Vec<Segment> {
+        let loaded = self.pipelines.iter().map(|(id, pipeline)| (*id, pipeline.layers()));
+        let (ids, layers): (Vec<PipelineId>, Vec<&Layers>) = loaded.chain(one_more).unzip();
+        let segment = |share: engine::Share| Segment {
+            component: share.component,
+            users: share.users.into_iter().map(|index| ids[index]).collect(),
+            bytes: share.bytes,
+        };
+        engine::shares(&layers).into_iter().map(segment).collect()
+    }
+}
+
+impl From<engine::Component> for Component {
+    fn from(component: engine::Component) -> Self {
+        let engine::Component { name, stored, file_bytes, bytes } = component;
+        Self { name, stored, file_bytes, bytes }
+    }
+}
+
+/// Opens; and opens again, a little later, where reading failed as it may fail once: a network's
+/// file system, a disk that wakes up.
+fn with_retries<T>(
+    mut open: impl FnMut() -> Result<T, checkpoint::Error>,
+    sleep: impl Fn(Duration),
+) -> Result<T, checkpoint::Error> {
+    for delay in RETRIES {
+        match open() {
+            Err(error) if is_transient(&error) => {
+                tracing::warn!("read again in {} ms: {error}", delay.as_millis());
+                sleep(delay);
+            }
+            result => return result,
+        }
+    }
+    open()
+}
+
+/// Whether another attempt may succeed without anybody's doing.
+fn is_transient(error: &checkpoint::Error) -> bool {
+    use io::ErrorKind as Kind;
+    match error {
+        checkpoint::Error::Lora { cause, .. } => is_transient(cause),
+        checkpoint::Error::Unreadable { cause, .. } => match cause.kind() {
+            Kind::Interrupted
+            | Kind::TimedOut
+            | Kind::WouldBlock
+            | Kind::ResourceBusy
+            | Kind::StaleNetworkFileHandle
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown => true,
+            // EIO has no kind of its own.
+            _ => cause.raw_os_error() == Some(libc::EIO),
+        },
+        _ => false,
+    }
+}
+
+fn not_verified(spec: &PipelineSpec, error: &DrawError) -> WorkerError {
+    tracing::error!("{}: its first step failed: {error}", spec.checkpoint.path.display());
+    let kind = match error {
+        DrawError::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,
+        _ => WorkerErrorKind::UnusableModel,
+    };
+    let message = format!("{}: was loaded, and cannot draw: {error}", spec.checkpoint.name);
+    WorkerError { kind, message }
+}
