@@ -13,7 +13,7 @@ mod names;
 mod size;
 
 pub use diff::ModesDiff;
-pub use memory::{IdleUnload, InvalidTime, LoraCacheLimits, Memory};
+pub use memory::{IdleUnload, InvalidTime, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes};
 pub use names::{
     Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing,
     UnknownName, Watch, did_you_mean, nearest_name,

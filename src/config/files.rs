@@ -16,9 +16,9 @@ use crate::modes::{did_you_mean, nearest_name};
 /// Enough to find a misspelt name; a folder can be anything.
 const MAX_NAMES: usize = 10_000;
 
-/// One warning for each file or folder that cannot be used, in the order of the file.
+/// One warning for each file or folder that cannot be used.
 pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
-    let mut warnings: Vec<_> = mentions
+    mentions
         .iter()
         .filter_map(|mention| {
             Some(Diagnostic {
@@ -30,9 +30,7 @@ pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
                 looked_for: Some(mention.path.clone()),
             })
         })
-        .collect();
-    warnings.sort_by_key(|warning| warning.at);
-    warnings
+        .collect()
 }
 
 fn problem(mention: &Mention) -> Option<String> {

@@ -23,14 +23,18 @@ impl Errors {
     }
 
     pub fn add(&mut self, at: Position, key: KeyPath, message: impl Into<String>) {
-        self.found.push(Diagnostic {
-            severity: Severity::Error,
-            file: self.file.clone(),
-            at: Some(at),
-            key,
-            message: message.into(),
-            looked_for: None,
-        });
+        self.found.push(self.diagnostic(Severity::Error, at, key, message.into()));
+    }
+
+    fn diagnostic(
+        &self,
+        severity: Severity,
+        at: Position,
+        key: KeyPath,
+        message: String,
+    ) -> Diagnostic {
+        let (file, at) = (self.file.clone(), Some(at));
+        Diagnostic { severity, file, at, key, message, looked_for: None }
     }
 
     /// In the order of the file.
@@ -104,6 +108,11 @@ impl<'a> Field<'a> {
         errors.add(self.node.at, self.key.clone(), message);
     }
 
+    /// A warning of this value; it is no error, so it is not among those.
+    pub fn warning(&self, errors: &Errors, message: String) -> Diagnostic {
+        errors.diagnostic(Severity::Warning, self.node.at, self.key.clone(), message)
+    }
+
     pub fn entries(&self, errors: &mut Errors) -> Option<&'a [Entry]> {
         match &self.node.value {
             Value::Map(entries) => Some(entries),
@@ -153,6 +162,20 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// One of YAML 1.2's two words, in its three spellings; `yes` and `off` are text there.
+    pub fn flag(&self, errors: &mut Errors) -> Option<bool> {
+        let flag = match &self.node.value {
+            Value::Bool(value) => Some(*value),
+            Value::Variable(text) => match text.trim() {
+                "true" | "True" | "TRUE" => Some(true),
+                "false" | "False" | "FALSE" => Some(false),
+                _ => None,
+            },
+            _ => None,
+        };
+        flag.or_else(|| self.wrong_type("true or false", &self.node.value, errors))
+    }
+
     pub fn whole_number(&self, range: RangeInclusive<u32>, errors: &mut Errors) -> Option<u32> {
         let (min, max) = (*range.start(), *range.end());
         let number = match &self.node.value {
@@ -171,17 +194,17 @@ impl<'a> Field<'a> {
     }
 
     /// Any number that is finite as an `f32`.
-    fn number(&self, errors: &mut Errors) -> Option<f32> {
-        let number = match &self.node.value {
-            Value::Integer(n) => Some(*n as f32),
-            Value::Float(n) => Some(*n as f32),
+    pub fn number(&self, errors: &mut Errors) -> Option<f64> {
+        let number: Option<f64> = match &self.node.value {
+            Value::Integer(n) => Some(*n as f64),
+            Value::Float(n) => Some(*n),
             Value::Variable(text) => text.trim().parse().ok(),
             _ => None,
         };
         let Some(number) = number else {
             return self.wrong_type("a number", &self.node.value, errors);
         };
-        if !number.is_finite() {
+        if !(number as f32).is_finite() {
             self.error(errors, "expected a finite number");
             return None;
         }
@@ -190,7 +213,7 @@ impl<'a> Field<'a> {
 
     /// A number in that range.
     pub fn within(&self, range: RangeInclusive<f32>, errors: &mut Errors) -> Option<f32> {
-        let number = self.number(errors)?;
+        let number = self.number(errors)? as f32;
         if !range.contains(&number) {
             let (min, max) = (range.start(), range.end());
             self.error(errors, format!("{number} is not between {min} and {max}"));

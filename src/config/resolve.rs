@@ -16,13 +16,17 @@ use super::{
     reader::{Errors, Field, Table},
 };
 use crate::modes::{
-    CheckpointRef, Defaults, LoraRef, Memory, Mode, Modes, OnLoraError, PipelineSpec, Size, Watch,
+    CheckpointRef, Defaults, LoraRef, Mode, Modes, OnLoraError, PipelineSpec, Size, Watch,
     did_you_mean, nearest_name,
 };
 
-pub const ROOT_KEYS: [&str; 6] =
-    ["model_root", "lora_root", "default_mode", "max_pixels", "watch", "modes"];
-pub const MODE_KEYS: [&str; 16] = [
+pub mod memory;
+
+use memory::MemorySection;
+
+pub const ROOT_KEYS: [&str; 7] =
+    ["model_root", "lora_root", "default_mode", "max_pixels", "watch", "memory", "modes"];
+pub const MODE_KEYS: [&str; 18] = [
     "model",
     "vae",
     "loras",
@@ -38,6 +42,8 @@ pub const MODE_KEYS: [&str; 16] = [
     "clip_skip",
     "long_prompts",
     "prompt_syntax",
+    "pinned",
+    "preload",
     "metadata",
 ];
 pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
@@ -48,6 +54,8 @@ pub struct Resolved {
     pub modes: Modes,
     /// Every file and folder that is named, to be checked by who may look at the disk.
     pub mentions: Vec<Mention>,
+    /// What may be written, and will not work as it is.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// A file or folder and where it is named.
@@ -66,11 +74,13 @@ pub struct Mention {
 
 /// Resolves the tree of `file`, whose relative paths start at the folder `base`.
 pub fn resolve(root: &Node, file: Arc<Path>, base: &Path) -> Result<Resolved, Vec<Diagnostic>> {
-    let mut resolver = Resolver { errors: Errors::new(file), mentions: Vec::new() };
+    let (errors, mentions, warnings) = (Errors::new(file), Vec::new(), Vec::new());
+    let mut resolver = Resolver { errors, mentions, warnings };
     let modes = resolver.file(root, base);
-    let errors = resolver.errors.into_sorted();
+    let Resolver { errors, mentions, warnings } = resolver;
+    let errors = errors.into_sorted();
     match modes {
-        Some(modes) if errors.is_empty() => Ok(Resolved { modes, mentions: resolver.mentions }),
+        Some(modes) if errors.is_empty() => Ok(Resolved { modes, mentions, warnings }),
         _ => Err(errors),
     }
 }
@@ -82,6 +92,7 @@ const MODEL_FOLDER: &str = "config.json";
 struct Resolver {
     errors: Errors,
     mentions: Vec<Mention>,
+    warnings: Vec<Diagnostic>,
 }
 
 /// The folders that models and LoRAs are relative to. `None`: already reported as wrong.
@@ -115,6 +126,7 @@ impl Resolver {
             .and_then(|field| field.whole_number(64..=Size::MAX_PIXELS as u32, &mut self.errors))
             .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
+        let section = MemorySection::read(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -133,8 +145,10 @@ impl Resolver {
             .collect();
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
-        let memory = Memory::default();
-        Some(Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, modes })
+        let memory = section.memory.clone();
+        let modes = Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, modes };
+        self.warnings = section.warnings(&modes, &self.errors);
+        Some(modes)
     }
 
     fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
@@ -189,11 +203,13 @@ impl Resolver {
             let message = format!("{size} is more than the {max_pixels} pixels of max_pixels");
             self.errors.add(at, key, message);
         }
+        let pinned = flag(&table, "pinned", &mut self.errors).unwrap_or(false);
+        let preload = flag(&table, "preload", &mut self.errors).unwrap_or(false);
         let metadata = match table.get("metadata") {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
-        let (name, pinned, preload) = (entry.key.clone(), false, false);
+        let name = entry.key.clone();
         Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata })
     }
 
@@ -322,6 +338,10 @@ impl Resolver {
 /// A value that is written as a word.
 fn parsed<T: FromStr<Err: Display>>(table: &Table, key: &str, errors: &mut Errors) -> Option<T> {
     table.get(key).and_then(|field| field.parsed(errors))
+}
+
+fn flag(table: &Table, key: &str, errors: &mut Errors) -> Option<bool> {
+    table.get(key).and_then(|field| field.flag(errors))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::modes::{
-    Defaults, LongPrompts, LoraRef, OnLoraError, Prediction, PromptSyntax, SchedulerId, Size,
-    Spacing, Watch,
+    Defaults, Eviction, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError, Prediction,
+    PromptSyntax, SchedulerId, Size, Spacing, Watch,
 };
 
 /// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
@@ -24,6 +24,7 @@ pub fn schema() -> String {
             "default_mode": text("The mode that is loaded at the start, and drawn with where a request names none."),
             "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
+            "memory": memory(),
             "modes": {
                 "description": "The modes by their names.",
                 "type": "object",
@@ -35,6 +36,38 @@ pub fn schema() -> String {
         "definitions": {"mode": mode(), "lora": lora()},
     });
     format!("{schema:#}")
+}
+
+fn memory() -> Value {
+    let mut limit_gb = number(
+        "What all models and work may take of the device, in gb of 2^30 bytes [all of it].",
+        0.0,
+        Memory::MAX_GB,
+    );
+    limit_gb["exclusiveMinimum"] = 0.into();
+    let lora_cache = json!({
+        "max_files": whole("So many files [32].", 0, LoraCacheLimits::MAX_FILES.into()),
+        "max_gb": number("So much of them together, in gb of 2^30 bytes [4].", 0.0, Memory::MAX_GB),
+    });
+    let keys = json!({
+        "max_models": whole("How many models may be loaded at a time [as many as there is room for].", 1, Memory::MAX_MODELS.into()),
+        "limit_gb": limit_gb,
+        "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
+        "idle_unload": with_pattern("A model that nobody has used for so long is unloaded: 90s, 10m, 2h or off [off].", r"^\s*(off|0*[1-9][0-9]*\s*[smh])\s*$"),
+        "verify": flag("Whether a model must draw one step before it is used [false]."),
+        "lora_cache": section("LoRA files that stay open once they were read.", lora_cache),
+    });
+    section("What may stay loaded.", keys)
+}
+
+/// A mapping that may be left out, and each of its keys.
+fn section(description: &str, properties: Value) -> Value {
+    json!({
+        "description": description,
+        "type": ["object", "null"],
+        "additionalProperties": false,
+        "properties": properties,
+    })
 }
 
 fn mode() -> Value {
@@ -54,7 +87,7 @@ fn mode() -> Value {
             "prediction": one_of("What the UNet predicts [what the model says].", Prediction::NAMES),
             "default_size": with_pattern("Width x height in pixels, multiples of 8 [512x512].", r"^\s*[0-9]+\s*[xX]\s*[0-9]+\s*$"),
             "default_steps": whole("Denoising steps [4].", 1, Defaults::MAX_STEPS.into()),
-            "default_guidance": number("Guidance scale; up to 1 means none [1.0].", 0.0, Defaults::MAX_GUIDANCE_SCALE),
+            "default_guidance": number("Guidance scale; up to 1 means none [1.0].", 0.0, Defaults::MAX_GUIDANCE_SCALE.into()),
             "guidance_rescale": number("How much contrast is taken back from guidance [0.0].", 0.0, 1.0),
             "default_scheduler": one_of("The sampling algorithm [the model's own].", SchedulerId::NAMES),
             "timestep_spacing": one_of("How timesteps are spread [the scheduler's own].", Spacing::NAMES),
@@ -62,6 +95,8 @@ fn mode() -> Value {
             "clip_skip": whole("Layers of the text encoder to leave out at its end [0].", 0, Defaults::MAX_CLIP_SKIP.into()),
             "long_prompts": one_of("Prompts over 75 tokens are cut, or encoded in chunks [cut].", LongPrompts::NAMES),
             "prompt_syntax": one_of("Whether (word:1.3) weighs a word [plain].", PromptSyntax::NAMES),
+            "pinned": flag("Whether its model stays loaded until it is unloaded by name [false]."),
+            "preload": flag("Whether its model is loaded at the start [false]."),
             "metadata": {"description": "Yours: shown to clients, otherwise not looked at.", "type": ["object", "null"]},
         },
     })
@@ -74,7 +109,7 @@ fn lora() -> Value {
         "required": ["path"],
         "properties": {
             "path": text("The file; relative to lora_root."),
-            "strength": number("How strongly it is applied [1.0].", -LoraRef::MAX_STRENGTH, LoraRef::MAX_STRENGTH),
+            "strength": number("How strongly it is applied [1.0].", (-LoraRef::MAX_STRENGTH).into(), LoraRef::MAX_STRENGTH.into()),
             "adapter_name": text("A name that requests may call it by."),
         },
     })
@@ -89,6 +124,14 @@ fn text(description: &str) -> Value {
     json!({"description": description, "type": ["string", "null"]})
 }
 
+fn flag(description: &str) -> Value {
+    json!({
+        "description": description,
+        "type": ["boolean", "string", "null"],
+        "pattern": VARIABLE,
+    })
+}
+
 fn with_pattern(description: &str, pattern: &str) -> Value {
     let pattern = format!("{pattern}|{VARIABLE}");
     json!({"description": description, "type": ["string", "null"], "pattern": pattern})
@@ -98,7 +141,7 @@ fn whole(description: &str, minimum: u64, maximum: u64) -> Value {
     bounded(description, "integer", minimum.into(), maximum.into())
 }
 
-fn number(description: &str, minimum: f32, maximum: f32) -> Value {
+fn number(description: &str, minimum: f64, maximum: f64) -> Value {
     bounded(description, "number", minimum.into(), maximum.into())
 }
 

@@ -58,13 +58,15 @@ pub fn understand(text: &str, path: &Path) -> Result<Meaning, ConfigErrors> {
     }
     let resolved = resolve::resolve(&root, file.clone(), base)
         .map_err(|diagnostics| ConfigErrors { diagnostics })?;
-    let warnings = files::check(&resolved.mentions, &file).into();
+    let mut warnings = resolved.warnings;
+    warnings.extend(files::check(&resolved.mentions, &file));
+    warnings.sort_by_key(|warning| warning.at);
     let mut modes = resolved.modes;
     for mode in modes.modes.values_mut() {
         let mode = Arc::make_mut(mode);
         mode.pipeline.stamp = stamp::of_pipeline(&mode.pipeline);
     }
-    Ok((Arc::new(modes), warnings))
+    Ok((Arc::new(modes), warnings.into()))
 }
 
 /// What is wrong with the file as a whole.

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::symlink};
 
 use super::*;
-use crate::modes::ModesDiff;
+use crate::modes::{Memory, ModesDiff};
 
 /// Modes from the YAML of their mapping.
 pub fn modes(mapping: &str, default_mode: &str) -> Modes {
@@ -31,6 +31,8 @@ fn the_example_is_valid() {
     let modes = manager.current();
     assert_eq!(modes.default_mode, "demo");
     assert!(modes.modes["demo"].pipeline.checkpoint.path.starts_with(root.join("models")));
+    assert_eq!(modes.memory, Memory::default());
+    assert!(modes.modes.values().all(|mode| !mode.pinned && !mode.preload));
 }
 
 #[test]
@@ -95,18 +97,19 @@ fn a_reload_replaces_the_whole_snapshot_or_nothing() {
 fn a_diff_names_what_came_went_and_changed() {
     let old = modes("{a: {model: a}, b: {model: b}, c: {model: c}}", "a");
     let text = "{b: {model: bb, clip_skip: 1}, c: {model: c, default_steps: 9}, d: {model: d}}";
-    let new = Modes { max_pixels: 1 << 20, ..modes(text, "b") };
+    let memory = Memory { verify: true, ..Memory::default() };
+    let new = Modes { max_pixels: 1 << 20, memory, ..modes(text, "b") };
     let expected = ModesDiff {
         added: vec!["d".into()],
         removed: vec!["a".into()],
         to_reload: vec!["b".into()],
         redefined: vec!["c".into()],
         default_mode: Some("b".into()),
-        settings: vec!["max_pixels"],
+        settings: vec!["max_pixels", "memory"],
     };
     assert_eq!(old.diff(&new), expected);
     assert_eq!(expected.changed(), ["b", "c"]);
-    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels";
+    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory";
     assert_eq!(expected.to_string(), told);
     assert!(old.diff(&old).is_empty());
 }
@@ -126,6 +129,8 @@ fn every_part_of_a_mode_counts() {
     for changed in [
         "{a: {model: a, long_prompts: chunk}}",
         "{a: {model: a, default_negative_prompt: x}}",
+        "{a: {model: a, pinned: true}}",
+        "{a: {model: a, preload: true}}",
         "{a: {model: a, metadata: {k: 1}}}",
     ] {
         assert_eq!(old.diff(&modes(changed, "a")).redefined, ["a"], "{changed}");

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{ConfigStatus, Diagnostic, Origin, Rejected, ReloadReport},
-    modes::Watch,
+    modes::{Eviction, LoraCacheLimits, Memory, Watch, gb_of_bytes},
     request::FieldError,
 };
 
@@ -71,10 +71,51 @@ pub struct ConfigAnswer {
     /// How edits of the file are noticed: `auto`, `native`, `poll` or `off`.
     #[schema(value_type = String)]
     watch: Watch,
+    memory: MemoryInfo,
     /// What will fail when it is used, such as a model file that is not there.
     warnings: Vec<DiagnosticInfo>,
     /// The last state of the file that could not be used; `null` if there was none.
     rejected: Option<RejectedInfo>,
+}
+
+/// What may stay loaded, as the file says it, its defaults filled in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct MemoryInfo {
+    /// `null`: as many as there is room for.
+    max_models: Option<u32>,
+    /// In gb of 2^30 bytes; `null`: all there is.
+    limit_gb: Option<f64>,
+    /// `lru`, `fifo` or `memory_pressure`.
+    #[schema(value_type = String)]
+    eviction: Eviction,
+    /// As in `600s`, or `off`.
+    #[schema(example = "600s")]
+    idle_unload: String,
+    verify: bool,
+    lora_cache: LoraCacheInfo,
+}
+
+/// How much of the LoRA files that were read stays open.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct LoraCacheInfo {
+    max_files: u32,
+    /// In gb of 2^30 bytes.
+    max_gb: f64,
+}
+
+impl From<&Memory> for MemoryInfo {
+    fn from(memory: &Memory) -> Self {
+        let Memory { max_models, limit_bytes, eviction, idle_unload, verify, lora_cache } = memory;
+        let LoraCacheLimits { max_files, max_bytes } = *lora_cache;
+        Self {
+            max_models: *max_models,
+            limit_gb: limit_bytes.map(gb_of_bytes),
+            eviction: *eviction,
+            idle_unload: idle_unload.to_string(),
+            verify: *verify,
+            lora_cache: LoraCacheInfo { max_files, max_gb: gb_of_bytes(max_bytes) },
+        }
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -135,9 +176,11 @@ pub async fn show(State(api): State<Api>) -> Json<ConfigAnswer> {
         revision: info(id.as_ref(), *at, *by),
         errors: errors.diagnostics.iter().map(DiagnosticInfo::from).collect(),
     });
+    let modes = api.config.current();
     Json(ConfigAnswer {
         in_force: info(Some(&in_force.id), in_force.at, in_force.by),
-        watch: api.config.current().watch,
+        watch: modes.watch,
+        memory: MemoryInfo::from(&modes.memory),
         warnings: warnings.iter().map(DiagnosticInfo::from).collect(),
         rejected,
     })

@@ -63,6 +63,10 @@ pub struct ModeInfo {
     /// `plain` or `weighted`.
     #[schema(value_type = String)]
     prompt_syntax: PromptSyntax,
+    /// Whether its model stays loaded until it is unloaded by name.
+    pinned: bool,
+    /// Whether its model is loaded at the start.
+    preload: bool,
     /// As it was written.
     metadata: serde_json::Map<String, Value>,
 }
@@ -87,7 +91,7 @@ impl From<&Modes> for ModeList {
 
 impl From<&Mode> for ModeInfo {
     fn from(mode: &Mode) -> Self {
-        let Mode { name: _, pipeline, defaults, pinned: _, preload: _, metadata } = mode;
+        let Mode { name: _, pipeline, defaults, pinned, preload, metadata } = mode;
         let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction, stamp: _ } = pipeline;
         Self {
             model: checkpoint.name.clone(),
@@ -105,6 +109,8 @@ impl From<&Mode> for ModeInfo {
             clip_skip: defaults.clip_skip,
             long_prompts: defaults.long_prompts,
             prompt_syntax: defaults.prompt_syntax,
+            pinned: *pinned,
+            preload: *preload,
             metadata: metadata.clone(),
         }
     }

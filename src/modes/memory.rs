@@ -21,6 +21,12 @@ pub struct Memory {
     pub lora_cache: LoraCacheLimits,
 }
 
+impl Memory {
+    /// More is a mistake, here and below.
+    pub const MAX_MODELS: u32 = 1000;
+    pub const MAX_GB: f64 = 1e6;
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self {
@@ -34,11 +40,29 @@ impl Default for Memory {
     }
 }
 
+const BYTES_OF_A_GB: f64 = (1_u64 << 30) as f64;
+
+/// To the nearest byte.
+pub fn bytes_of_gb(gb: f64) -> u64 {
+    (gb * BYTES_OF_A_GB).round() as u64
+}
+
+/// The shortest number of gb that means so many bytes: 0.1 comes back as 0.1.
+pub fn gb_of_bytes(bytes: u64) -> f64 {
+    let gb = bytes as f64 / BYTES_OF_A_GB;
+    let shortened = |digits: usize| format!("{gb:.digits$}").parse().ok();
+    (0..=10).filter_map(shortened).find(|it| bytes_of_gb(*it) == bytes).unwrap_or(gb)
+}
+
 /// How many opened LoRA files are kept, and how many of their bytes together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoraCacheLimits {
     pub max_files: u32,
     pub max_bytes: u64,
+}
+
+impl LoraCacheLimits {
+    pub const MAX_FILES: u32 = 10_000;
 }
 
 impl Default for LoraCacheLimits {
@@ -103,6 +127,24 @@ impl fmt::Display for IdleUnload {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gb() {
+        for (gb, bytes) in [
+            (0.0, 0),
+            (0.1, 107_374_182),
+            (1.5, 3 << 29),
+            (4.0, 4 << 30),
+            (7.25, 29 << 28),
+            (1e6, 1_000_000 << 30),
+        ] {
+            assert_eq!(bytes_of_gb(gb), bytes, "{gb}");
+            assert_eq!(gb_of_bytes(bytes), gb, "{bytes}");
+        }
+        for bytes in [1, 12_345_678_901, 1 << 40, (1 << 50) - 1] {
+            assert_eq!(bytes_of_gb(gb_of_bytes(bytes)), bytes);
+        }
+    }
 
     #[test]
     fn times() {

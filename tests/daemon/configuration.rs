@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Daemon, MODES, folder, wait_for};
 
+mod memory;
+
 /// The modes of [`MODES`], one of them changed.
 fn with(old: &str, new: &str) -> String {
     assert!(MODES.contains(old), "{old}");

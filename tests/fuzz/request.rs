@@ -84,6 +84,8 @@ fn mode() -> Mode {
         name: "mode".into(),
         pipeline: PipelineSpec::of(checkpoint),
         defaults: Defaults::default(),
+        pinned: false,
+        preload: false,
         metadata: Map::new(),
     }
 }

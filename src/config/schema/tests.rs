@@ -9,7 +9,11 @@ use crate::config::{
     diagnostic::KeyPath,
     raw,
     reader::{Errors, Field},
-    resolve::{LORA_KEYS, MODE_KEYS, ROOT_KEYS, resolve},
+    resolve::{
+        LORA_KEYS, MODE_KEYS, ROOT_KEYS,
+        memory::{LORA_CACHE_KEYS, MEMORY_KEYS},
+        resolve,
+    },
 };
 
 fn parsed() -> Value {
@@ -42,6 +46,7 @@ fn fits(value: &Value, schema: &Value, whole: &Value) -> bool {
                 "object" => value.is_object(),
                 "array" => value.is_array(),
                 "string" => value.is_string(),
+                "boolean" => value.is_boolean(),
                 "integer" => value.is_i64() || value.is_u64(),
                 "number" => value.is_number(),
                 "null" => value.is_null(),
@@ -62,6 +67,7 @@ fn fits(value: &Value, schema: &Value, whole: &Value) -> bool {
             value.as_str().is_none_or(|text| text.len() as u64 <= asked.as_u64().unwrap())
         }
         "minimum" => value.as_f64().is_none_or(|number| number >= asked.as_f64().unwrap()),
+        "exclusiveMinimum" => value.as_f64().is_none_or(|number| number > asked.as_f64().unwrap()),
         "maximum" => value.as_f64().is_none_or(|number| number <= asked.as_f64().unwrap()),
         "minProperties" => {
             value.as_object().is_none_or(|object| object.len() as u64 >= asked.as_u64().unwrap())
@@ -112,6 +118,8 @@ fn it_has_the_keys_that_the_parser_knows() {
     let schema = parsed();
     for (pointer, keys) in [
         ("/properties", &ROOT_KEYS[..]),
+        ("/properties/memory/properties", &MEMORY_KEYS),
+        ("/properties/memory/properties/lora_cache/properties", &LORA_CACHE_KEYS),
         ("/definitions/mode/properties", &MODE_KEYS),
         ("/definitions/lora/properties", &LORA_KEYS),
     ] {
@@ -137,6 +145,14 @@ fn in_mode(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {{model: x, {line}}}}}\n")
 }
 
+fn in_memory(line: &str) -> String {
+    at_the_top(&format!("memory: {{{line}}}"))
+}
+
+fn in_lora_cache(line: &str) -> String {
+    in_memory(&format!("lora_cache: {{{line}}}"))
+}
+
 fn at_the_top(line: &str) -> String {
     let mode = "{model: x, default_size: 8x8}";
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
@@ -144,14 +160,15 @@ fn at_the_top(line: &str) -> String {
 
 #[test]
 fn it_allows_what_the_parser_takes() {
-    let keys = MODE_KEYS
-        .iter()
-        .filter(|key| **key != "model")
-        .map(|key| (*key, in_mode as fn(&str) -> String));
-    let keys = keys.chain(
-        ["max_pixels", "watch", "lora_root"].map(|key| (key, at_the_top as fn(&str) -> String)),
-    );
-    let keys: Vec<_> = keys.collect();
+    type InFile = fn(&str) -> String;
+    let places: [(&[&str], InFile); 4] = [
+        (&MODE_KEYS, in_mode),
+        (&["max_pixels", "watch", "lora_root", "memory"], at_the_top),
+        (&MEMORY_KEYS, in_memory),
+        (&LORA_CACHE_KEYS, in_lora_cache),
+    ];
+    let keys = places.iter().flat_map(|(keys, file)| keys.iter().map(|key| (*key, *file)));
+    let keys: Vec<_> = keys.filter(|(key, _)| *key != "model").collect();
     for value in [
         "~",
         "1",
@@ -162,6 +179,25 @@ fn it_allows_what_the_parser_takes() {
         "4194304",
         "99999999999",
         "true",
+        "false",
+        "yes",
+        "1001",
+        "10000",
+        "10001",
+        "1000000",
+        "1000000.5",
+        "0.0",
+        "-0.5",
+        "90s",
+        "' 10 m '",
+        "0s",
+        "10d",
+        "lru",
+        "memory_pressure",
+        "{max_models: 2}",
+        "{max_models: 0}",
+        "{max_gb: 0.5}",
+        "{max_gb: many}",
         "x",
         "''",
         "[]",
