@@ -152,7 +152,8 @@ impl Worker {
         let old = self.pipeline.take();
         let on_progress = progress(&self.socket, job);
         let loaded = guarded(|| {
-            let loaded = prepared.load_in_place_of(old, &on_progress);
+            let kept = old.map(|old| old.layers().in_common_with(prepared.layers()));
+            let loaded = prepared.load(kept.unwrap_or_default(), &on_progress);
             loaded.map_err(|error| unusable(spec, &error))
         });
         // Before the daemon measures what the pipeline costs: the file's pages are not part of it.
