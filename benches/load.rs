@@ -77,7 +77,9 @@ fn at_strength(path: &Path, strength: f32) -> LoraRef {
 
 fn load(what: &str, spec: &PipelineSpec, old: Option<Pipeline>) -> anyhow::Result<Pipeline> {
     let start = Instant::now();
-    let pipeline = Prepared::open(spec)?.load_in_place_of(old, &|_| ())?;
+    let prepared = Prepared::open(spec)?;
+    let kept = old.map(|old| old.layers().in_common_with(prepared.layers()));
+    let pipeline = prepared.load(kept.unwrap_or_default(), &|_| ())?;
     let total = start.elapsed();
     let (cost, merged) = (pipeline.cost(), pipeline.loras().iter().map(|lora| lora.merged));
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());

@@ -26,7 +26,10 @@ use tokio::{
 use self::running::{Running, custom_end};
 use super::{
     Counters, CustomJobs, DispatcherConfig, FailureKind, JobFailure, Outcome, Status, SubmitError,
-    Ticket, custom::HandlerResult, pace::Pace, table::{Clock, SharedJobs},
+    Ticket,
+    custom::HandlerResult,
+    pace::Pace,
+    table::{Clock, SharedJobs},
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin},
@@ -240,10 +243,9 @@ impl Actor {
         }
         let limit = match &job {
             Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. }
-            | Job::Load { .. }
-            | Job::Unload { .. }
-            | Job::Custom { .. } => None,
+            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                None
+            }
         };
         let id = self.enqueue(job).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {

@@ -51,8 +51,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 5] =
-        [Self::Load, Self::Merge, Self::Encode, Self::Denoise, Self::Decode];
+    pub const ALL: [Self; 5] = [Self::Load, Self::Merge, Self::Encode, Self::Denoise, Self::Decode];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -1,11 +1,9 @@
 //! What a file or folder of models is, by its headers alone: for lists that people choose from.
 
-use std::{collections::BTreeMap, path::Path};
-
-use safetensors::Dtype;
+use std::path::Path;
 
 use super::{
-    checkpoint::{self, Checkpoint, TensorFile},
+    checkpoint::{self, Checkpoint, TensorFile, precision},
     lora::{Claim, Sorted},
 };
 use crate::modes::{CheckpointRef, Inspected, ModelKind, PipelineSpec};
@@ -47,24 +45,4 @@ pub fn inspect(name: &str, path: &Path) -> Inspected {
 fn unusable(problem: &impl ToString) -> Inspected {
     let problem = Some(problem.to_string());
     Inspected { kind: ModelKind::Unknown, family: None, precision: None, problem }
-}
-
-/// How most of the bytes are stored.
-fn precision(tensors: impl Iterator<Item = (Dtype, usize)>) -> Option<String> {
-    let mut bytes = BTreeMap::<String, usize>::new();
-    for (dtype, len) in tensors {
-        *bytes.entry(dtype_name(dtype)).or_default() += len;
-    }
-    bytes.into_iter().max_by_key(|(_, len)| *len).map(|(name, _)| name)
-}
-
-/// As people call it.
-fn dtype_name(dtype: Dtype) -> String {
-    match dtype {
-        Dtype::F32 => "fp32".to_owned(),
-        Dtype::F16 => "fp16".to_owned(),
-        Dtype::BF16 => "bf16".to_owned(),
-        Dtype::F8_E4M3 | Dtype::F8_E5M2 => "fp8".to_owned(),
-        other => format!("{other:?}").to_lowercase(),
-    }
 }

@@ -5,6 +5,7 @@
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
 //! - [`scheduler`], [`sampling`], [`noise`]: how noise becomes latents;
 //! - [`tokenizer`], [`prompt`]: how words become numbers;
+//! - [`memory`]: how much is allocated, and how much may be;
 //! - [`diffusion`]: encode → denoise → decode, with `conditioning` (what the UNet is told) and
 //!   `source` (what is drawn over).
 
@@ -13,6 +14,7 @@ mod conditioning;
 pub mod diffusion;
 mod inspect;
 pub mod lora;
+pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod noise;
@@ -22,6 +24,7 @@ pub mod scheduler;
 mod source;
 pub mod tokenizer;
 
+pub use checkpoint::{Component, Layers, Share, shares};
 pub use inspect::inspect;
 
 use std::{ops::ControlFlow, time::Duration};
@@ -31,7 +34,7 @@ use crate::{
     modes::{LoraReport, PipelineSpec, SchedulerId, Size},
     request::{GenerateRequest, RequestField},
 };
-use checkpoint::{Checkpoint, Facts, Family, Layers, Reading, ReadingCost};
+use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
 use lora::Patches;
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
@@ -101,12 +104,6 @@ impl Models {
     fn pooled_width(&self) -> usize {
         self.text_encoder_2.as_ref().map_or(0, ClipTextEncoder::projected_width)
     }
-
-    fn bytes(&self) -> usize {
-        let encoders = [&self.text_encoder, &self.text_encoder_2].into_iter().flatten();
-        let encoders: usize = encoders.map(ClipTextEncoder::bytes).sum();
-        encoders + self.unet.bytes() + self.vae.bytes()
-    }
 }
 
 /// A pipeline's files, opened and found to be whole, with every tensor that is needed in the right
@@ -117,9 +114,8 @@ pub struct Prepared {
     patches: Patches,
     loras: Vec<LoraReport>,
     /// What it will be made of; they hold nothing.
-    wanted: Layers,
-    /// What there is to read.
-    bytes: u64,
+    planned: Layers,
+    file_bytes: u64,
 }
 
 impl Prepared {
@@ -135,30 +131,42 @@ impl Prepared {
         facts.is_lcm |= patches.has_lcm();
         let check = Reading::check(&checkpoint, &patches);
         Models::read(&facts, &check)?;
-        let (wanted, cost) = check.finish();
-        Ok(Self { checkpoint, facts, patches, loras, wanted, bytes: cost.bytes })
+        let (planned, cost) = check.finish();
+        Ok(Self { checkpoint, facts, patches, loras, planned, file_bytes: cost.bytes })
     }
 
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// Reads the weights. `on_progress` hears what fraction has been read.
-    pub fn load(&self, on_progress: &dyn Fn(f32)) -> Result<Pipeline, checkpoint::Error> {
-        self.load_in_place_of(None, on_progress)
+    /// The layers that it will be made of: planned, with the sizes that they will have.
+    pub fn layers(&self) -> &Layers {
+        &self.planned
     }
 
-    /// The same, where another pipeline has to go: layers that both are made of are taken over
-    /// and not read again, the others are freed first.
-    pub fn load_in_place_of(
+    /// What there is to read of files where nothing is taken over.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// What making a layer takes beside the finished ones, of the layer that takes most: its
+    /// numbers as f32, before they are packed.
+    pub fn working_bytes(&self) -> u64 {
+        self.planned.working_bytes()
+    }
+
+    /// Reads the weights. Layers that are `kept` are taken over and not read: the caller gathers
+    /// them from other pipelines ([`Layers::in_common_with`]), and lets go of those that have to
+    /// make room before. `on_progress` hears what fraction is there.
+    pub fn load(
         &self,
-        old: Option<Pipeline>,
+        kept: Layers,
         on_progress: &dyn Fn(f32),
     ) -> Result<Pipeline, checkpoint::Error> {
-        let kept = old.map(|old| old.layers).unwrap_or_default().in_common_with(&self.wanted);
-        let total = self.bytes.max(1);
+        let total = self.file_bytes.max(1);
         let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
-        let reading = Reading::load(&self.checkpoint, &self.patches, kept, &on_bytes);
+        let loading = Loading { planned: &self.planned, kept, on_bytes: &on_bytes };
+        let reading = Reading::load(&self.checkpoint, &self.patches, loading);
         let models = Models::read(&self.facts, &reading)?;
         let (layers, cost) = reading.finish();
         let (facts, loras) = (self.facts.clone(), self.loras.clone());
@@ -170,7 +178,7 @@ impl Prepared {
 pub struct Pipeline {
     facts: Facts,
     models: Models,
-    /// Those of the models, for the pipeline after this one.
+    /// Those of the models, for other pipelines that have them too.
     layers: Layers,
     loras: Vec<LoraReport>,
     cost: ReadingCost,
@@ -216,8 +224,19 @@ pub enum DrawError {
         "the model's numbers left the range of numbers (NaN), so that there is no image; its weights may be damaged, or made for a LoRA strength far from this"
     )]
     NotFinite,
+    #[error(transparent)]
+    OutOfMemory(memory::OutOfMemory),
     #[error("the engine failed: {0}")]
-    Engine(#[from] nn::Error),
+    Engine(nn::Error),
+}
+
+impl From<nn::Error> for DrawError {
+    fn from(error: nn::Error) -> Self {
+        match error {
+            nn::Error::OutOfMemory(error) => Self::OutOfMemory(error),
+            error @ nn::Error::Backend(_) => Self::Engine(error),
+        }
+    }
 }
 
 impl DrawError {
@@ -235,7 +254,7 @@ impl DrawError {
             Self::ClipSkip { .. } => Some(RequestField::ClipSkip),
             Self::Source { field, .. } => Some(*field),
             Self::NoEncoder => Some(RequestField::InitImage),
-            Self::Cancelled | Self::NotFinite | Self::Engine(_) => None,
+            Self::Cancelled | Self::NotFinite | Self::OutOfMemory(_) | Self::Engine(_) => None,
         }
     }
 }
@@ -255,9 +274,14 @@ impl Pipeline {
         self.cost
     }
 
+    /// What it is made of, alone or with others.
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
     /// The weights as they are held in memory.
     pub fn weights_bytes(&self) -> u64 {
-        self.models.bytes() as u64
+        self.layers.bytes()
     }
 
     /// Draws the images that the request describes. `on_step` can end it at every step.

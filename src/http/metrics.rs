@@ -27,7 +27,12 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     family("diffused_jobs_running", "gauge", "Jobs that are being done.", alone(running));
     family("diffused_jobs_waiting", "gauge", "Jobs that wait.", alone(waiting));
     let help = "How often a pipeline was loaded.";
-    family("diffused_pipeline_loads_total", "counter", help, alone(status.vram.loads.values().sum()));
+    family(
+        "diffused_pipeline_loads_total",
+        "counter",
+        help,
+        alone(status.vram.loads.values().sum()),
+    );
     let help = "How often the configuration file was read again.";
     family("diffused_config_reloads_total", "counter", help, reloads(&config));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)

@@ -127,8 +127,9 @@ pub async fn welcome() -> impl IntoResponse {
 
 impl From<&Snapshot> for VramStatus {
     fn from(snapshot: &Snapshot) -> Self {
-        let Snapshot { device, total_bytes, used_bytes, worker_resident_bytes, models, gpus, .. } =
-            snapshot;
+        let Snapshot {
+            device, total_bytes, used_bytes, worker_resident_bytes, models, gpus, ..
+        } = snapshot;
         let available_bytes = total_bytes.saturating_sub(*used_bytes);
         let usage = if *total_bytes == 0 { 0.0 } else { *used_bytes as f64 / *total_bytes as f64 };
         let models: Vec<_> = models

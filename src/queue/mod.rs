@@ -328,10 +328,7 @@ fn remove_needless_switches(waiting: &mut VecDeque<Entry>, loaded: Option<Target
 fn source_bytes(job: &Job) -> usize {
     match job {
         Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
-        Job::ModeSwitch { .. }
-        | Job::Load { .. }
-        | Job::Unload { .. }
-        | Job::Custom { .. } => 0,
+        Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => 0,
     }
 }
 

@@ -46,14 +46,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 6] = [
-        Self::Memory,
-        Self::MaxModels,
-        Self::OutOfMemory,
-        Self::Idle,
-        Self::Unwanted,
-        Self::Asked,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Memory, Self::MaxModels, Self::OutOfMemory, Self::Idle, Self::Unwanted, Self::Asked];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -305,7 +299,12 @@ impl VramRegistry {
     /// A pipeline was loaded.
     pub fn record_loaded(&mut self, loaded: Loaded, held: Held, now_ms: u64) {
         *self.loads.entry(loaded.mode.clone()).or_default() += 1;
-        self.models.push(Model { loaded, last_used_unix_ms: now_ms, activation_peak_bytes: None, unwanted: false });
+        self.models.push(Model {
+            loaded,
+            last_used_unix_ms: now_ms,
+            activation_peak_bytes: None,
+            unwanted: false,
+        });
         self.reconcile(held);
     }
 

@@ -55,7 +55,7 @@ pub fn refused(path: &Path) -> String {
 
 /// An image that it draws, for comparison with another one.
 pub fn draw(path: &Path) -> Vec<u8> {
-    let pipeline = open(path).unwrap().load(&|_| ()).unwrap();
+    let pipeline = open(path).unwrap().load(Default::default(), &|_| ()).unwrap();
     let request = GenerateRequest {
         size: Size::new(64, 64).unwrap(),
         steps: 2,

@@ -117,8 +117,11 @@ impl Files {
             prediction: self.prediction,
             ..PipelineSpec::of(self.write(scratch.path()))
         };
+        let prepared = Prepared::open(&spec).unwrap();
         // Read to its end before the files go.
-        Prepared::open(&spec).unwrap().load(&|_| ()).unwrap()
+        let pipeline = prepared.load(Default::default(), &|_| ()).unwrap();
+        assert_eq!(prepared.layers().components(), pipeline.layers().components());
+        pipeline
     }
 
     fn write(&self, scratch: &Path) -> CheckpointRef {

@@ -328,10 +328,9 @@ impl Actor {
         let Some(running) = &self.running else { return };
         let asked = match &running.entry.job {
             Job::Generation { request, .. } => request.n,
-            Job::ModeSwitch { .. }
-            | Job::Load { .. }
-            | Job::Unload { .. }
-            | Job::Custom { .. } => 0,
+            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                0
+            }
         };
         if let Phase::Drawing(id) = running.phase {
             self.registry.set_activation_peak(id, drawn.peak_bytes);
@@ -360,8 +359,7 @@ impl Actor {
         if running.attempts == MAX_ATTEMPTS {
             let message = "the worker process died, or would not start, twice in this job's turn; \
                            the daemon's log says why";
-            let failure =
-                JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
+            let failure = JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
             return match running.phase {
                 Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
                 _ => self.on_load_failed(failure),

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Checkpoint, Component, Error,
+    Checkpoint, Error, Network,
     facts::{Facts, Family, Heads, says_lcm},
     file::TensorFile,
     ldm,
@@ -55,7 +55,7 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
 }
 
 /// One component's folder.
-pub(super) fn open_component(name: &str, path: &Path) -> Result<Component, Error> {
+pub(super) fn open_component(name: &str, path: &Path) -> Result<Network, Error> {
     let folder = Folder { name, path };
     let open = |file: String| TensorFile::open(&format!("{name}/{file}"), &path.join(&file));
     let files: Vec<_> = folder.weight_files()?.into_iter().map(open).collect::<Result<_, _>>()?;
@@ -70,7 +70,7 @@ pub(super) fn open_component(name: &str, path: &Path) -> Result<Component, Error
     } else {
         Names::canonical()
     };
-    Ok(Component { files: files.into_iter().map(|file| (Arc::new(file), names.clone())).collect() })
+    Ok(Network { files: files.into_iter().map(|file| (Arc::new(file), names.clone())).collect() })
 }
 
 /// What latents are multiplied by for the autoencoder of this folder, where it says so.

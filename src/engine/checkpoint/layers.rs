@@ -1,13 +1,28 @@
-//! Layers that outlive their pipeline: those that the next one would make of the same tensors.
+//! Layers that pipelines share: known by what they are made of, and how much each takes.
+//!
+//! A walk that only checks plans its layers: same keys, same sizes, nothing held. So that what a
+//! pipeline would take, alone or beside others, is known before anything of it is read.
 
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use super::FileIdentity;
+use safetensors::Dtype;
+
+use super::{FileIdentity, precision};
 use crate::engine::lora::PatchKey;
+
+#[cfg(test)]
+mod tests;
+
+/// What a layer keeps in memory for as long as it lives.
+pub trait Held: Any + Send + Sync {
+    /// Its numbers with their padding, as they are allocated. One that was only planned says what
+    /// it would hold.
+    fn bytes(&self) -> u64;
+}
 
 /// A tensor that a layer was made of.
 #[derive(PartialEq, Eq, Hash)]
@@ -29,31 +44,127 @@ impl LayerKey {
     pub fn of<T: Any>(module: &str, sources: Vec<Option<Source>>) -> Self {
         Self { kind: TypeId::of::<T>(), module: module.to_owned(), sources }
     }
+
+    /// The network that it belongs to: the first part of its canonical name.
+    fn component(&self) -> &str {
+        self.module.split('.').next().unwrap_or_default()
+    }
 }
 
-/// The layers of a pipeline, by what they were made of.
+/// The layers of a pipeline, by what they were made of; of one that was only checked, what they
+/// would be.
 #[derive(Default)]
-pub struct Layers(HashMap<LayerKey, Layer>);
+pub struct Layers(HashMap<Arc<LayerKey>, Layer>);
 
-struct Layer {
-    layer: Arc<dyn Any + Send + Sync>,
-    /// What was read for it, in the file's bytes.
-    bytes: u64,
+#[derive(Clone)]
+pub(super) struct Layer {
+    /// Nothing where it was only planned.
+    pub layer: Option<Arc<dyn Any + Send + Sync>>,
+    /// In memory.
+    pub bytes: u64,
+    /// What its making takes besides.
+    pub working_bytes: u64,
+    /// What is read for it: how it is stored, and in how many of the file's bytes.
+    pub read: Vec<(Dtype, usize)>,
+}
+
+impl Layer {
+    pub fn file_bytes(&self) -> u64 {
+        self.read.iter().map(|(_, bytes)| *bytes as u64).sum()
+    }
+}
+
+/// What one of a pipeline's networks takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Component {
+    /// `unet`, `vae`, `text_encoder` or `text_encoder_2`.
+    pub name: String,
+    /// How most of its bytes are stored in the file: `fp16`.
+    pub stored: String,
+    pub file_bytes: u64,
+    /// In memory.
+    pub bytes: u64,
+}
+
+/// What the same pipelines have of a network in common, and no other one has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    pub component: String,
+    /// Which pipelines, by their place in the question, in rising order.
+    pub users: Vec<usize>,
+    /// In memory, once for all of them.
+    pub bytes: u64,
 }
 
 impl Layers {
-    /// Those that `other` has too; the rest is given up.
-    pub fn in_common_with(mut self, other: &Self) -> Self {
-        self.0.retain(|key, _| other.0.contains_key(key));
-        self
+    /// What they take in memory.
+    pub fn bytes(&self) -> u64 {
+        self.0.values().map(|layer| layer.bytes).sum()
     }
 
-    pub(super) fn get<T: Any + Send + Sync>(&self, key: &LayerKey) -> Option<(Arc<T>, u64)> {
-        let Layer { layer, bytes } = self.0.get(key)?;
-        Some((layer.clone().downcast().ok()?, *bytes))
+    /// The same by networks, in the order of their names.
+    pub fn components(&self) -> Vec<Component> {
+        let mut components = BTreeMap::<&str, Vec<&Layer>>::new();
+        for (key, layer) in &self.0 {
+            components.entry(key.component()).or_default().push(layer);
+        }
+        let component = |(name, layers): (&str, Vec<&Layer>)| Component {
+            name: name.to_owned(),
+            stored: precision(layers.iter().flat_map(|layer| layer.read.iter().copied()))
+                .unwrap_or_default(),
+            file_bytes: layers.iter().map(|layer| layer.file_bytes()).sum(),
+            bytes: layers.iter().map(|layer| layer.bytes).sum(),
+        };
+        components.into_iter().map(component).collect()
     }
 
-    pub(super) fn insert(&mut self, key: LayerKey, layer: Arc<dyn Any + Send + Sync>, bytes: u64) {
-        self.0.insert(key, Layer { layer, bytes });
+    /// Those that `other` has too.
+    pub fn in_common_with(&self, other: &Self) -> Self {
+        let common = self.0.iter().filter(|(key, _)| other.0.contains_key(*key));
+        Self(common.map(|(key, layer)| (key.clone(), layer.clone())).collect())
     }
+
+    /// Takes over all of the other's.
+    pub fn add(&mut self, other: Self) {
+        for (key, layer) in other.0 {
+            // One that is there counts for more than one that is planned.
+            if layer.layer.is_some() || !self.0.contains_key(&key) {
+                self.0.insert(key, layer);
+            }
+        }
+    }
+
+    /// The most that the making of one of them takes besides it.
+    pub(in crate::engine) fn working_bytes(&self) -> u64 {
+        self.0.values().map(|layer| layer.working_bytes).max().unwrap_or(0)
+    }
+
+    pub(super) fn get(&self, key: &LayerKey) -> Option<&Layer> {
+        self.0.get(key)
+    }
+
+    pub(super) fn insert(&mut self, key: LayerKey, layer: Layer) {
+        self.0.insert(Arc::new(key), layer);
+    }
+}
+
+/// Which of these pipelines hold which layers, each counted once: by network, then by users. Those
+/// that are only planned count like those that are loaded.
+pub fn shares(pipelines: &[&Layers]) -> Vec<Share> {
+    let mut layers = HashMap::<&LayerKey, (Vec<usize>, u64)>::new();
+    for (index, pipeline) in pipelines.iter().enumerate() {
+        for (key, layer) in &pipeline.0 {
+            layers.entry(&**key).or_insert_with(|| (Vec::new(), layer.bytes)).0.push(index);
+        }
+    }
+    let mut shares = BTreeMap::<(&str, Vec<usize>), u64>::new();
+    for (key, (users, bytes)) in layers {
+        *shares.entry((key.component(), users)).or_default() += bytes;
+    }
+    let share = |((component, users), bytes): ((&str, Vec<usize>), u64)| Share {
+        component: component.to_owned(),
+        users,
+        bytes,
+    };
+    shares.into_iter().map(share).collect()
 }

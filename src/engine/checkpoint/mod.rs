@@ -12,6 +12,7 @@ mod folder;
 mod layers;
 mod ldm;
 mod names;
+mod numbers;
 mod single;
 mod weights;
 
@@ -20,13 +21,16 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, TensorFile};
-pub use layers::Layers;
-pub use weights::{Reading, ReadingCost, Weights};
-pub(super) use weights::{float_bytes, to_f32};
+pub use layers::{Component, Held, Layers, Share, shares};
+pub(super) use numbers::{float_bytes, precision, to_f32};
+pub use weights::{Loading, Reading, ReadingCost, Weights};
 
 use safetensors::Dtype;
 
-use crate::modes::{CheckpointRef, PipelineSpec};
+use crate::{
+    engine::memory::OutOfMemory,
+    modes::{CheckpointRef, PipelineSpec},
+};
 use ldm::UNetShape;
 use names::{Names, View};
 
@@ -56,6 +60,8 @@ pub enum Error {
     /// The LoRA of that place in [`PipelineSpec::loras`].
     #[error("{cause}")]
     Lora { index: usize, cause: Box<Error> },
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
 }
 
 /// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.
@@ -71,11 +77,11 @@ pub struct Module {
 }
 
 /// Where one of a checkpoint's networks is: one file, or several that are read as one.
-struct Component {
+struct Network {
     files: Vec<(Arc<TensorFile>, Names)>,
 }
 
-impl Component {
+impl Network {
     /// The file that has the tensor of that canonical name, and the tensor's name in it.
     fn find(&self, canonical: &str) -> Option<Found<'_>> {
         self.files.iter().find_map(|(file, names)| {
@@ -150,7 +156,7 @@ impl View {
 pub struct Checkpoint {
     /// The file or folder as the user calls it.
     name: String,
-    components: BTreeMap<&'static str, Component>,
+    components: BTreeMap<&'static str, Network>,
     facts: Facts,
 }
 
@@ -209,7 +215,7 @@ impl Checkpoint {
     }
 
     /// The component of a canonical name, and the name in it.
-    fn component<'a>(&self, canonical: &'a str) -> Option<(&Component, &'a str)> {
+    fn component<'a>(&self, canonical: &'a str) -> Option<(&Network, &'a str)> {
         let (component, rest) = canonical.split_once('.')?;
         Some((self.components.get(component)?, rest))
     }
@@ -246,7 +252,7 @@ impl Checkpoint {
 
 /// An autoencoder of its own: a single file under either naming, or diffusers' folder of one. Of a
 /// whole model, in either layout, it is the model's.
-fn open_vae(vae: &CheckpointRef) -> Result<Component, Error> {
+fn open_vae(vae: &CheckpointRef) -> Result<Network, Error> {
     let CheckpointRef { name, path } = vae;
     if path.is_dir() {
         let inner = path.join("vae");
@@ -261,7 +267,7 @@ fn open_vae(vae: &CheckpointRef) -> Result<Component, Error> {
         file: name.clone(),
         what: "holds no autoencoder (VAE) that is known here".to_owned(),
     })?;
-    Ok(Component { files: vec![(Arc::new(file), names)] })
+    Ok(Network { files: vec![(Arc::new(file), names)] })
 }
 
 /// Whether a file holds an autoencoder, by itself or within a model.

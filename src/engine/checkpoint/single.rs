@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use safetensors::Dtype;
 
 use super::{
-    Checkpoint, Component, Error,
+    Checkpoint, Error, Network,
     facts::{Facts, Family, says_lcm},
     file::TensorFile,
     ldm::{self, UNetShape},
@@ -25,7 +25,7 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     let family = recognise(&file).map_err(not_supported)?;
     let facts = facts(&file, family);
     let file = Arc::new(file);
-    let component = |names: Names| Component { files: vec![(file.clone(), names)] };
+    let component = |names: Names| Network { files: vec![(file.clone(), names)] };
     let mut components = BTreeMap::from([
         ("unet", component(UNetShape::of_ldm(&file, UNET).names().below(UNET))),
         ("vae", component(ldm::vae(&file, VAE))),

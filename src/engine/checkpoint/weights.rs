@@ -7,34 +7,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::{
-    Checkpoint, Error, Found, TensorFile, View,
-    layers::{LayerKey, Layers, Source},
+    Checkpoint, Error, Found, Held, Layers, TensorFile, View,
+    layers::{Layer, LayerKey, Source},
+    numbers::{float_bytes, to_f32, write_f32},
 };
-use crate::engine::lora::Patches;
-
-/// Numbers that a thread converts at a time.
-const CHUNK: usize = 64 << 10;
+use crate::engine::{
+    lora::Patches,
+    memory::{self, OutOfMemory},
+};
 
 /// One walk of a model's loading code over a checkpoint: first as a check, which looks at names
 /// and shapes alone, then to load. So that a file is refused before anything else had to go.
 pub struct Reading<'a> {
     checkpoint: &'a Checkpoint,
     patches: &'a Patches,
-    check: bool,
-    /// Made before, by another reading.
-    kept: Layers,
-    /// Made or taken over by this one.
+    /// Nothing in a check.
+    loading: Option<Loading<'a>>,
+    /// Planned, made or taken over by this one.
     layers: RefCell<Layers>,
+    /// Of the layer that is being made.
+    making: RefCell<Making>,
     read: Cell<u64>,
     /// Of layers that were taken over.
     spared: Cell<u64>,
     merging: Cell<Duration>,
-    on_bytes: &'a dyn Fn(u64),
+}
+
+/// What a reading that is no check needs besides.
+pub struct Loading<'a> {
+    /// What the check has found.
+    pub planned: &'a Layers,
+    /// Made before, by other readings.
+    pub kept: Layers,
+    /// Hears how many bytes are there in all.
+    pub on_bytes: &'a dyn Fn(u64),
+}
+
+/// What has been read of a layer.
+#[derive(Default)]
+struct Making {
+    read: Vec<(Dtype, usize)>,
+    /// Its numbers as f32, before they are packed.
+    working_bytes: u64,
 }
 
 /// What a reading took.
@@ -52,28 +69,21 @@ impl<'a> Reading<'a> {
         Self {
             checkpoint,
             patches,
-            check: true,
-            kept: Layers::default(),
+            loading: None,
             layers: RefCell::default(),
+            making: RefCell::default(),
             read: Cell::new(0),
             spared: Cell::new(0),
             merging: Cell::default(),
-            on_bytes: &|_| (),
         }
     }
 
-    /// Reads the tensors of all layers but those that are `kept`; `on_bytes` hears how many bytes
-    /// are there in all.
-    pub fn load(
-        checkpoint: &'a Checkpoint,
-        patches: &'a Patches,
-        kept: Layers,
-        on_bytes: &'a dyn Fn(u64),
-    ) -> Self {
-        Self { check: false, kept, on_bytes, ..Self::check(checkpoint, patches) }
+    /// Reads the tensors of all layers but those that are kept.
+    pub fn load(checkpoint: &'a Checkpoint, patches: &'a Patches, loading: Loading<'a>) -> Self {
+        Self { loading: Some(loading), ..Self::check(checkpoint, patches) }
     }
 
-    /// The layers that were made or taken over, and what that took.
+    /// The layers that were planned, or made and taken over, and what that took.
     pub fn finish(self) -> (Layers, ReadingCost) {
         let cost = ReadingCost { bytes: self.read.get(), merging: self.merging.get() };
         (self.layers.into_inner(), cost)
@@ -84,9 +94,24 @@ impl<'a> Reading<'a> {
         Weights { reading: self, name: name.to_owned() }
     }
 
+    /// A layer that was made before; it counts as read.
+    fn kept<T: Held>(&self, key: &LayerKey) -> Option<(Layer, Arc<T>)> {
+        let kept = self.loading.as_ref()?.kept.get(key)?;
+        let made = kept.layer.clone()?.downcast().ok()?;
+        self.spared.update(|spared| spared + kept.file_bytes());
+        self.tell();
+        Some((kept.clone(), made))
+    }
+
+    /// Whether there is room for a layer and for its making.
+    fn ask_for(&self, key: &LayerKey) -> Result<(), OutOfMemory> {
+        let planned = self.loading.as_ref().and_then(|loading| loading.planned.get(key));
+        planned.map_or(Ok(()), |layer| memory::check(layer.bytes + layer.working_bytes))
+    }
+
     fn tell(&self) {
-        if !self.check {
-            (self.on_bytes)(self.read.get() + self.spared.get());
+        if let Some(loading) = &self.loading {
+            (loading.on_bytes)(self.read.get() + self.spared.get());
         }
     }
 }
@@ -109,7 +134,7 @@ impl Weights<'_> {
 
     /// Whether this is a walk that keeps nothing.
     pub fn is_check(&self) -> bool {
-        self.reading.check
+        self.reading.loading.is_none()
     }
 
     /// How many modules there are that are called by this name and a number, from 0 on.
@@ -129,6 +154,16 @@ impl Weights<'_> {
 
     /// A tensor that must have these dimensions, as f32; in a check, nothing.
     pub fn load(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, Error> {
+        if self.is_check() {
+            return self.load_into(name, dims, &mut []).map(|()| Vec::new());
+        }
+        let mut numbers = vec![0.0; dims.iter().product()];
+        self.load_into(name, dims, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    /// The same, to where there is room for as many numbers; in a check, there is none.
+    pub fn load_into(&self, name: &str, dims: &[usize], numbers: &mut [f32]) -> Result<(), Error> {
         let Found { file, tensor, view, entry } = self.find(name)?;
         if view.dims(&entry.dims) != dims || !view.divides(&entry.dims) {
             let expected = format!("{:?}", view.stored(dims));
@@ -146,24 +181,34 @@ impl Weights<'_> {
                 &bytes[i * len..][..len]
             }
         };
-        self.reading.read.update(|read| read + bytes.len() as u64);
+        self.note(entry.dtype, bytes.len(), view);
         if self.is_check() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.reading.tell();
-        let mut numbers = to_f32(entry.dtype, bytes);
-        if view == View::Transposed {
-            numbers = transpose(&numbers, dims[0]);
+        match view {
+            View::Whole | View::Third(_) => write_f32(entry.dtype, bytes, numbers),
+            View::Transposed => transpose(&to_f32(entry.dtype, bytes), dims[0], numbers),
         }
         let started = Instant::now();
-        self.reading.patches.apply(&self.canonical(name), dims, &mut numbers);
+        self.reading.patches.apply(&self.canonical(name), dims, numbers);
         self.reading.merging.update(|merging| merging + started.elapsed());
-        Ok(numbers)
+        Ok(())
+    }
+
+    /// Notes what is read for the layer that is being made.
+    fn note(&self, dtype: Dtype, bytes: usize, view: View) {
+        self.reading.read.update(|read| read + bytes as u64);
+        let numbers = (bytes / float_bytes(dtype).unwrap_or(1)) as u64;
+        let copies = if view == View::Transposed { 2 } else { 1 };
+        let mut making = self.reading.making.borrow_mut();
+        making.read.push((dtype, bytes));
+        making.working_bytes += numbers * copies * size_of::<f32>() as u64;
     }
 
     /// What `make` makes of these tensors of these modules, or what it made of the very same ones
-    /// for a pipeline that this one takes the place of.
-    pub fn share<T: Any + Send + Sync>(
+    /// for another pipeline.
+    pub fn share<T: Held>(
         modules: &[&Self],
         tensors: &[&str],
         make: impl FnOnce() -> Result<T, Error>,
@@ -172,16 +217,18 @@ impl Weights<'_> {
         let sources = modules.iter().flat_map(|w| tensors.iter().map(|name| w.source(name)));
         let key = LayerKey::of::<T>(&first.name, sources.collect());
         let reading = first.reading;
-        let (layer, bytes) = if let Some((layer, bytes)) = reading.kept.get::<T>(&key) {
-            reading.spared.update(|spared| spared + bytes);
-            reading.tell();
-            (layer, bytes)
-        } else {
-            let before = reading.read.get();
-            (Arc::new(make()?), reading.read.get() - before)
-        };
-        reading.layers.borrow_mut().insert(key, layer.clone(), bytes);
-        Ok(layer)
+        if let Some((kept, made)) = reading.kept(&key) {
+            reading.layers.borrow_mut().insert(key, kept);
+            return Ok(made);
+        }
+        reading.ask_for(&key)?;
+        reading.making.take();
+        let made = Arc::new(make()?);
+        let Making { read, working_bytes } = reading.making.take();
+        let layer = (!first.is_check()).then(|| made.clone() as Arc<dyn Any + Send + Sync>);
+        let layer = Layer { layer, bytes: made.bytes(), working_bytes, read };
+        reading.layers.borrow_mut().insert(key, layer);
+        Ok(made)
     }
 
     /// Where a tensor comes from and what is done to it; nothing if it is not there.
@@ -218,69 +265,10 @@ fn wrong_shape(file: &TensorFile, tensor: String, found: &[usize], expected: &st
 }
 
 /// A `[k, n]` matrix as `[n, k]`.
-fn transpose(numbers: &[f32], n: usize) -> Vec<f32> {
+fn transpose(numbers: &[f32], n: usize, out: &mut [f32]) {
     let k = numbers.len() / n.max(1);
-    (0..n).flat_map(|row| (0..k).map(move |column| numbers[column * n + row])).collect()
-}
-
-/// The numbers of a tensor of a readable type.
-pub(in crate::engine) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let size = float_bytes(dtype).unwrap_or(1);
-    let mut numbers = vec![0.0; bytes.len() / size];
-    let chunks = numbers.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size));
-    chunks.for_each(|(numbers, bytes)| {
-        let pairs = bytes.as_chunks::<2>().0;
-        match dtype {
-            Dtype::F16 => {
-                let halves: Vec<f16> = pairs.iter().map(|pair| f16::from_le_bytes(*pair)).collect();
-                halves.convert_to_f32_slice(numbers);
-            }
-            Dtype::BF16 => {
-                for (number, pair) in numbers.iter_mut().zip(pairs) {
-                    *number = bf16::from_le_bytes(*pair).to_f32();
-                }
-            }
-            Dtype::F8_E4M3 => convert_bytes(numbers, bytes, e4m3),
-            // The upper half of an fp16.
-            Dtype::F8_E5M2 => {
-                convert_bytes(numbers, bytes, |byte| f16::from_bits(u16::from(byte) << 8).to_f32());
-            }
-            _ => {
-                for (number, bytes) in numbers.iter_mut().zip(bytes.as_chunks().0) {
-                    *number = f32::from_le_bytes(*bytes);
-                }
-            }
-        }
-    });
-    numbers
-}
-
-fn convert_bytes(numbers: &mut [f32], bytes: &[u8], value: impl Fn(u8) -> f32) {
-    let table: [f32; 256] = std::array::from_fn(|byte| value(byte as u8));
-    for (number, byte) in numbers.iter_mut().zip(bytes) {
-        *number = table[usize::from(*byte)];
-    }
-}
-
-/// fp8 with 4 bits of exponent and 3 of fraction, without infinities (Micikevicius et al., 2022,
-/// arXiv:2209.05433, table 1; torch's `float8_e4m3fn`).
-fn e4m3(byte: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7) / 8.0);
-    let magnitude = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => fraction * 2f32.powi(-6),
-        _ => (1.0 + fraction) * 2f32.powi(exponent - 7),
-    };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
-/// Bytes of a number, of the types that weights are stored in.
-pub(in crate::engine) fn float_bytes(dtype: Dtype) -> Option<usize> {
-    match dtype {
-        Dtype::F32 => Some(4),
-        Dtype::F16 | Dtype::BF16 => Some(2),
-        Dtype::F8_E4M3 | Dtype::F8_E5M2 => Some(1),
-        _ => None,
+    for (row, out) in out.chunks_exact_mut(k.max(1)).enumerate() {
+        out.iter_mut().enumerate().for_each(|(column, x)| *x = numbers[column * n + row]);
     }
 }
 
@@ -289,25 +277,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fp8() {
-        for (byte, expected) in [
-            (0x00, 0.0),
-            (0x01, 2f32.powi(-9)),
-            (0x07, 7.0 * 2f32.powi(-9)),
-            (0x08, 2f32.powi(-6)),
-            (0x38, 1.0),
-            (0xb9, -1.125),
-            (0x7e, 448.0),
-        ] {
-            assert_eq!(e4m3(byte), expected, "{byte:#x}");
-        }
-        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
-        let e5m2 = to_f32(Dtype::F8_E5M2, &[0x00, 0x01, 0x3c, 0xbd, 0x7b]);
-        assert_eq!(e5m2, [0.0, 2f32.powi(-16), 1.0, -1.25, 57344.0]);
-    }
-
-    #[test]
     fn transposed() {
-        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        let mut out = [0.0; 6];
+        transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, &mut out);
+        assert_eq!(out, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     }
 }

@@ -123,17 +123,6 @@ impl ClipTextEncoder {
         });
         Tensor::from_vec(embedded.collect(), &[prompts.len(), length, self.width])
     }
-
-    pub fn bytes(&self) -> usize {
-        let layers = self.layers.iter().map(|layer| {
-            [&layer.qkv, &layer.out, &layer.fc1, &layer.fc2]
-                .iter()
-                .map(|l| l.bytes())
-                .sum::<usize>()
-        });
-        let projection = self.projection.as_ref().map_or(0, Linear::bytes);
-        self.tokens.bytes() + self.positions.bytes() + layers.sum::<usize>() + projection
-    }
 }
 
 impl Layer {

@@ -47,12 +47,6 @@ impl ResnetBlock {
         self.conv2.out_channels()
     }
 
-    pub fn bytes(&self) -> usize {
-        let linear = |layer: &Option<Linear>| layer.as_ref().map_or(0, Linear::bytes);
-        let convolutions = self.conv1.bytes() + self.conv2.bytes();
-        convolutions + linear(&self.time_emb_proj) + linear(&self.conv_shortcut)
-    }
-
     /// `[b, h, w, channels]` → `[b, h, w, out]`; `time` is silu(time embedding), `[b, time_width]`.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> nn::Result<Tensor> {
         let hidden = self.norm1.forward(x)?;

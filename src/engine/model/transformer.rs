@@ -66,11 +66,6 @@ impl Transformer {
         let x = x.reshape(&[b, h * w, channels])?;
         self.proj_out.forward_add(&tokens, &x)?.reshape(&[b, h, w, channels])
     }
-
-    pub fn bytes(&self) -> usize {
-        let blocks: usize = self.blocks.iter().map(TransformerBlock::bytes).sum();
-        self.proj_in.bytes() + blocks + self.proj_out.bytes()
-    }
 }
 
 impl TransformerBlock {
@@ -111,17 +106,5 @@ impl TransformerBlock {
         let x = self.cross_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, &x)?;
 
         self.ff_out.forward_add(&self.geglu.forward(&self.norm3.forward(&x)?)?, &x)
-    }
-
-    fn bytes(&self) -> usize {
-        let linears = [
-            &self.self_qkv,
-            &self.self_out,
-            &self.cross_q,
-            &self.cross_kv,
-            &self.cross_out,
-            &self.ff_out,
-        ];
-        linears.iter().map(|l| l.bytes()).sum::<usize>() + self.geglu.bytes()
     }
 }

@@ -228,19 +228,6 @@ impl UNet {
         }
         nn::activate(&x, Activation::Silu)
     }
-
-    pub fn bytes(&self) -> usize {
-        let stages = |stages: &[Stage]| stages.iter().map(Stage::bytes).sum::<usize>();
-        let conv = |conv: &Option<Conv2d>| conv.as_ref().map_or(0, Conv2d::bytes);
-        let down: usize = self.down.iter().map(|b| stages(&b.stages) + conv(&b.downsample)).sum();
-        let up: usize = self.up.iter().map(|b| stages(&b.stages) + conv(&b.upsample)).sum();
-        let mid: usize = self.mid.iter().map(|(t, r)| t.bytes() + r.bytes()).sum();
-        let time = self.time.bytes() + self.added.as_ref().map_or(0, Embedder::bytes);
-        let guidance = self.guidance.as_ref().map_or(0, Linear::bytes);
-        let mid_first = self.mid_first.as_ref().map_or(0, ResnetBlock::bytes);
-        let ends = self.conv_in.bytes() + self.conv_out.bytes() + mid_first + guidance;
-        time + ends + down + mid + up
-    }
 }
 
 /// `[cos(t·f), sin(t·f)]` with f falling from 1 to 1/10000, in f32 as the reference computes it
@@ -279,10 +266,6 @@ impl Embedder {
     fn forward(&self, x: &Tensor) -> nn::Result<Tensor> {
         self.linear2.forward(&nn::activate(&self.linear1.forward(x)?, Activation::Silu)?)
     }
-
-    fn bytes(&self) -> usize {
-        self.linear1.bytes() + self.linear2.bytes()
-    }
 }
 
 impl Stage {
@@ -301,10 +284,6 @@ impl Stage {
             Some(transformer) => transformer.forward(&x, context),
             None => Ok(x),
         }
-    }
-
-    fn bytes(&self) -> usize {
-        self.resnet.bytes() + self.transformer.as_ref().map_or(0, Transformer::bytes)
     }
 }
 

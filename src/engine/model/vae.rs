@@ -83,10 +83,6 @@ impl Vae {
     pub fn encode(&self, image: &Tensor) -> nn::Result<Option<Moments>> {
         self.encoder.as_ref().map(|encoder| encoder.forward(image)).transpose()
     }
-
-    pub fn bytes(&self) -> usize {
-        self.decoder.bytes() + self.encoder.as_ref().map_or(0, Encoder::bytes)
-    }
 }
 
 impl Decoder {
@@ -130,11 +126,6 @@ impl Decoder {
             }
         }
         self.conv_out.forward(&self.norm_out.forward(&x)?)
-    }
-
-    fn bytes(&self) -> usize {
-        let ends = self.post_quant.bytes() + self.conv_in.bytes() + self.conv_out.bytes();
-        ends + self.mid.bytes() + self.up.iter().map(Block::bytes).sum::<usize>()
     }
 }
 
@@ -185,11 +176,6 @@ impl Encoder {
         let deviation = Tensor::from_vec(deviation, mean.dims())?;
         Ok(Moments { mean, deviation })
     }
-
-    fn bytes(&self) -> usize {
-        let ends = self.quant.bytes() + self.conv_in.bytes() + self.conv_out.bytes();
-        ends + self.mid.bytes() + self.down.iter().map(Block::bytes).sum::<usize>()
-    }
 }
 
 fn load_resnets(w: &Weights<'_>, channels: &mut usize) -> Result<Vec<ResnetBlock>, Error> {
@@ -201,13 +187,6 @@ fn load_resnets(w: &Weights<'_>, channels: &mut usize) -> Result<Vec<ResnetBlock
         resnets.push(resnet);
     }
     Ok(resnets)
-}
-
-impl Block {
-    fn bytes(&self) -> usize {
-        let resnets: usize = self.resnets.iter().map(ResnetBlock::bytes).sum();
-        resnets + self.resample.as_ref().map_or(0, Conv2d::bytes)
-    }
 }
 
 impl Middle {
@@ -223,11 +202,6 @@ impl Middle {
     fn forward(&self, x: &Tensor) -> nn::Result<Tensor> {
         let x = self.attention.forward(&self.first.forward(x, None)?)?;
         self.last.forward(&x, None)
-    }
-
-    fn bytes(&self) -> usize {
-        let attention = self.attention.qkv.bytes() + self.attention.out.bytes();
-        self.first.bytes() + attention + self.last.bytes()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Layers: weights taken from a checkpoint once, then only run.
 //!
-//! What a layer has packed is shared with the next pipeline that is made of the same tensors.
+//! What a layer has packed is shared with other pipelines that are made of the same tensors. In a
+//! check it is only planned: it holds nothing, and says what it would take.
 
 mod conv;
 mod norm;
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 pub use conv::Conv2d;
 pub use norm::{GroupNorm, LayerNorm};
@@ -17,7 +18,7 @@ use super::{
         packed::PackedWeights,
     },
 };
-use crate::engine::checkpoint::{self, Weights};
+use crate::engine::checkpoint::{self, Held, Weights};
 
 type Load<T> = std::result::Result<T, checkpoint::Error>;
 
@@ -30,7 +31,72 @@ pub struct Linear {
 /// The weights of a [`Linear`] or a [`Geglu`].
 struct Dense {
     weights: PackedWeights,
-    bias: Option<Vec<f32>>,
+    bias: Option<Numbers>,
+}
+
+/// Numbers that are used as they are stored, or planned.
+struct Numbers {
+    numbers: Vec<f32>,
+    count: usize,
+}
+
+impl Numbers {
+    fn load(w: &Weights<'_>, name: &str, dims: &[usize]) -> Load<Self> {
+        Ok(Self { numbers: w.load(name, dims)?, count: dims.iter().product() })
+    }
+
+    /// Of several modules, one behind the other.
+    fn stack(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Self> {
+        let count: usize = dims.iter().product();
+        Ok(Self { numbers: load_stacked(parts, name, dims)?, count: count * parts.len() })
+    }
+
+    fn planned(count: usize) -> Self {
+        Self { numbers: Vec::new(), count }
+    }
+}
+
+impl From<Vec<f32>> for Numbers {
+    fn from(numbers: Vec<f32>) -> Self {
+        Self { count: numbers.len(), numbers }
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.numbers
+    }
+}
+
+impl Held for Numbers {
+    fn bytes(&self) -> u64 {
+        (self.count * size_of::<f32>()) as u64
+    }
+}
+
+impl Held for Dense {
+    fn bytes(&self) -> u64 {
+        self.weights.bytes() as u64 + self.bias.as_ref().map_or(0, Held::bytes)
+    }
+}
+
+/// A tensor of several modules, one behind the other; in a check, nothing. A matrix may be stored
+/// as a 1×1 convolution.
+fn load_stacked(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Vec<f32>> {
+    let count: usize = dims.iter().product();
+    let checks = parts.iter().any(|w| w.is_check());
+    let mut numbers = if checks { Vec::new() } else { vec![0.0; count * parts.len()] };
+    let mut left = &mut numbers[..];
+    for w in parts {
+        let room = left.split_off_mut(..count.min(left.len())).unwrap_or_default();
+        match (dims, w.dims(name)?.len()) {
+            ([n, k], 4) => w.load_into(name, &[*n, *k, 1, 1], room)?,
+            _ => w.load_into(name, dims, room)?,
+        }
+    }
+    Ok(numbers)
 }
 
 impl Linear {
@@ -55,8 +121,7 @@ impl Linear {
     pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
         let dense = Weights::share(parts, &["weight", "bias"], || {
             let weights = Self::pack(parts, k, n)?;
-            let biases = parts.iter().map(|w| w.load("bias", &[n])).collect::<Load<Vec<_>>>()?;
-            Ok(Dense { weights, bias: Some(biases.concat()) })
+            Ok(Dense { weights, bias: Some(Numbers::stack(parts, "bias", &[n])?) })
         })?;
         Ok(Self { out_channels: n * parts.len(), dense })
     }
@@ -70,13 +135,9 @@ impl Linear {
     }
 
     fn pack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<PackedWeights> {
-        let mut rows = Vec::new();
-        for w in parts {
-            let dims: &[usize] = if w.dims("weight")?.len() == 4 { &[n, k, 1, 1] } else { &[n, k] };
-            rows.extend(w.load("weight", dims)?);
-        }
+        let rows = load_stacked(parts, "weight", &[n, k])?;
         if parts.iter().any(|w| w.is_check()) {
-            return Ok(PackedWeights::default());
+            return Ok(PackedWeights::planned(1, k, n * parts.len()));
         }
         Ok(PackedWeights::pack(1, k, n * parts.len(), |n, _, d| rows[n * k + d]))
     }
@@ -93,10 +154,6 @@ impl Linear {
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         self.run(x, Finish::Add(&residual.data()?))
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.dense.weights.bytes()
     }
 
     fn run(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
@@ -116,10 +173,12 @@ impl Geglu {
         let dense = Weights::share(&[w], &["weight", "bias"], || {
             let (rows, bias) = (w.load("weight", &[n, k])?, w.load("bias", &[n])?);
             if w.is_check() {
-                return Ok(Dense { weights: PackedWeights::default(), bias: None });
+                let columns = PackedWeights::geglu_columns(n / 2);
+                let weights = PackedWeights::planned(1, k, columns);
+                return Ok(Dense { weights, bias: Some(Numbers::planned(columns)) });
             }
             let (weights, bias) = PackedWeights::pack_geglu(k, n / 2, &rows, &bias);
-            Ok(Dense { weights, bias: Some(bias) })
+            Ok(Dense { weights, bias: Some(bias.into()) })
         })?;
         Ok(Self { dense, half: n / 2 })
     }
@@ -131,10 +190,6 @@ impl Geglu {
 
     pub fn out_channels(&self) -> usize {
         self.half
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.dense.weights.bytes()
     }
 }
 
@@ -174,23 +229,19 @@ fn shape_error(x: &Tensor, expected: &str) -> Error {
 
 /// A table of vectors that are looked up by index.
 pub struct Embedding {
-    rows: Arc<Vec<f32>>,
+    rows: Arc<Numbers>,
     width: usize,
 }
 
 impl Embedding {
     /// Reads `weight`, `[count, width]`.
     pub fn load(w: &Weights<'_>, count: usize, width: usize) -> Load<Self> {
-        let load = || w.load("weight", &[count, width]);
+        let load = || Numbers::load(w, "weight", &[count, width]);
         Ok(Self { rows: Weights::share(&[w], &["weight"], load)?, width })
     }
 
     /// The row of that index; indices come from the tokenizer, which knows the table's size.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.rows[index * self.width..][..self.width]
-    }
-
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.rows.as_slice())
     }
 }

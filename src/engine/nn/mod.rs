@@ -61,7 +61,7 @@ pub fn attention(
     let (k, v) = (part(&k, &k_data)?.1, part(&v, &v_data)?.1);
     let dims = [batch, q.len, heads * head_dim];
     let attention = Attention { q, k, v, batch, heads, head_dim, causal };
-    Tensor::build(&dims, |out| attention.run(out))
+    Tensor::build_beside(attention.scratch(), &dims, |out| attention.run(out))
 }
 
 /// `out += scale · a·b`, of plain matrices `a` `[n, rank]`, `b` `[rank, k]` and `out` `[n, k]`,

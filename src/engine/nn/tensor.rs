@@ -5,13 +5,19 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, Device, Storage};
 
 use super::cpu::OutPtr;
+use crate::engine::memory::{self, OutOfMemory};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A mistake in the engine's own shapes, or a backend's failure; never the user's doing.
+/// Why a tensor was not made.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct Error(#[from] candle_core::Error);
+pub enum Error {
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A mistake in the engine's own shapes, or a backend's failure; never the user's doing.
+    #[error(transparent)]
+    Backend(#[from] candle_core::Error),
+}
 
 /// An array of f32. Cloning shares the memory.
 #[derive(Debug, Clone)]
@@ -23,12 +29,24 @@ impl Tensor {
     }
 
     pub fn zeros(dims: &[usize]) -> Result<Self> {
-        Self::from_vec(vec![0.0; dims.iter().product()], dims)
+        let len = dims.iter().product();
+        ask(len)?;
+        Self::from_vec(vec![0.0; len], dims)
     }
 
     /// A tensor whose every element `fill` writes.
     pub(super) fn build(dims: &[usize], fill: impl FnOnce(OutPtr)) -> Result<Self> {
+        Self::build_beside(0, dims, fill)
+    }
+
+    /// The same, where `fill` allocates so many floats for itself.
+    pub(super) fn build_beside(
+        scratch: usize,
+        dims: &[usize],
+        fill: impl FnOnce(OutPtr),
+    ) -> Result<Self> {
         let len = dims.iter().product();
+        ask(len + scratch)?;
         let mut data = Vec::with_capacity(len);
         fill(OutPtr::uninit(&mut data.spare_capacity_mut()[..len]));
         // SAFETY: the kernels have written all `len` floats, and read none before they wrote it.
@@ -50,7 +68,9 @@ impl Tensor {
     }
 
     pub fn to_vec(&self) -> Result<Vec<f32>> {
-        Ok(self.data()?.to_vec())
+        let data = self.data()?;
+        ask(data.len())?;
+        Ok(data.to_vec())
     }
 
     pub fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -60,24 +80,30 @@ impl Tensor {
     /// Side by side along `dim`.
     pub fn cat(parts: &[&Self], dim: usize) -> Result<Self> {
         let parts: Vec<_> = parts.iter().map(|part| &part.0).collect();
+        ask(parts.iter().map(|part| part.elem_count()).sum())?;
         Ok(Self(candle_core::Tensor::cat(&parts, dim)?.contiguous()?))
     }
 
     /// The part `start .. start + len` of `dim`.
     pub fn narrow(&self, dim: usize, start: usize, len: usize) -> Result<Self> {
-        Ok(Self(self.0.narrow(dim, start, len)?.contiguous()?))
+        let part = self.0.narrow(dim, start, len)?;
+        ask(part.elem_count())?;
+        Ok(Self(part.contiguous()?))
     }
 
     pub fn add(&self, other: &Self) -> Result<Self> {
+        ask(self.0.elem_count())?;
         Ok(Self(self.0.add(&other.0)?))
     }
 
     /// Element by element.
     pub fn mul(&self, other: &Self) -> Result<Self> {
+        ask(self.0.elem_count())?;
         Ok(Self(self.0.mul(&other.0)?))
     }
 
     pub fn scale(&self, factor: f64) -> Result<Self> {
+        ask(self.0.elem_count())?;
         Ok(Self(self.0.affine(factor, 0.0)?))
     }
 
@@ -89,6 +115,11 @@ impl Tensor {
             None => Err(candle_core::Error::msg("a tensor that is not contiguous").into()),
         }
     }
+}
+
+/// Whether so many floats may be allocated. (Asked before every array that grows with the image.)
+fn ask(floats: usize) -> Result<()> {
+    Ok(memory::check((floats * size_of::<f32>()) as u64)?)
 }
 
 /// A tensor's elements while they are looked at (`G` is candle's guard of its storage).

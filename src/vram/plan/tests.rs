@@ -63,17 +63,14 @@ fn planned(case: &Case, eviction: Eviction) -> Result<Plan, NoRoom> {
 #[test]
 fn room_is_made_for_what_is_to_be_loaded() {
     let (too_large, beside, too_many) = (
-        |needed_bytes, available_bytes| {
-            Err(NoRoom::TooLarge { needed_bytes, available_bytes })
-        },
-        |needed_bytes, available_bytes| {
-            Err(NoRoom::BesideOthers { needed_bytes, available_bytes })
-        },
+        |needed_bytes, available_bytes| Err(NoRoom::TooLarge { needed_bytes, available_bytes }),
+        |needed_bytes, available_bytes| Err(NoRoom::BesideOthers { needed_bytes, available_bytes }),
         |max_models| Err(NoRoom::TooMany { max_models }),
     );
     let leave = |before, after| Ok(Plan { before: ids(before), after: ids(after) });
     let all = u64::MAX;
-    type Row = (&'static str, &'static str, &'static str, u64, Option<u32>, bool, Result<Plan, NoRoom>);
+    type Row =
+        (&'static str, &'static str, &'static str, u64, Option<u32>, bool, Result<Plan, NoRoom>);
     let rows: Vec<Row> = vec![
         ("nothing is loaded", "", "9:10", 11, None, true, leave("", "")),
         ("a byte is lacking", "", "9:10", 10, None, true, too_large(11, 10)),
@@ -135,12 +132,44 @@ fn room_is_made_for_what_is_to_be_loaded() {
             true,
             leave("12", ""),
         ),
-        ("an unwanted one first", "1@1/1 2@90/1- 3@50/1!", "1:5 2:5 3:5 9:5", 16, None, true, leave("2", "")),
+        (
+            "an unwanted one first",
+            "1@1/1 2@90/1- 3@50/1!",
+            "1:5 2:5 3:5 9:5",
+            16,
+            None,
+            true,
+            leave("2", ""),
+        ),
         ("one too many", "1@5/1!", "1:10 9:10", all, Some(1), true, leave("", "1")),
-        ("of three two", "1@5/1 2@3/1 3@9/1!", "1:1 2:1 3:1 9:1", all, Some(2), true, leave("", "21")),
-        ("who went for memory counts", "1@5/1 2@3/1 3@9/1!", "1:5 2:5 3:5 9:5", 16, Some(3), true, leave("2", "")),
+        (
+            "of three two",
+            "1@5/1 2@3/1 3@9/1!",
+            "1:1 2:1 3:1 9:1",
+            all,
+            Some(2),
+            true,
+            leave("", "21"),
+        ),
+        (
+            "who went for memory counts",
+            "1@5/1 2@3/1 3@9/1!",
+            "1:5 2:5 3:5 9:5",
+            16,
+            Some(3),
+            true,
+            leave("2", ""),
+        ),
         ("a load beside the active one", "1@5/1!", "1:1 9:1", all, Some(1), false, too_many(1)),
-        ("pinned ones fill all places", "1@5/1^ 2@5/1^", "1:1 2:1 9:1", all, Some(2), true, too_many(2)),
+        (
+            "pinned ones fill all places",
+            "1@5/1^ 2@5/1^",
+            "1:1 2:1 9:1",
+            all,
+            Some(2),
+            true,
+            too_many(2),
+        ),
         ("too large even alone", "1@5/1^ 2@5/1", "1:5 2:5 9:30", 30, None, true, too_large(31, 30)),
     ];
     for (what, residents, segments, limit, max_models, takes_over, expected) in rows {
@@ -173,7 +202,8 @@ fn nobody_leaves_who_must_stay() {
 #[test]
 fn idle_ones_leave_even_the_active_one_and_never_the_pinned() {
     let residents = residents("1@1/1! 2@2/1^ 3@95/1- 4@60/1 5@50/1");
-    for (idle_ms, leaving) in [(None, "3"), (Some(50), "135"), (Some(40), "1345"), (Some(0), "1345")]
+    for (idle_ms, leaving) in
+        [(None, "3"), (Some(50), "135"), (Some(40), "1345"), (Some(0), "1345")]
     {
         assert_eq!(idle(&residents, idle_ms, 100), ids(leaving), "{idle_ms:?}");
     }

@@ -91,13 +91,24 @@ const WORKING: u64 = 2;
 #[derive(Debug, Clone)]
 enum Event {
     /// Somebody wants that pipeline, and then the load ends like that.
-    Want { index: usize, takes_over: bool, ending: Ending },
-    Unload { index: usize },
+    Want {
+        index: usize,
+        takes_over: bool,
+        ending: Ending,
+    },
+    Unload {
+        index: usize,
+    },
     OutOfMemory,
     Idle,
     WorkerDies,
-    Configure { memory: Memory, pinned: Vec<bool> },
-    Later { millis: u64 },
+    Configure {
+        memory: Memory,
+        pinned: Vec<bool>,
+    },
+    Later {
+        millis: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -109,11 +120,8 @@ enum Ending {
 }
 
 fn memory() -> impl Strategy<Value = Memory> {
-    let eviction = prop_oneof![
-        Just(Eviction::Lru),
-        Just(Eviction::Fifo),
-        Just(Eviction::MemoryPressure)
-    ];
+    let eviction =
+        prop_oneof![Just(Eviction::Lru), Just(Eviction::Fifo), Just(Eviction::MemoryPressure)];
     let limit_bytes = proptest::option::weighted(0.8, 20..200u64);
     let max_models = proptest::option::of(1..5u32);
     let idle = prop_oneof![Just(IdleUnload::Never), Just("5s".parse().unwrap())];
@@ -258,8 +266,7 @@ impl Day {
     /// What would be held without those, beside the new one.
     fn needed(&self, estimate: &Estimate, gone: &[PipelineId]) -> u64 {
         let stays = |segment: &&Segment| segment.users.iter().any(|user| !gone.contains(user));
-        let held: u64 =
-            estimate.segments.iter().filter(stays).map(|segment| segment.bytes).sum();
+        let held: u64 = estimate.segments.iter().filter(stays).map(|segment| segment.bytes).sum();
         held + WORKING + self.other()
     }
 
@@ -273,8 +280,7 @@ impl Day {
         for id in &plan.before {
             assert!(!self.is_pinned(*id), "{id:?} is pinned");
             assert!(takes_over || self.registry.active() != Some(*id), "{id:?} is active");
-            let without: Vec<_> =
-                plan.before.iter().copied().filter(|other| other != id).collect();
+            let without: Vec<_> = plan.before.iter().copied().filter(|other| other != id).collect();
             assert!(self.needed(estimate, &without) > self.limit(), "{id:?} could have stayed");
         }
         for id in &plan.after {
@@ -381,11 +387,8 @@ fn ten_thousand_random_days() {
 fn what_no_mode_has_any_more_is_unwanted() {
     let memory = Memory::default();
     let mut registry = VramRegistry::new(&modes(memory.clone(), &[false; 3]));
-    let mut world = World {
-        layers: vec![1],
-        has: vec![vec![true]; PIPELINES],
-        loaded: BTreeMap::new(),
-    };
+    let mut world =
+        World { layers: vec![1], has: vec![vec![true]; PIPELINES], loaded: BTreeMap::new() };
     for index in 0..3 {
         let id = registry.new_id();
         let estimate = world.estimate(id, index);

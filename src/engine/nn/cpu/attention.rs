@@ -41,6 +41,14 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// How many floats [`Self::run`] allocates: all keys and values once more, packed.
+    pub fn scratch(&self) -> usize {
+        let (d, len) = (self.head_dim, self.k.len);
+        let packed = [PackedWeights::planned(1, d, len), PackedWeights::planned(1, len, d)];
+        let bytes: usize = packed.iter().map(PackedWeights::bytes).sum();
+        self.batch * self.heads * bytes / size_of::<f32>()
+    }
+
     /// `softmax(q·kᵀ / √head_dim)·v` into `out`, `[batch, q.len, heads·head_dim]`.
     pub fn run(&self, out: OutPtr) {
         let packed: Vec<_> = (0..self.batch * self.heads)

@@ -35,7 +35,14 @@ impl PackedWeights {
 
     /// Weights that are still to be written (see [`Self::place_of`]).
     pub fn zeroed(taps: usize, k: usize, n: usize) -> Self {
-        Self { taps, k, n, data: AlignedBuffer::zeroed(padded(n) * taps * k) }
+        let mut packed = Self::planned(taps, k, n);
+        packed.data.allocate();
+        packed
+    }
+
+    /// Weights that are not there: all but their numbers, and how much room these would take.
+    pub fn planned(taps: usize, k: usize, n: usize) -> Self {
+        Self { taps, k, n, data: AlignedBuffer::planned(padded(n) * taps * k) }
     }
 
     /// Where the weights of output `n` start, and how far they lie apart from one `k` to the next.
@@ -52,7 +59,7 @@ impl PackedWeights {
     /// Packs the `[2·half, k]` weights of a GEGLU projection, value rows first, so that both
     /// halves start at a panel's edge. The bias is laid out to match.
     pub fn pack_geglu(k: usize, half: usize, rows: &[f32], bias: &[f32]) -> (Self, Vec<f32>) {
-        let padded_half = half.next_multiple_of(panel_width());
+        let padded_half = Self::geglu_columns(half) / 2;
         let source = |n: usize| match (n / padded_half.max(1), n % padded_half.max(1)) {
             (side, column) if column < half => Some(side * half + column),
             _ => None,
@@ -60,6 +67,11 @@ impl PackedWeights {
         let at = |n, _, d| source(n).map_or(0.0, |row| rows[row * k + d]);
         let bias = (0..2 * padded_half).map(|n| source(n).map_or(0.0, |row| bias[row])).collect();
         (Self::pack(1, k, 2 * padded_half, at), bias)
+    }
+
+    /// How many outputs a GEGLU projection has where it is packed.
+    pub fn geglu_columns(half: usize) -> usize {
+        2 * half.next_multiple_of(panel_width())
     }
 
     /// Packs a `[k, n]` matrix whose rows lie `stride` apart, on the calling thread, reusing the buffer.
@@ -90,8 +102,9 @@ impl PackedWeights {
         self.data.resize(padded(n) * k);
     }
 
+    /// What they take in memory.
     pub fn bytes(&self) -> usize {
-        self.data.len * size_of::<f32>()
+        self.data.lines_needed() * size_of::<Line>()
     }
 
     pub fn panels(&self) -> usize {
@@ -149,22 +162,33 @@ struct AlignedBuffer {
 struct Line(#[expect(dead_code, reason = "read through `AlignedBuffer::as_slice`")] [f32; 16]);
 
 impl AlignedBuffer {
-    fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    /// Without its floats: it must be allocated before anybody looks at them.
+    fn planned(len: usize) -> Self {
+        Self { lines: Vec::new(), len }
+    }
+
+    fn allocate(&mut self) {
+        self.lines = vec![Line([0.0; 16]); self.lines_needed()];
+    }
+
+    fn lines_needed(&self) -> usize {
+        self.len.div_ceil(16)
     }
 
     /// Makes it `len` floats long; what they hold is whatever was there before.
     fn resize(&mut self, len: usize) {
-        self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
         self.len = len;
+        self.lines.resize(self.lines_needed(), Line([0.0; 16]));
     }
 
     fn as_slice(&self) -> &[f32] {
-        // SAFETY: a Line is 16 floats without padding, and `len` never exceeds them.
+        assert!(self.lines.len() >= self.lines_needed(), "weights that were only planned");
+        // SAFETY: a Line is 16 floats without padding, and `len` does not exceed them.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 
     fn as_mut_slice(&mut self) -> &mut [f32] {
+        assert!(self.lines.len() >= self.lines_needed(), "weights that were only planned");
         // SAFETY: as above, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }

@@ -48,6 +48,13 @@ impl WinogradWeights {
         Self { places, channels }
     }
 
+    /// Weights that are not there: only how much room they would take.
+    pub fn planned(channels: usize, n: usize) -> Self {
+        let places = (0..PLACES).map(|_| PackedWeights::planned(1, channels, n)).collect();
+        Self { places, channels }
+    }
+
+    /// What they take in memory.
     pub fn bytes(&self) -> usize {
         self.places.iter().map(PackedWeights::bytes).sum()
     }
@@ -92,11 +99,10 @@ pub(crate) struct Winograd<'a> {
 impl Winograd<'_> {
     /// Into `[images, seen height, seen width, n]`.
     pub fn run(&self, out: OutPtr) {
-        let tiles = self.images * self.tile_rows() * self.tile_columns();
+        let (tiles, block, len) = (self.tiles(), self.block(), self.scratch());
         let (c, n) = (self.weights.channels, self.weights.n());
-        let block = BLOCK_TILES.min(tiles);
-        let mut scratch = Vec::<f32>::with_capacity(PLACES * block * (c + n));
-        let room = OutPtr::uninit(&mut scratch.spare_capacity_mut()[..PLACES * block * (c + n)]);
+        let mut scratch = Vec::<f32>::with_capacity(len);
+        let room = OutPtr::uninit(&mut scratch.spare_capacity_mut()[..len]);
         let (inputs, products) = (room, room.from(PLACES * block * c));
         for first in (0..tiles).step_by(block) {
             let count = block.min(tiles - first);
@@ -126,6 +132,20 @@ impl Winograd<'_> {
                 arch().dispatch(FromPlaces { job: self, tile: first + i, i, count, products, out });
             });
         }
+    }
+
+    /// How many floats [`Self::run`] allocates: the tiles of a block before and after the products.
+    pub fn scratch(&self) -> usize {
+        PLACES * self.block() * (self.weights.channels + self.weights.n())
+    }
+
+    /// Tiles that are in work at a time.
+    fn block(&self) -> usize {
+        BLOCK_TILES.min(self.tiles())
+    }
+
+    fn tiles(&self) -> usize {
+        self.images * self.tile_rows() * self.tile_columns()
     }
 
     fn tile_rows(&self) -> usize {

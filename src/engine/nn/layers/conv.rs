@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Load, expect_channels, expect_dims};
+use super::{Load, Numbers, expect_channels, expect_dims};
 use crate::engine::{
-    checkpoint::Weights,
+    checkpoint::{Held, Weights},
     nn::{
         Result, Tensor,
         cpu::{
@@ -29,7 +29,17 @@ pub struct Conv2d {
 /// The weights of a [`Conv2d`].
 struct Kernels {
     weights: ConvWeights,
-    bias: Vec<f32>,
+    bias: Numbers,
+}
+
+impl Held for Kernels {
+    fn bytes(&self) -> u64 {
+        let weights = match &self.weights {
+            ConvWeights::Direct(weights) => weights.bytes(),
+            ConvWeights::Winograd(weights) => weights.bytes(),
+        };
+        weights as u64 + self.bias.bytes()
+    }
 }
 
 /// By which algorithm a convolution runs; chosen when it is loaded.
@@ -45,14 +55,28 @@ impl ConvWeights {
     /// With fewer channels the transforms cost more than they save.
     const MIN_CHANNELS: usize = 32;
 
+    fn is_winograd(channels: usize, n: usize, kernel: usize, stride: usize) -> bool {
+        let wide = channels.min(n) >= Self::MIN_CHANNELS
+            && channels.saturating_mul(n) <= Self::MAX_WINOGRAD;
+        kernel == 3 && stride == 1 && wide
+    }
+
     fn new(source: &[f32], channels: usize, n: usize, kernel: usize, stride: usize) -> Self {
-        let wide = channels.min(n) >= Self::MIN_CHANNELS && channels * n <= Self::MAX_WINOGRAD;
-        if kernel == 3 && stride == 1 && wide {
+        if Self::is_winograd(channels, n, kernel, stride) {
             return Self::Winograd(WinogradWeights::new(source, channels, n));
         }
         let taps = kernel * kernel;
         let at = |n: usize, tap: usize, c: usize| source[(n * channels + c) * taps + tap];
         Self::Direct(PackedWeights::pack(taps, channels, n, at))
+    }
+
+    /// The same without its numbers.
+    fn planned(channels: usize, n: usize, kernel: usize, stride: usize) -> Self {
+        if Self::is_winograd(channels, n, kernel, stride) {
+            Self::Winograd(WinogradWeights::planned(channels, n))
+        } else {
+            Self::Direct(PackedWeights::planned(kernel * kernel, channels, n))
+        }
     }
 }
 
@@ -77,9 +101,9 @@ impl Conv2d {
         let n = w.dims("weight")?[0];
         let kernels = Weights::share(&[w], &["weight", "bias"], || {
             let source = w.load("weight", &[n, channels, kernel, kernel])?;
-            let bias = w.load("bias", &[n])?;
+            let bias = Numbers::load(w, "bias", &[n])?;
             let weights = if w.is_check() {
-                ConvWeights::Direct(PackedWeights::default())
+                ConvWeights::planned(channels, n, kernel, stride)
             } else {
                 ConvWeights::new(&source, channels, n, kernel, stride)
             };
@@ -90,13 +114,6 @@ impl Conv2d {
 
     pub fn out_channels(&self) -> usize {
         self.out_channels
-    }
-
-    pub fn bytes(&self) -> usize {
-        match &self.kernels.weights {
-            ConvWeights::Direct(weights) => weights.bytes(),
-            ConvWeights::Winograd(weights) => weights.bytes(),
-        }
     }
 
     /// `[b, h, w, c]` → `[b, h/stride, w/stride, n]`
@@ -173,7 +190,7 @@ impl Conv2d {
                     bias,
                     residual,
                 };
-                Tensor::build(&dims, |out| winograd.run(out))
+                Tensor::build_beside(winograd.scratch(), &dims, |out| winograd.run(out))
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Load, expect_channels};
+use super::{Load, Numbers, expect_channels};
 use crate::engine::{
-    checkpoint::Weights,
+    checkpoint::{Held, Weights},
     nn::{
         Activation, Result, Tensor,
         cpu::norm::{self, Affine},
@@ -13,26 +13,35 @@ use crate::engine::{
 
 /// The learned part of a normalisation.
 struct Norm {
-    learned: Arc<[Vec<f32>; 2]>,
+    learned: Arc<Learned>,
     epsilon: f32,
+}
+
+/// A factor and a shift for each channel.
+struct Learned([Numbers; 2]);
+
+impl Held for Learned {
+    fn bytes(&self) -> u64 {
+        self.0.iter().map(Held::bytes).sum()
+    }
 }
 
 impl Norm {
     fn load(w: &Weights<'_>, channels: usize, epsilon: f32) -> Load<Self> {
         let names = ["weight", "bias"];
         let learned = Weights::share(&[w], &names, || {
-            let [weight, bias] = names.map(|name| w.load(name, &[channels]));
-            Ok([weight?, bias?])
+            let [weight, bias] = names.map(|name| Numbers::load(w, name, &[channels]));
+            Ok(Learned([weight?, bias?]))
         })?;
         Ok(Self { learned, epsilon })
     }
 
     fn channels(&self) -> usize {
-        self.learned[0].len()
+        self.learned.0[0].len()
     }
 
     fn affine(&self) -> Affine<'_> {
-        let [weight, bias] = &*self.learned;
+        let [weight, bias] = &self.learned.0;
         Affine { weight, bias, epsilon: self.epsilon }
     }
 }
