@@ -8,6 +8,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,8 +18,9 @@ use diffused::{
         JobFailure, Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
-    modes::{CheckpointRef, PipelineSpec, SchedulerId, Size},
+    modes::{CheckpointRef, Memory, Modes, PipelineSpec, SchedulerId, Size, Watch},
     request::GenerateRequest,
+    vram::ledger::{Estimate, Held, PipelineId},
     worker::{
         child,
         process::{Event, Process, WorkerCommand},
@@ -57,8 +59,9 @@ impl Daemon {
         let (handle, shutdown) = dispatcher::start(DispatcherConfig {
             queue_max: 64,
             worker_command: role("roles::scripted_worker", folder.path()),
-            selected_mode: "a".to_owned(),
-            preload: None,
+            modes: modes(),
+            switch_to_default: false,
+            preload: Vec::new(),
             custom: CustomJobs::new(),
         });
         Self { handle, shutdown, folder }
@@ -87,6 +90,18 @@ fn generation(prompt: &str) -> Job {
     let request = GenerateRequest { size: SIZE, seed: 1, ..GenerateRequest::of("a", prompt) };
     let checkpoint = CheckpointRef { path: name.clone().into(), name };
     Job::Generation { request, pipeline: PipelineSpec::of(checkpoint) }
+}
+
+fn modes() -> Arc<Modes> {
+    Arc::new(Modes {
+        default_mode: "a".to_owned(),
+        model_root: "models".into(),
+        lora_root: "loras".into(),
+        max_pixels: 1 << 20,
+        watch: Watch::Off,
+        memory: Memory::default(),
+        modes: Default::default(),
+    })
 }
 
 async fn outcome(ticket: Ticket) -> Outcome {
@@ -255,10 +270,16 @@ mod roles {
             protocol::write(&mut answers, &message, payload).unwrap();
         };
         say(FromWorker::Ready { device: "cpu".to_owned() }, &[]);
+        let mut prepared = PipelineId::default();
         while let Ok((message, _)) = protocol::read::<ToWorker>(&mut socket) {
             match message {
-                ToWorker::Load { job, .. } => say(loaded(job), &[]),
-                ToWorker::Generate { job, request } => {
+                ToWorker::Prepare { job, id, .. } => {
+                    prepared = id;
+                    say(FromWorker::Prepared { job, estimate: Estimate::default() }, &[]);
+                }
+                ToWorker::Load { job, .. } => say(loaded(job, prepared), &[]),
+                ToWorker::Unload { .. } => say(FromWorker::Unloaded { held: Held::default() }, &[]),
+                ToWorker::Generate { job, request, .. } => {
                     say(FromWorker::Step { job, step: 1, steps: 4 }, &[]);
                     if !hangs(&request.prompt, &folder) {
                         say(FromWorker::Image { job, drawn: drawn() }, &[0; 8 * 8 * 3]);
@@ -280,15 +301,16 @@ mod roles {
         fs::rename(draft, folder.join(PID_FILE)).unwrap();
     }
 
-    fn loaded(job: JobId) -> FromWorker {
+    fn loaded(job: JobId, id: PipelineId) -> FromWorker {
         let report = LoadReport {
             family: "SD1.x".to_owned(),
-            weights_bytes: 7,
+            measured_bytes: 7,
             load_ms: 1,
             merge_ms: 0,
             loras: vec![],
         };
-        FromWorker::Loaded { job, report }
+        let held = Held { pipelines: vec![id], ..Held::default() };
+        FromWorker::Loaded { job, report, held }
     }
 
     fn drawn() -> DrawnReport {
@@ -302,6 +324,8 @@ mod roles {
             encode_ms: 1,
             denoise_ms: 2,
             decode_ms: 3,
+            peak_bytes: 0,
+            steps: 4,
         }
     }
 

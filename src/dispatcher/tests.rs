@@ -5,8 +5,9 @@ mod cancelling;
 mod ends;
 mod faults;
 mod order;
+mod residency;
 
-use std::{convert::Infallible, future::ready, io, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, future::ready, io, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, task::JoinSet, time::timeout};
@@ -14,8 +15,12 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, task::JoinSet, time:
 use super::*;
 use crate::{
     job::{JobState, SwitchOrigin},
-    modes::{CheckpointRef, LoraRef, LoraReport, SchedulerId, Size},
+    modes::{
+        CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, PipelineSpec, SchedulerId,
+        Size, Watch,
+    },
     request::{EncodedImage, GenerateRequest, Source},
+    vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
     worker::{
         process::{self, Process},
         protocol::{self, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind},
@@ -53,7 +58,8 @@ impl Daemon {
 
     /// The worker that was started next, once it has said that it is ready.
     async fn worker(&mut self) -> Worker {
-        let mut worker = Worker(within(self.workers.recv()).await.expect("a worker is started"));
+        let socket = within(self.workers.recv()).await.expect("a worker is started");
+        let mut worker = Worker { socket, held: BTreeMap::new(), prepared: None };
         worker.send(FromWorker::Ready { device: "cpu".to_owned() }).await;
         worker
     }
@@ -78,11 +84,16 @@ impl Daemon {
 }
 
 /// The worker's end of the socket.
-struct Worker(UnixStream);
+struct Worker {
+    socket: UnixStream,
+    /// Pipelines and their bytes.
+    held: BTreeMap<PipelineId, u64>,
+    prepared: Option<(PipelineId, u64)>,
+}
 
 impl Worker {
     async fn receive(&mut self) -> ToWorker {
-        within(process::receive(&mut self.0)).await.expect("a message").0
+        within(process::receive(&mut self.socket)).await.expect("a message").0
     }
 
     async fn send(&mut self, message: FromWorker) {
@@ -91,15 +102,51 @@ impl Worker {
 
     async fn send_with(&mut self, message: FromWorker, payload: &[u8]) {
         let frame = protocol::encode(&message, payload).unwrap();
-        within(self.0.write_all(&frame)).await.unwrap();
+        within(self.socket.write_all(&frame)).await.unwrap();
     }
 
-    /// Is told to load that mode's pipeline.
-    async fn expect_load(&mut self, mode: &str) -> JobId {
+    /// Is asked what that mode's pipeline would take.
+    async fn expect_prepare(&mut self, mode: &str) -> JobId {
         match self.receive().await {
-            ToWorker::Load { job, pipeline: asked } if asked == pipeline(mode) => job,
-            other => panic!("{other:?} where '{mode}' was to be loaded"),
+            ToWorker::Prepare { job, id, pipeline: asked, .. } if asked == pipeline(mode) => {
+                self.prepared = Some((id, 0));
+                job
+            }
+            other => panic!("{other:?} where '{mode}' was to be prepared"),
         }
+    }
+
+    /// Says that it would take so much.
+    async fn send_prepared(&mut self, job: JobId, bytes: u64) {
+        let (id, prepared) = self.prepared.as_mut().expect("something was prepared");
+        *prepared = bytes;
+        let (id, component) = (*id, "unet".to_owned());
+        let stored = "fp32".to_owned();
+        let mut segments = segments(&self.held);
+        segments.push(Segment { component: component.clone(), users: vec![id], bytes });
+        let component = Component { name: component, stored, file_bytes: bytes, bytes };
+        let estimate =
+            Estimate { components: vec![component], segments, working_bytes: 0, other_bytes: 0 };
+        self.send(FromWorker::Prepared { job, estimate }).await;
+    }
+
+    /// Is told to load that mode's pipeline, and who goes first.
+    async fn expect_load_of(&mut self, mode: &str, bytes: u64) -> (JobId, usize) {
+        let job = self.expect_prepare(mode).await;
+        self.send_prepared(job, bytes).await;
+        match self.receive().await {
+            ToWorker::Load { job: read, unload, .. } if read == job => {
+                unload.iter().for_each(|id| assert!(self.held.remove(id).is_some(), "{id:?}"));
+                (job, unload.len())
+            }
+            other => panic!("{other:?} where '{mode}' was to be read"),
+        }
+    }
+
+    async fn expect_load(&mut self, mode: &str) -> JobId {
+        let (job, gone) = self.expect_load_of(mode, 1).await;
+        assert_eq!(gone, 0, "there is room");
+        job
     }
 
     async fn load(&mut self, mode: &str) {
@@ -112,26 +159,55 @@ impl Worker {
     }
 
     async fn send_loaded_with(&mut self, job: JobId, loras: Vec<LoraReport>) {
+        self.held.extend(self.prepared.take());
         let report = LoadReport {
             family: "SD1.x".to_owned(),
-            weights_bytes: 7,
+            measured_bytes: 7,
             load_ms: 1,
             merge_ms: 0,
             loras,
         };
-        self.send(FromWorker::Loaded { job, report }).await;
+        self.send(FromWorker::Loaded { job, report, held: self.holding() }).await;
     }
 
-    async fn fail_to_load(&mut self, mode: &str, still_loaded: bool) {
-        let job = self.expect_load(mode).await;
-        let error =
-            WorkerError { kind: WorkerErrorKind::UnusableModel, message: format!("{mode} is bad") };
-        self.send(FromWorker::Failed { job, error, still_loaded }).await;
+    fn holding(&self) -> Held {
+        let segments = segments(&self.held);
+        let allocated_bytes = self.held.values().sum();
+        let pipelines = self.held.keys().copied().collect();
+        Held { pipelines, segments, allocated_bytes, ..Held::default() }
+    }
+
+    /// Is told to let so many pipelines go, and does.
+    async fn unload(&mut self, count: usize) {
+        match self.receive().await {
+            ToWorker::Unload { pipelines } if pipelines.len() == count => {
+                pipelines.iter().for_each(|id| assert!(self.held.remove(id).is_some(), "{id:?}"));
+            }
+            other => panic!("{other:?} where {count} pipelines were to go"),
+        }
+        self.send(FromWorker::Unloaded { held: self.holding() }).await;
+    }
+
+    /// Its files are refused.
+    async fn fail_to_prepare(&mut self, mode: &str) {
+        let job = self.expect_prepare(mode).await;
+        self.send(FromWorker::Failed { job, error: bad(mode), held: None }).await;
+    }
+
+    /// It cannot be read, after so many had to go for it.
+    async fn fail_to_load(&mut self, mode: &str, bytes: u64, gone: usize) {
+        let (job, unloaded) = self.expect_load_of(mode, bytes).await;
+        assert_eq!(unloaded, gone);
+        let held = Some(self.holding());
+        self.send(FromWorker::Failed { job, error: bad(mode), held }).await;
     }
 
     async fn expect_generate(&mut self, mode: &str) -> JobId {
         match self.receive().await {
-            ToWorker::Generate { job, request } if request.mode == mode => job,
+            ToWorker::Generate { job, pipeline, request, .. } if request.mode == mode => {
+                assert!(self.held.contains_key(&pipeline), "{pipeline:?} is not loaded");
+                job
+            }
             other => panic!("{other:?} where '{mode}' was to be drawn"),
         }
     }
@@ -147,9 +223,14 @@ impl Worker {
 
     /// Does what it is told, for as long as it is told anything.
     async fn work(mut self) {
-        while let Ok((message, _)) = process::receive(&mut self.0).await {
+        while let Ok((message, _)) = process::receive(&mut self.socket).await {
             match message {
+                ToWorker::Prepare { job, id, .. } => {
+                    self.prepared = Some((id, 1));
+                    self.send_prepared(job, 1).await;
+                }
                 ToWorker::Load { job, .. } => self.send_loaded(job).await,
+                ToWorker::Unload { .. } => panic!("there is room for all"),
                 ToWorker::Generate { job, .. } => self.send_image(job).await,
                 ToWorker::Cancel { .. } => {}
             }
@@ -161,14 +242,52 @@ async fn within<F: Future>(future: F) -> F::Output {
     timeout(Duration::from_secs(20), future).await.expect("an answer within 20 s")
 }
 
+fn segments(held: &BTreeMap<PipelineId, u64>) -> Vec<Segment> {
+    let segment = |(id, bytes): (&PipelineId, &u64)| Segment {
+        component: "unet".to_owned(),
+        users: vec![*id],
+        bytes: *bytes,
+    };
+    held.iter().map(segment).collect()
+}
+
+fn bad(mode: &str) -> WorkerError {
+    WorkerError { kind: WorkerErrorKind::UnusableModel, message: format!("{mode} is bad") }
+}
+
 fn config() -> DispatcherConfig {
     DispatcherConfig {
         queue_max: 64,
         worker_command: ("/nowhere/diffused".into(), Vec::new()),
-        selected_mode: "a".to_owned(),
-        preload: None,
+        modes: modes(Memory::default(), &[]),
+        switch_to_default: false,
+        preload: Vec::new(),
         custom: CustomJobs::new(),
     }
+}
+
+/// The modes a, a2, b, c and d, of which some are pinned.
+fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
+    let mode = |name: &str| {
+        let mode = Mode {
+            name: name.to_owned(),
+            pipeline: pipeline(name),
+            defaults: Defaults::default(),
+            pinned: pinned.contains(&name),
+            preload: false,
+            metadata: serde_json::Map::new(),
+        };
+        (mode.name.clone(), Arc::new(mode))
+    };
+    Arc::new(Modes {
+        default_mode: "a".to_owned(),
+        model_root: "models".into(),
+        lora_root: "loras".into(),
+        max_pixels: 1 << 20,
+        watch: Watch::Off,
+        memory,
+        modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
+    })
 }
 
 fn pipeline(mode: &str) -> PipelineSpec {
@@ -189,7 +308,8 @@ fn generation(mode: &str) -> Job {
 
 fn switch(mode: &str) -> Job {
     let asked_by = SwitchOrigin::User;
-    Job::ModeSwitch { mode: mode.to_owned(), pipeline: pipeline(mode), asked_by }
+    let (mode, pipeline) = (mode.to_owned(), pipeline(mode));
+    Job::ModeSwitch { mode, pipeline, asked_by, timeout_secs: None }
 }
 
 fn custom(name: &str, args: Value) -> Job {
@@ -207,6 +327,8 @@ fn report() -> DrawnReport {
         encode_ms: 1,
         denoise_ms: 2,
         decode_ms: 3,
+        peak_bytes: 11,
+        steps: STEPS,
     }
 }
 
@@ -219,6 +341,15 @@ fn failed_with(outcome: Outcome) -> (FailureKind, String) {
         Outcome::Failed(failure) => (failure.kind, failure.message),
         other => panic!("{other:?} where a failure was due"),
     }
+}
+
+async fn until(so: impl Fn() -> bool) {
+    let look = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    within(look).await;
 }
 
 async fn outcome(ticket: Ticket) -> Outcome {

@@ -34,6 +34,7 @@ fn job(word: &str) -> Job {
         mode: mode_of(word),
         pipeline: pipeline(word),
         asked_by,
+        timeout_secs: None,
     };
     match word.split_at(1) {
         ("!", mode) => switch(mode, SwitchOrigin::User),
@@ -51,7 +52,7 @@ fn request(mode: &str) -> GenerateRequest {
 fn word(job: &Job) -> String {
     match job {
         Job::Generation { request, pipeline } => with_loras(&request.mode, pipeline),
-        Job::ModeSwitch { mode, pipeline, asked_by } => {
+        Job::ModeSwitch { mode, pipeline, asked_by, .. } => {
             let sign = match asked_by {
                 SwitchOrigin::User => '!',
                 SwitchOrigin::Generation => '>',
@@ -59,7 +60,7 @@ fn word(job: &Job) -> String {
             };
             format!("{sign}{}", with_loras(mode, pipeline))
         }
-        Job::Custom { .. } => "*".to_owned(),
+        Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => "*".to_owned(),
     }
 }
 
@@ -373,4 +374,28 @@ fn what_is_submitted_after_a_change_follows_it() {
     assert_eq!(words(&queue.waiting), "~a+x a+x");
     change(&mut queue, "a+x", "a+y");
     assert_eq!(words(&queue.waiting), "~a+x a+x ~a+y");
+}
+
+#[test]
+fn what_follows_a_failed_switch_can_be_taken_out() {
+    for (waiting, taken, left) in [
+        ("", "", ""),
+        ("b b", "b b", ""),
+        ("b a", "b", ">a a"),
+        ("a b", "", ">a a >b b"),
+        ("b * b", "b", "* b"),
+        ("b b+x b", "b", ">b+x b+x >b b"),
+    ] {
+        let mut queue = queue(64, "a");
+        submit_all(&mut queue, "!b");
+        queue.start_next();
+        submit_all(&mut queue, waiting);
+        queue.finish_running(false);
+        let followers = queue.take_followers(&target("b"));
+        assert_eq!(
+            (words(&followers), words(&queue.waiting)),
+            (taken.into(), left.into()),
+            "{waiting}"
+        );
+    }
 }

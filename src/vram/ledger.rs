@@ -57,6 +57,8 @@ pub struct Estimate {
     pub segments: Vec<Segment>,
     /// What reading takes beside the weights, at most.
     pub working_bytes: u64,
+    /// What the worker's process has allocated besides weights.
+    pub other_bytes: u64,
 }
 
 impl Estimate {
@@ -70,11 +72,6 @@ impl Held {
     /// All weights, each counted once.
     pub fn weights_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
-    }
-
-    /// What is allocated besides weights.
-    pub fn other_bytes(&self) -> u64 {
-        self.allocated_bytes.saturating_sub(self.weights_bytes())
     }
 }
 

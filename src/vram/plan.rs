@@ -143,7 +143,7 @@ fn too_many(
     Ok(after)
 }
 
-/// Those who may leave, the first one first.
+/// Those who may leave, the first one first. Where times are equal, the order given counts.
 pub fn in_order(
     residents: &[Resident],
     segments: &[Segment],
@@ -157,10 +157,9 @@ pub fn in_order(
             Standing::Active | Standing::Pinned => false,
         })
         .collect();
-    // Ids grow: the smaller one was loaded earlier.
-    leaving.sort_by_key(|resident| resident.id);
     match eviction {
-        Eviction::Fifo => {}
+        // Ids grow: the smaller one was loaded earlier.
+        Eviction::Fifo => leaving.sort_by_key(|resident| resident.id),
         Eviction::Lru => leaving.sort_by_key(|resident| resident.last_used_ms),
         Eviction::MemoryPressure => leaving.sort_by(|a, b| {
             let pressure = |resident| pressure(resident, segments, now_ms);

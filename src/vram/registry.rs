@@ -18,6 +18,7 @@ pub struct VramRegistry {
     memory: Memory,
     /// Pipelines of pinned modes.
     pinned: Vec<PipelineSpec>,
+    /// In the order of their last use.
     models: Vec<Model>,
     held: Held,
     /// The pipeline that the current mode draws with.
@@ -203,9 +204,11 @@ impl VramRegistry {
 
     /// A job uses that pipeline, in the name of that mode.
     pub fn touch(&mut self, id: PipelineId, mode: &str, now_ms: u64) {
-        if let Some(model) = self.models.iter_mut().find(|model| model.loaded.id == id) {
+        if let Some(at) = self.models.iter().position(|model| model.loaded.id == id) {
+            let mut model = self.models.remove(at);
             mode.clone_into(&mut model.loaded.mode);
             model.last_used_unix_ms = now_ms;
+            self.models.push(model);
         }
     }
 
@@ -238,7 +241,7 @@ impl VramRegistry {
             takes_over,
             now_ms,
         };
-        let weights_bytes = self.limit(device_bytes).saturating_sub(self.held.other_bytes());
+        let weights_bytes = self.limit(device_bytes).saturating_sub(estimate.other_bytes);
         let Memory { eviction, max_models, .. } = self.memory;
         plan::plan(&wish, &Limits { eviction, max_models, weights_bytes })
     }
@@ -352,6 +355,8 @@ impl VramRegistry {
                 last_used_unix_ms: model.last_used_unix_ms,
             }
         };
+        let mut models: Vec<_> = self.models.iter().map(shown).collect();
+        models.sort_by_key(|model| model.loaded.id);
         Snapshot {
             device: self.device.clone(),
             total_bytes: readings.host.total_bytes,
@@ -361,7 +366,7 @@ impl VramRegistry {
             allocated_bytes: self.held.allocated_bytes,
             weights_bytes: self.held.weights_bytes(),
             lora_cache: self.held.lora_cache,
-            models: self.models.iter().map(shown).collect(),
+            models,
             loads: self.loads.clone(),
             hits: self.hits.clone(),
             evictions: self.evictions.clone(),

@@ -166,6 +166,10 @@ impl Actor {
             self.activate(id, target);
             return self.finish_running(Outcome::Failed(failure));
         }
+        if running.cancelled {
+            self.activate(id, target);
+            return self.finish_running(Outcome::Cancelled);
+        }
         let outcome = match &running.entry.job {
             Job::Generation { request, .. } => {
                 let (job, request) = (running.entry.id, request.clone());

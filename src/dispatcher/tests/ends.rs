@@ -74,7 +74,7 @@ async fn a_shutdown_lets_the_running_job_finish() {
     worker.send_image(job).await;
     assert_eq!(outcome(running).await, drawn());
     within(draining).await.unwrap();
-    let end = within(process::receive::<ToWorker>(&mut worker.0)).await.unwrap_err();
+    let end = within(process::receive::<ToWorker>(&mut worker.socket)).await.unwrap_err();
     assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof, "the worker was ended");
     let refused = within(handle.submit(generation("a"))).await.unwrap_err();
     assert_eq!(refused, SubmitError::ShuttingDown);

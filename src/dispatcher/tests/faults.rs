@@ -57,7 +57,7 @@ async fn a_worker_that_cannot_be_started_fails_the_jobs_instead_of_hanging_them(
 async fn a_worker_that_talks_rubbish_is_replaced() {
     let mut daemon = Daemon::start();
     let mut first = daemon.worker().await;
-    within(first.0.write_all(&[0xff; 64])).await.unwrap();
+    within(first.socket.write_all(&[0xff; 64])).await.unwrap();
     let _second = daemon.worker().await;
     daemon.until(|status| status.worker_restarts == 1).await;
 }
@@ -71,32 +71,4 @@ async fn an_image_of_the_wrong_length_is_a_failure() {
     let job = worker.expect_generate("a").await;
     worker.send_with(FromWorker::Image { job, drawn: report() }, &[1; 100]).await;
     assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::Internal);
-}
-
-#[tokio::test]
-async fn a_load_that_fails_leaves_the_daemon_working() {
-    for still_loaded in [true, false] {
-        let mut daemon = Daemon::start();
-        let mut worker = daemon.worker().await;
-        let first = daemon.submit(generation("a")).await;
-        worker.load("a").await;
-        worker.draw("a").await;
-        assert_eq!(outcome(first).await, drawn());
-
-        let bad = daemon.submit(generation("b")).await;
-        worker.fail_to_load("b", still_loaded).await; // its switch
-        worker.fail_to_load("b", still_loaded).await; // itself
-        let failure = failed_with(outcome(bad).await);
-        assert_eq!(failure, (FailureKind::UnusableModel, "b is bad".to_owned()));
-        let holds = daemon.handle.status().current_mode.clone();
-        assert_eq!(holds.as_deref(), still_loaded.then_some("a"));
-        assert_eq!(daemon.handle.status().vram.models.len(), usize::from(still_loaded));
-
-        let last = daemon.submit(generation("a")).await;
-        if !still_loaded {
-            worker.load("a").await;
-        }
-        worker.draw("a").await;
-        assert_eq!(outcome(last).await, drawn());
-    }
 }

@@ -11,7 +11,9 @@ async fn a_generation_is_loaded_drawn_and_published_on_its_way() {
     assert_eq!(daemon.state(id), JobState::Queued);
 
     let switch = worker.expect_load("a").await;
-    assert_eq!(daemon.state(switch), JobState::Loading);
+    assert_eq!(daemon.state(switch), JobState::Loading { percent: 0 });
+    worker.send(FromWorker::Loading { job: switch, fraction: 0.42 }).await;
+    until(|| daemon.state(switch) == JobState::Loading { percent: 42 }).await;
     assert_eq!(
         (daemon.handle.status().running, daemon.handle.status().queue_size),
         (Some(switch), 1)
@@ -28,8 +30,11 @@ async fn a_generation_is_loaded_drawn_and_published_on_its_way() {
     let status = daemon.handle.status();
     assert_eq!((status.current_mode.as_deref(), status.queue_size), (Some("a"), 0));
     assert_eq!((status.running, status.worker_restarts), (None, 0));
-    assert_eq!(status.vram.models[0].model, "a.safetensors");
-    assert!(status.vram.models[0].bytes >= 7);
+    let model = &status.vram.models[0];
+    assert_eq!(model.loaded.pipeline.checkpoint.name, "a.safetensors");
+    assert_eq!((model.own_bytes, model.shared_bytes, model.active), (1, 0, true));
+    assert_eq!((model.loaded.measured_bytes, model.loaded.estimated_bytes), (7, 1));
+    assert_eq!(model.activation_peak_bytes, Some(11));
     let view = daemon.handle.job(id).unwrap();
     assert_eq!((view.state, view.attempts, view.result), (JobState::Done, 1, None));
     assert!(view.created_unix_ms <= view.started_unix_ms.unwrap());
@@ -49,7 +54,7 @@ async fn jobs_run_in_the_order_of_arrival_with_one_switch_for_each_change() {
     worker.draw("a").await;
     worker.load("b").await;
     worker.draw("b").await;
-    worker.load("a").await;
+    // It is there still.
     worker.draw("a").await;
     for ticket in tickets {
         assert_eq!(outcome(ticket).await, drawn());
@@ -70,7 +75,7 @@ async fn modes_that_share_a_pipeline_are_not_loaded_twice() {
     let status = daemon.handle.status();
     assert_eq!(status.current_mode.as_deref(), Some("a2"));
     assert_eq!(status.vram.models.len(), 1);
-    assert_eq!(status.vram.models[0].mode, "a2");
+    assert_eq!(status.vram.models[0].loaded.mode, "a2");
 }
 
 #[tokio::test]
@@ -90,8 +95,12 @@ async fn a_requests_loras_are_loaded_for_it_alone() {
     worker.draw("a").await;
     assert_eq!(outcome(plain).await, drawn());
 
-    let ToWorker::Load { job, pipeline } = worker.receive().await else { panic!("no load") };
+    let prepare = worker.receive().await;
+    let ToWorker::Prepare { job, id, pipeline, .. } = prepare else { panic!("{prepare:?}") };
     assert_eq!(pipeline, spec);
+    worker.prepared = Some((id, 1));
+    worker.send_prepared(job, 1).await;
+    let ToWorker::Load { job, .. } = worker.receive().await else { panic!("no load") };
     let report = LoraReport {
         name: "ink".to_owned(),
         strength: 0.5,
@@ -103,15 +112,15 @@ async fn a_requests_loras_are_loaded_for_it_alone() {
     let job = worker.expect_generate("a").await;
     let status = daemon.handle.status();
     assert_eq!((status.current_mode.as_deref(), &*status.selected_mode), (Some("a"), "a"));
-    assert_eq!(status.vram.models.len(), 1);
-    assert_eq!(status.vram.models[0].loras, [report]);
+    assert_eq!(status.vram.models.len(), 2);
+    assert_eq!(status.vram.models[1].loaded.loras, [report]);
     worker.send_image(job).await;
     assert_eq!(outcome(inked).await, drawn());
 
-    worker.load("a").await;
     worker.draw("a").await;
     assert_eq!(outcome(after).await, drawn());
-    assert_eq!(daemon.handle.status().vram.models[0].loras, []);
+    let active = daemon.handle.status().vram.models.iter().position(|model| model.active);
+    assert_eq!(active, Some(0));
 }
 
 #[tokio::test]
@@ -127,7 +136,9 @@ async fn all_images_of_a_job_arrive_and_what_they_were_drawn_over_is_forgotten()
     let ticket = daemon.submit(job).await;
     let id = ticket.id();
     worker.load("a").await;
-    let ToWorker::Generate { job, request } = worker.receive().await else { panic!("no drawing") };
+    let ToWorker::Generate { job, request, .. } = worker.receive().await else {
+        panic!("no drawing")
+    };
     assert_eq!(request.source.map(|source| source.image), Some(image));
     let drawn = DrawnReport { images: 2, ..report() };
     let rgb = [[1; 8 * 8 * 3], [2; 8 * 8 * 3]].concat();
@@ -172,7 +183,7 @@ async fn a_users_switch_selects_its_mode_unless_it_fails() {
     assert_eq!(again, SubmitError::AlreadyLoaded);
 
     let bad = daemon.submit(switch("c")).await;
-    worker.fail_to_load("c", true).await;
+    worker.fail_to_prepare("c").await;
     assert_eq!(failed_with(outcome(bad).await).0, FailureKind::UnusableModel);
     let status = daemon.handle.status();
     assert_eq!((status.selected_mode.as_str(), status.current_mode.as_deref()), ("b", Some("b")));
@@ -180,11 +191,17 @@ async fn a_users_switch_selects_its_mode_unless_it_fails() {
 
 #[tokio::test]
 async fn a_mode_can_be_loaded_before_anybody_asks() {
-    let preload = Some(("a".to_owned(), pipeline("a")));
-    let mut daemon = Daemon::start_with(|config| config.preload = preload);
+    let mut daemon = Daemon::start_with(|config| {
+        config.switch_to_default = true;
+        config.preload = vec!["c".to_owned(), "b".to_owned()];
+        config.queue_max = 1;
+    });
     let mut worker = daemon.worker().await;
-    worker.load("a").await;
-    daemon.until(|status| status.current_mode.as_deref() == Some("a")).await;
+    for mode in ["a", "c", "b"] {
+        worker.load(mode).await;
+    }
+    daemon.until(|status| status.vram.models.len() == 3).await;
+    assert_eq!(daemon.handle.status().current_mode.as_deref(), Some("a"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

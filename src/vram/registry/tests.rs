@@ -79,8 +79,12 @@ impl World {
             file_bytes: 0,
             bytes: self.bytes_of(index),
         };
-        let components = vec![component];
-        Estimate { components, segments: self.segments(&loaded), working_bytes: WORKING }
+        Estimate {
+            components: vec![component],
+            segments: self.segments(&loaded),
+            working_bytes: WORKING,
+            other_bytes: OTHER,
+        }
     }
 }
 
@@ -267,11 +271,7 @@ impl Day {
     fn needed(&self, estimate: &Estimate, gone: &[PipelineId]) -> u64 {
         let stays = |segment: &&Segment| segment.users.iter().any(|user| !gone.contains(user));
         let held: u64 = estimate.segments.iter().filter(stays).map(|segment| segment.bytes).sum();
-        held + WORKING + self.other()
-    }
-
-    fn other(&self) -> u64 {
-        self.registry.held().other_bytes()
+        held + WORKING + OTHER
     }
 
     /// It fits, nobody leaves who must not, and nobody who could have stayed.

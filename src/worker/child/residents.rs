@@ -55,6 +55,7 @@ impl Residents {
             components: prepared.layers().components().into_iter().map(Component::from).collect(),
             segments: self.segments(Some((id, prepared.layers()))),
             working_bytes: prepared.working_bytes(),
+            other_bytes: memory::allocated_bytes().saturating_sub(self.weights_bytes()),
         };
         self.prepared = Some(Ready { id, spec, prepared, since });
         Ok(estimate)
@@ -113,6 +114,11 @@ impl Residents {
             allocated_bytes: memory::allocated_bytes(),
             lora_cache: LoraCacheUse::default(),
         }
+    }
+
+    /// All weights, each counted once.
+    fn weights_bytes(&self) -> u64 {
+        self.segments(None).iter().map(|segment| segment.bytes).sum()
     }
 
     /// Whose the layers are, those of one more pipeline among them.

@@ -4,7 +4,11 @@
 use std::{io::Write, path::Path};
 
 use super::*;
-use crate::modes::{CheckpointRef, LoraRef, OnLoraError, Size};
+use crate::{
+    modes::{CheckpointRef, LoraRef, OnLoraError, Size},
+    vram::ledger::{Held, Segment, shares},
+    worker::protocol::LoadReport,
+};
 
 /// The daemon's end of a worker that has said that it is ready.
 fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<()>) {
@@ -25,6 +29,31 @@ fn ask(socket: &mut UnixStream, message: &ToWorker) -> FromWorker {
     receive(socket)
 }
 
+fn prepare(job: JobId, pipeline: PipelineSpec) -> ToWorker {
+    let lora_cache = LoraCacheLimits::default();
+    ToWorker::Prepare { job, id: PipelineId(1), pipeline, lora_cache }
+}
+
+/// Loads that pipeline under that name, beside what is there.
+fn load(socket: &mut UnixStream, id: PipelineId, pipeline: PipelineSpec) -> (LoadReport, Held) {
+    let (job, lora_cache) = (JobId::new(), LoraCacheLimits::default());
+    let answer = ask(socket, &ToWorker::Prepare { job, id, pipeline, lora_cache });
+    let FromWorker::Prepared { estimate, .. } = answer else { panic!("{answer:?}") };
+    let load = ToWorker::Load { job, unload: vec![], limit_bytes: u64::MAX, verify: true };
+    protocol::write(socket, &load, &[]).unwrap();
+    loop {
+        match receive(socket) {
+            FromWorker::Loading { .. } => {}
+            FromWorker::Loaded { report, held, .. } => {
+                let sum = |segments: &[Segment]| segments.iter().map(|it| it.bytes).sum::<u64>();
+                assert_eq!(sum(&estimate.segments), sum(&held.segments), "as it was foretold");
+                return (report, held);
+            }
+            answer => panic!("{answer:?}"),
+        }
+    }
+}
+
 fn spec(loras: &[&str]) -> PipelineSpec {
     let file = |name: &str| (name.to_owned(), format!("/nowhere/{name}").into());
     let (name, path) = file("sd15/missing.safetensors");
@@ -41,7 +70,7 @@ fn a_file_that_cannot_be_loaded_is_named_as_the_user_does() {
     let (mut socket, _serving, _) = worker();
     for _ in 0..2 {
         let job = JobId::new();
-        let answer = ask(&mut socket, &ToWorker::Load { job, pipeline: spec(&[]) });
+        let answer = ask(&mut socket, &prepare(job, spec(&[])));
         let FromWorker::Failed { job: failed, error, .. } = answer else { panic!("{answer:?}") };
         assert_eq!((failed, error.kind), (job, WorkerErrorKind::UnusableModel));
         assert!(error.message.contains("sd15/missing.safetensors"), "{error}");
@@ -49,28 +78,48 @@ fn a_file_that_cannot_be_loaded_is_named_as_the_user_does() {
     }
 }
 
+fn tiny() -> CheckpointRef {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/tiny-sd15.safetensors");
+    CheckpointRef { name: "tiny.safetensors".to_owned(), path }
+}
+
+#[test]
+fn pipelines_stand_beside_each_other_and_share_what_is_the_same() {
+    let (mut socket, _serving, _) = worker();
+    let [first, second] = [PipelineId(7), PipelineId(9)];
+    let (alone, held) = load(&mut socket, first, PipelineSpec::of(tiny()));
+    let all = held.weights_bytes();
+    assert_eq!((held.pipelines, shares(&held.segments, first).own_bytes), (vec![first], all));
+    assert!(alone.measured_bytes >= all);
+    // The same but for its name for what it predicts: not a number of it is read again.
+    let prediction = Some(crate::modes::Prediction::V);
+    let (_, held) =
+        load(&mut socket, second, PipelineSpec { prediction, ..PipelineSpec::of(tiny()) });
+    assert_eq!((&held.pipelines, held.weights_bytes()), (&vec![first, second], all));
+    for id in [first, second] {
+        assert_eq!(shares(&held.segments, id).shared_bytes, all);
+    }
+    for (gone, left) in [(first, vec![second]), (second, vec![])] {
+        let answer = ask(&mut socket, &ToWorker::Unload { pipelines: vec![gone] });
+        let FromWorker::Unloaded { held } = answer else { panic!("{answer:?}") };
+        assert_eq!(held.weights_bytes(), if left.is_empty() { 0 } else { all });
+        assert_eq!(held.pipelines, left);
+    }
+}
+
 #[test]
 fn a_lora_that_cannot_be_merged_is_named() {
     let (mut socket, _serving, _) = worker();
-    let tiny =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/golden/tiny-sd15.safetensors");
-    let checkpoint = CheckpointRef { name: "tiny.safetensors".to_owned(), path: tiny };
-    let fail = PipelineSpec { checkpoint, ..spec(&["ink.safetensors", "lcm.safetensors"]) };
+    let fail = PipelineSpec { checkpoint: tiny(), ..spec(&["ink.safetensors", "lcm.safetensors"]) };
     let job = JobId::new();
-    let answer = ask(&mut socket, &ToWorker::Load { job, pipeline: fail.clone() });
-    let FromWorker::Failed { error, still_loaded, .. } = answer else { panic!("{answer:?}") };
+    let answer = ask(&mut socket, &prepare(job, fail.clone()));
+    let FromWorker::Failed { error, held, .. } = answer else { panic!("{answer:?}") };
     let unusable = WorkerErrorKind::UnusableLora { index: 0 };
-    assert_eq!((error.kind, still_loaded), (unusable, true));
+    assert_eq!((error.kind, held), (unusable, None));
     assert!(error.message.starts_with("ink.safetensors: cannot be read"), "{error}");
     let pipeline = PipelineSpec { on_lora_error: OnLoraError::Skip, ..fail };
-    protocol::write(&mut socket, &ToWorker::Load { job, pipeline }, &[]).unwrap();
-    let report = loop {
-        match receive(&mut socket) {
-            FromWorker::Loading { .. } => {}
-            FromWorker::Loaded { report, .. } => break report,
-            answer => panic!("{answer:?}"),
-        }
-    };
+    let (report, _) = load(&mut socket, PipelineId(1), pipeline);
     let skipped: Vec<_> = report.loras.iter().map(|lora| lora.skipped.is_some()).collect();
     assert_eq!(skipped, [true, true]);
 }
@@ -86,11 +135,10 @@ fn nothing_is_drawn_without_a_pipeline() {
     };
     // A cancel for a job that is unknown, or not running any more, changes nothing.
     protocol::write(&mut socket, &ToWorker::Cancel { job }, &[]).unwrap();
-    let answer = ask(&mut socket, &ToWorker::Generate { job, request });
-    assert_eq!(
-        answer,
-        FromWorker::Failed { job, error: internal("no pipeline is loaded"), still_loaded: true }
-    );
+    let (pipeline, limit_bytes) = (PipelineId(1), u64::MAX);
+    let answer = ask(&mut socket, &ToWorker::Generate { job, pipeline, request, limit_bytes });
+    let error = internal("the pipeline is not loaded");
+    assert_eq!(answer, FromWorker::Failed { job, error, held: None });
 }
 
 #[test]
