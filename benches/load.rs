@@ -77,7 +77,7 @@ fn at_strength(path: &Path, strength: f32) -> LoraRef {
 
 fn load(what: &str, spec: &PipelineSpec, old: Option<Pipeline>) -> anyhow::Result<Pipeline> {
     let start = Instant::now();
-    let prepared = Prepared::open(spec)?;
+    let prepared = Prepared::open(spec, &mut Default::default())?;
     let kept = old.map(|old| old.layers().in_common_with(prepared.layers()));
     let pipeline = prepared.load(kept.unwrap_or_default(), &|_| ())?;
     let total = start.elapsed();

@@ -31,7 +31,8 @@ fn prepared(loras: &[&str]) -> Prepared {
     let name = "models/demo/demo.safetensors";
     let checkpoint = CheckpointRef { name: name.to_owned(), path: path(name) };
     let loras = loras.iter().map(lora).collect();
-    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(checkpoint) }).unwrap()
+    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(checkpoint) }, &mut Default::default())
+        .unwrap()
 }
 
 fn load(prepared: &Prepared) -> Pipeline {

@@ -24,7 +24,7 @@ use super::protocol::{
     self, DrawnReport, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind,
 };
 use crate::{
-    engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint},
+    engine::{DrawError, Drawn, Pipeline, Prepared, Step, checkpoint, lora::LoraCache},
     job::JobId,
     modes::{LoraReport, PipelineSpec},
     request::GenerateRequest,
@@ -86,7 +86,7 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
         tracing::debug!("the daemon hung up: {end}");
         on_hang_up();
     })?;
-    let mut worker = Worker { socket, pipeline: None };
+    let mut worker = Worker { socket, pipeline: None, loras: LoraCache::new() };
     worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
     // The engine works on the main thread: what that one frees stays mapped (see
     // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
@@ -129,6 +129,7 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
 struct Worker {
     socket: UnixStream,
     pipeline: Option<Pipeline>,
+    loras: LoraCache,
 }
 
 impl Worker {
@@ -142,7 +143,7 @@ impl Worker {
 
     fn load(&mut self, job: JobId, spec: &PipelineSpec) -> io::Result<()> {
         let started = Instant::now();
-        let prepared = match guarded(|| open(spec)) {
+        let prepared = match guarded(|| open(spec, &mut self.loras)) {
             Ok(prepared) => prepared,
             Err(error) => {
                 return self.send(&FromWorker::Failed { job, error, still_loaded: true }, &[]);
@@ -233,8 +234,8 @@ fn internal(message: &str) -> WorkerError {
 
 /// Opens a pipeline's files and looks through all that will be needed of it, without reading weights:
 /// what is refused here costs nothing that is loaded.
-fn open(spec: &PipelineSpec) -> Result<Prepared, WorkerError> {
-    Prepared::open(spec).map_err(|error| unusable(spec, &error))
+fn open(spec: &PipelineSpec, loras: &mut LoraCache) -> Result<Prepared, WorkerError> {
+    Prepared::open(spec, loras).map_err(|error| unusable(spec, &error))
 }
 
 /// The engine's reason; it names the file as the user does, and the log has its place as well.
