@@ -18,7 +18,7 @@ use std::{
 
 use clap::Parser;
 use diffused::{
-    engine::{Pipeline, Prepared},
+    engine::{Pipeline, Prepared, memory},
     modes::{CheckpointRef, LoraRef, PipelineSpec},
 };
 
@@ -43,18 +43,16 @@ fn main() -> anyhow::Result<()> {
     let first = with(vec![at_strength(&lora, 1.0)]);
     let second = with(vec![at_strength(another.as_deref().unwrap_or(&lora), -0.5)]);
 
-    println!("{:<34} {:>9} {:>9} {:>10} {:>8}", "load", "total", "merging", "read", "modules");
+    println!(
+        "{:<34} {:>9} {:>9} {:>10} {:>8} {:>10} {:>11} {:>11}",
+        "load", "total", "merging", "read", "modules", "planned", "allocated", "at peak"
+    );
     let pipeline = load("the checkpoint alone", &with(Vec::new()), None)?;
     let pipeline = load("with a LoRA, in its place", &first, Some(pipeline))?;
     let pipeline = load("with another LoRA, in its place", &second, Some(pipeline))?;
     let pipeline = load("the checkpoint alone, in its place", &with(Vec::new()), Some(pipeline))?;
     drop(pipeline);
     load("with a LoRA, from nothing", &first, None)?;
-    if let Ok(status) = std::fs::read_to_string("/proc/self/status")
-        && let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))
-    {
-        println!("peak resident memory: {}", peak.trim());
-    }
     Ok(())
 }
 
@@ -65,6 +63,10 @@ fn like_the_worker() {
         let mut again = Command::new(std::env::current_exe().expect("a program knows its file"));
         panic!("{}", again.args(std::env::args_os().skip(1)).env(name, value).exec());
     }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }
 
 fn name(path: &Path) -> String {
@@ -79,16 +81,20 @@ fn load(what: &str, spec: &PipelineSpec, old: Option<Pipeline>) -> anyhow::Resul
     let start = Instant::now();
     let prepared = Prepared::open(spec, &mut Default::default())?;
     let kept = old.map(|old| old.layers().in_common_with(prepared.layers()));
+    memory::reset_peak();
     let pipeline = prepared.load(kept.unwrap_or_default(), &|_| ())?;
     let total = start.elapsed();
     let (cost, merged) = (pipeline.cost(), pipeline.loras().iter().map(|lora| lora.merged));
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     println!(
-        "{what:<34} {:>9} {:>9} {:>7} MB {:>8}",
+        "{what:<34} {:>9} {:>9} {:>7} MB {:>8} {:>10} {:>11} {:>11}",
         seconds(total),
         seconds(cost.merging),
         cost.bytes / 1_000_000,
-        merged.sum::<usize>()
+        merged.sum::<usize>(),
+        mib(prepared.layers().bytes()),
+        mib(memory::allocated_bytes()),
+        mib(memory::peak_bytes()),
     );
     Ok(pipeline)
 }

@@ -152,7 +152,7 @@ impl Prepared {
     }
 
     /// What making a layer takes beside the finished ones, of the layer that takes most: its
-    /// numbers as f32, before they are packed.
+    /// numbers as f32, before they are packed, and what LoRAs are merged into them with.
     pub fn working_bytes(&self) -> u64 {
         self.planned.working_bytes()
     }

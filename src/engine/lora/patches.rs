@@ -110,6 +110,15 @@ impl Patches {
         }
     }
 
+    /// What [`Self::apply`] allocates meanwhile, at most. (Biases are small.)
+    pub fn working_bytes(&self, tensor: &str, dims: &[usize]) -> u64 {
+        let floats = self.touching(tensor).map(|(lora, adapter, half)| match half {
+            Half::Weight => adapter.working_floats(dims, lora.strength),
+            Half::Bias => 0,
+        });
+        (floats.max().unwrap_or(0) * size_of::<f32>()) as u64
+    }
+
     /// What [`Self::apply`] does to the tensor of that canonical name; empty if nothing.
     pub fn key(&self, tensor: &str) -> PatchKey {
         let touching = self.touching(tensor);
