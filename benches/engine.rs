@@ -111,7 +111,8 @@ fn take_turn(options: &Options) -> anyhow::Result<()> {
     let name = options.checkpoint.display().to_string();
     let spec = PipelineSpec::of(CheckpointRef { name, path: options.checkpoint.clone() });
     let start = Instant::now();
-    let pipeline = Prepared::open(&spec)?.load(Default::default(), &|_| ())?;
+    let pipeline =
+        Prepared::open(&spec, &mut Default::default())?.load(Default::default(), &|_| ())?;
     let weights = pipeline.weights_bytes() as f64 / f64::from(1 << 30);
     eprintln!("loaded in {:.1} s, {weights:.2} GiB of weights", start.elapsed().as_secs_f64());
     measure(&pipeline, options)?;

@@ -18,7 +18,7 @@ use std::{
 
 use clap::Parser;
 use diffused::{
-    engine::{Pipeline, Prepared},
+    engine::{Pipeline, Prepared, memory},
     modes::{CheckpointRef, LoraRef, PipelineSpec},
 };
 
@@ -43,18 +43,16 @@ fn main() -> anyhow::Result<()> {
     let first = with(vec![at_strength(&lora, 1.0)]);
     let second = with(vec![at_strength(another.as_deref().unwrap_or(&lora), -0.5)]);
 
-    println!("{:<34} {:>9} {:>9} {:>10} {:>8}", "load", "total", "merging", "read", "modules");
+    println!(
+        "{:<34} {:>9} {:>9} {:>10} {:>8} {:>10} {:>11} {:>11}",
+        "load", "total", "merging", "read", "modules", "planned", "allocated", "at peak"
+    );
     let pipeline = load("the checkpoint alone", &with(Vec::new()), None)?;
     let pipeline = load("with a LoRA, in its place", &first, Some(pipeline))?;
     let pipeline = load("with another LoRA, in its place", &second, Some(pipeline))?;
     let pipeline = load("the checkpoint alone, in its place", &with(Vec::new()), Some(pipeline))?;
     drop(pipeline);
     load("with a LoRA, from nothing", &first, None)?;
-    if let Ok(status) = std::fs::read_to_string("/proc/self/status")
-        && let Some(peak) = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))
-    {
-        println!("peak resident memory: {}", peak.trim());
-    }
     Ok(())
 }
 
@@ -67,6 +65,10 @@ fn like_the_worker() {
     }
 }
 
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
 fn name(path: &Path) -> String {
     path.display().to_string()
 }
@@ -77,18 +79,22 @@ fn at_strength(path: &Path, strength: f32) -> LoraRef {
 
 fn load(what: &str, spec: &PipelineSpec, old: Option<Pipeline>) -> anyhow::Result<Pipeline> {
     let start = Instant::now();
-    let prepared = Prepared::open(spec)?;
+    let prepared = Prepared::open(spec, &mut Default::default())?;
     let kept = old.map(|old| old.layers().in_common_with(prepared.layers()));
+    memory::reset_peak();
     let pipeline = prepared.load(kept.unwrap_or_default(), &|_| ())?;
     let total = start.elapsed();
     let (cost, merged) = (pipeline.cost(), pipeline.loras().iter().map(|lora| lora.merged));
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     println!(
-        "{what:<34} {:>9} {:>9} {:>7} MB {:>8}",
+        "{what:<34} {:>9} {:>9} {:>7} MB {:>8} {:>10} {:>11} {:>11}",
         seconds(total),
         seconds(cost.merging),
         cost.bytes / 1_000_000,
-        merged.sum::<usize>()
+        merged.sum::<usize>(),
+        mib(prepared.layers().bytes()),
+        mib(memory::allocated_bytes()),
+        mib(memory::peak_bytes()),
     );
     Ok(pipeline)
 }

@@ -7,13 +7,15 @@ use std::{ops::ControlFlow, path::Path};
 use diffused::{
     engine::{
         DrawError, Layers, Pipeline, Prepared,
-        checkpoint::Error,
+        checkpoint::{Error, Module},
+        lora::{LoraCache, Patches, Recipient},
         memory::{allocated_bytes, check, peak_bytes, reset_peak, set_limit, trim},
         shares,
     },
-    modes::{CheckpointRef, LoraRef, PipelineSpec, Size},
+    modes::{CheckpointRef, LoraRef, OnLoraError, PipelineSpec, Size},
     request::GenerateRequest,
 };
+use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 
 /// Keys of layers, headers and the like.
 const BOOKKEEPING: u64 = 1 << 20;
@@ -31,7 +33,8 @@ fn prepared(loras: &[&str]) -> Prepared {
     let name = "models/demo/demo.safetensors";
     let checkpoint = CheckpointRef { name: name.to_owned(), path: path(name) };
     let loras = loras.iter().map(lora).collect();
-    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(checkpoint) }).unwrap()
+    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(checkpoint) }, &mut Default::default())
+        .unwrap()
 }
 
 fn load(prepared: &Prepared) -> Pipeline {
@@ -53,10 +56,55 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, u64, u64) {
     (result, allocated_bytes().saturating_sub(before), peak_bytes() - before)
 }
 
+/// What merging is said to take, beside what it takes; by every algorithm.
+fn merging_is_bounded() {
+    const DIMS: [usize; 2] = [512, 1024];
+    let folder = tempfile::tempdir().unwrap();
+    let dora = ("dora_scale", vec![512, 1]);
+    let low_rank = [("lora_down.weight", vec![32, 1024]), ("lora_up.weight", vec![512, 32])];
+    let halves = [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")];
+    let hadamard = halves.map(|(a, b)| [(a, vec![512, 32]), (b, vec![32, 1024])]).concat();
+    let kronecker =
+        vec![("lokr_w1", vec![4, 4]), ("lokr_w2_a", vec![128, 64]), ("lokr_w2_b", vec![64, 256])];
+    let full = vec![("diff", DIMS.to_vec())];
+    for (index, (parts, strength)) in [
+        (low_rank.to_vec(), 0.5),
+        ([&low_rank[..], &[dora.clone()]].concat(), 1.0),
+        ([&low_rank[..], &[dora]].concat(), 0.5),
+        ([&low_rank[..], &[("dora_scale", vec![1, 1024])]].concat(), 0.5),
+        (hadamard, 0.5),
+        (kronecker, 0.5),
+        (full, 0.5),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let bytes = vec![0; 4 * DIMS[0] * DIMS[1]];
+        let views = parts.iter().map(|(part, dims)| {
+            let bytes = &bytes[..4 * dims.iter().product::<usize>()];
+            (format!("unet.fc.{part}"), TensorView::new(Dtype::F32, dims.clone(), bytes).unwrap())
+        });
+        let (name, path) = (index.to_string(), folder.path().join(index.to_string()));
+        serialize_to_file(views, None, &path).unwrap();
+        let lora = LoraRef { name, path, strength, adapter_name: None };
+        let modules =
+            vec![Module { canonical: "unet.fc".to_owned(), ldm: None, dims: DIMS.to_vec() }];
+        let to = Recipient::new("SD1.x", Vec::new(), || modules);
+        let opened = Patches::of(&[lora], &to, OnLoraError::Fail, &mut LoraCache::new());
+        let patches = opened.unwrap().0;
+        let mut weight = vec![1.0; DIMS[0] * DIMS[1]];
+        let said = patches.working_bytes("unet.fc.weight", &DIMS);
+        let (_, _, peak) = measured(|| patches.apply("unet.fc.weight", &DIMS, &mut weight));
+        println!("{:?} at {strength}: {peak} of {said}", parts[0].0);
+        assert!(peak <= said + (64 << 10) && said <= 2 * peak, "{parts:?}: {peak} of {said}");
+    }
+}
+
 #[test]
 fn memory_is_counted_planned_shared_refused_and_given_back() {
     // Threads are started, tables are made.
     draw(&load(&prepared(&[])), 256).unwrap();
+    merging_is_bounded();
     let before_all = allocated_bytes();
     let with_lora = &["loras/demo-outline.safetensors"];
 
@@ -77,6 +125,10 @@ fn memory_is_counted_planned_shared_refused_and_given_back() {
     assert!(taken.abs_diff(alone(&[1])) < BOOKKEEPING, "{taken} of {}", alone(&[1]));
     assert!(taken < planned / 2);
     drop(second);
+    let (again, _, peak) = measured(|| load(&other));
+    let bound = other.layers().bytes() + other.working_bytes() + BOOKKEEPING;
+    assert!(peak <= bound, "{peak} of {bound}");
+    drop(again);
 
     // A load for which there is no room takes nothing.
     for room in [1 << 20, alone(&[1]) - BOOKKEEPING] {

@@ -14,10 +14,15 @@ use super::{
     nn::{self, Tensor},
     noise::Generator,
     sampling::Sampler,
-    scheduler::{self, Plan, PlanStep, Sampling},
+    scheduler::{self, Level, Plan, PlanStep, Sampling},
     source::{self, Prepared},
 };
-use crate::request::GenerateRequest;
+use crate::{modes::Size, request::GenerateRequest};
+
+/// The smallest that networks of three halvings, behind an autoencoder of three, are made for.
+const PROBE_SIZE: Size = Size { width: 64, height: 64 };
+/// Amidst those that models are trained with.
+const PROBE_TIMESTEP: f32 = 500.0;
 
 /// How a UNet is asked.
 struct Asked<'a> {
@@ -85,6 +90,21 @@ pub(super) fn draw(
     Ok(drawn)
 }
 
+/// Goes once through all that draws, at a size that costs next to nothing. Asks no scheduler: how
+/// noise becomes an image is not a matter of the weights.
+pub(super) fn probe(models: &Models, facts: &Facts) -> Result<(), DrawError> {
+    let request = GenerateRequest { size: PROBE_SIZE, ..GenerateRequest::of("", "") };
+    let Conditioned { conditioning, .. } = condition(models, facts, &request, false)?;
+    let prepared = Prepared::of(models, facts.latent_scale, &request)?;
+    let noise = Level { signal: 0.0, noise: 1.0 };
+    let start = prepared.start(&request, noise, &mut Generator::new(0))?;
+    let input = beside(start.latents.clone(), start.told.as_ref())?;
+    let output = models.unet.forward(&input, &[PROBE_TIMESTEP], &conditioning)?;
+    expect_finite(&output.to_vec()?)?;
+    let latents = start.latents.scale(facts.latent_scale.recip())?;
+    expect_finite(&models.vae.decode(&latents)?.to_vec()?)
+}
+
 /// One image's latents, from its first noise to its last step.
 fn denoise(
     asked: &Asked<'_>,
@@ -115,10 +135,7 @@ impl Asked<'_> {
         told: Option<&Tensor>,
         step: &PlanStep,
     ) -> nn::Result<Tensor> {
-        let mut input = latents.scale(step.input_scale)?;
-        if let Some(told) = told {
-            input = Tensor::cat(&[&input, told], 3)?;
-        }
+        let input = beside(latents.scale(step.input_scale)?, told)?;
         let Some((scale, rescale)) = self.guidance else {
             return self.unet.forward(&input, &[step.timestep], self.conditioning);
         };
@@ -134,6 +151,16 @@ impl Asked<'_> {
     }
 }
 
+/// Latents, and what a UNet is told beside them.
+fn beside(latents: Tensor, told: Option<&Tensor>) -> nn::Result<Tensor> {
+    told.map_or(Ok(latents.clone()), |told| Tensor::cat(&[&latents, told], 3))
+}
+
+/// As a byte it would be black, and nobody would know why.
+fn expect_finite(numbers: &[f32]) -> Result<(), DrawError> {
+    if numbers.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(DrawError::NotFinite) }
+}
+
 /// The standard deviation of all elements, as torch's `std` has it.
 fn deviation(x: &Tensor) -> nn::Result<f64> {
     let numbers = x.to_vec()?;
@@ -147,9 +174,6 @@ fn deviation(x: &Tensor) -> nn::Result<f64> {
 fn to_rgb(image: &Tensor) -> Result<Vec<u8>, DrawError> {
     let byte = |x: &f32| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
     let numbers = image.to_vec()?;
-    // As a byte it would be black, and nobody would know why.
-    if numbers.iter().any(|x| !x.is_finite()) {
-        return Err(DrawError::NotFinite);
-    }
+    expect_finite(&numbers)?;
     Ok(numbers.iter().map(byte).collect())
 }

@@ -35,7 +35,7 @@ use crate::{
     request::{GenerateRequest, RequestField},
 };
 use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
-use lora::Patches;
+use lora::{LoraCache, Patches, Recipient};
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
 
@@ -119,14 +119,16 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    pub fn open(spec: &PipelineSpec) -> Result<Self, checkpoint::Error> {
+    /// Opens the files; LoRAs that are in the cache are open already.
+    pub fn open(spec: &PipelineSpec, loras: &mut LoraCache) -> Result<Self, checkpoint::Error> {
         let checkpoint = Checkpoint::open(spec)?;
         let mut facts = checkpoint.facts().clone();
         let (patches, loras) = if spec.loras.is_empty() {
             Default::default()
         } else {
-            let (modules, family) = (checkpoint.modules(), facts.family.name());
-            Patches::of(&spec.loras, &modules, family, spec.on_lora_error)?
+            let files = checkpoint.files_of_modules();
+            let to = Recipient::new(facts.family.name(), files, || checkpoint.modules());
+            Patches::of(&spec.loras, &to, spec.on_lora_error, loras)?
         };
         facts.is_lcm |= patches.has_lcm();
         let check = Reading::check(&checkpoint, &patches);
@@ -150,7 +152,7 @@ impl Prepared {
     }
 
     /// What making a layer takes beside the finished ones, of the layer that takes most: its
-    /// numbers as f32, before they are packed.
+    /// numbers as f32, before they are packed, and what LoRAs are merged into them with.
     pub fn working_bytes(&self) -> u64 {
         self.planned.working_bytes()
     }
@@ -291,6 +293,14 @@ impl Pipeline {
         on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Drawn, DrawError> {
         diffusion::draw(&self.models, &self.facts, request, on_step)
+    }
+
+    /// Whether it draws at all: one step of a small image, through all of the networks.
+    ///
+    /// # Errors
+    /// [`DrawError::NotFinite`] where weights are damaged.
+    pub fn probe(&self) -> Result<(), DrawError> {
+        diffusion::probe(&self.models, &self.facts)
     }
 
     /// The networks one by one, for those who measure or compare them.

@@ -80,7 +80,10 @@ fn a_modes_prediction_is_more_than_what_the_file_says() {
     write_shapes(&path, &shapes("sdxl", &["v_pred"]), &said);
     for prediction in [Prediction::Epsilon, Prediction::V] {
         let spec = PipelineSpec { prediction: Some(prediction), ..spec(&path) };
-        assert_eq!(Prepared::open(&spec).unwrap().facts().prediction, prediction);
+        assert_eq!(
+            Prepared::open(&spec, &mut Default::default()).unwrap().facts().prediction,
+            prediction
+        );
     }
 }
 

@@ -274,7 +274,9 @@ fn heads_are_of_one_number_or_of_one_width() {
 #[test]
 fn an_autoencoder_brings_its_scale_along() {
     let (_scratch, path) = folder("small");
-    let scale = |spec: &PipelineSpec| Prepared::open(spec).unwrap().facts().latent_scale;
+    let scale = |spec: &PipelineSpec| {
+        Prepared::open(spec, &mut Default::default()).unwrap().facts().latent_scale
+    };
     assert_eq!(scale(&spec(&path)), 0.18215);
     let (_scratch, other) = folder("sdxl");
     let vae = other.join("vae");
@@ -287,6 +289,6 @@ fn an_autoencoder_brings_its_scale_along() {
     fs::write(vae.join("config.json"), "{}").unwrap();
     assert_eq!(scale(&with_vae(&vae)), 0.18215);
     fs::write(vae.join("config.json"), r#"{"scaling_factor": 0}"#).unwrap();
-    let error = Prepared::open(&with_vae(&vae)).err().unwrap().to_string();
+    let error = Prepared::open(&with_vae(&vae), &mut Default::default()).err().unwrap().to_string();
     assert_eq!(error, "vae/config.json: has a 'scaling_factor' that is no positive number: 0");
 }

@@ -41,7 +41,7 @@ pub fn spec(path: &Path) -> PipelineSpec {
 }
 
 pub fn open(path: &Path) -> Result<Prepared, Error> {
-    Prepared::open(&spec(path))
+    Prepared::open(&spec(path), &mut Default::default())
 }
 
 /// What it says of the file or folder that it refuses.

@@ -34,8 +34,10 @@ impl Studio {
         let modes = ModeConfigManager::load(root.join("modes.yaml.example")).unwrap().current();
         let mut mode = modes.get(mode).unwrap().clone();
         change(&mut Arc::make_mut(&mut mode).pipeline.loras);
-        let pipeline =
-            Prepared::open(&mode.pipeline).unwrap().load(Default::default(), &|_| ()).unwrap();
+        let pipeline = Prepared::open(&mode.pipeline, &mut Default::default())
+            .unwrap()
+            .load(Default::default(), &|_| ())
+            .unwrap();
         Self { mode, pipeline }
     }
 

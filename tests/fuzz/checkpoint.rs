@@ -218,7 +218,7 @@ pub fn write_real(path: &Path) {
 pub fn open(path: &Path) -> Result<bool, TestCaseError> {
     let checkpoint = CheckpointRef { name: NAME.to_owned(), path: path.to_owned() };
     let spec = PipelineSpec::of(checkpoint);
-    let (checked, bytes) = asked_by(|| Prepared::open(&spec).map(drop));
+    let (checked, bytes) = asked_by(|| Prepared::open(&spec, &mut Default::default()).map(drop));
     prop_assert!(bytes < 64 << 20, "{bytes} bytes");
     let Err(error) = checked else { return Ok(true) };
     let error = error.to_string();

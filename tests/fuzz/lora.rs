@@ -8,7 +8,7 @@ use std::{
 use diffused::{
     engine::{
         checkpoint::Module,
-        lora::{Patches, Sorted},
+        lora::{LoraCache, Patches, Recipient, Sorted},
     },
     modes::{LoraRef, OnLoraError},
 };
@@ -265,7 +265,8 @@ proptest! {
         let path = folder.path().join("file");
         write(&tensors, &path);
         let lora = LoraRef { name: NAME.to_owned(), path: path.clone(), strength: -0.5, adapter_name: None };
-        match (Patches::of(&[lora], &modules, "SD1.x", OnLoraError::Fail), verdict) {
+        let to = Recipient::new("SD1.x", Vec::new(), || modules.clone());
+        match (Patches::of(&[lora], &to, OnLoraError::Fail, &mut LoraCache::new()), verdict) {
             (Ok((patches, reports)), Ok((matched, _))) => {
                 prop_assert_eq!(reports[0].merged, matched.adapters.len());
                 for Module { canonical, dims, .. } in &modules {

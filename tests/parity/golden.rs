@@ -61,7 +61,10 @@ pub fn pipeline() -> &'static Pipeline {
         let name = "tests/parity/golden/tiny-sd15.safetensors".to_owned();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
         let spec = PipelineSpec::of(CheckpointRef { name, path });
-        Prepared::open(&spec).unwrap().load(Default::default(), &|_| ()).unwrap()
+        Prepared::open(&spec, &mut Default::default())
+            .unwrap()
+            .load(Default::default(), &|_| ())
+            .unwrap()
     })
 }
 

@@ -8,7 +8,12 @@ use std::{
 };
 
 use diffused::{
-    engine::{Pipeline, Prepared, checkpoint::Module, lora::Patches, noise::Generator},
+    engine::{
+        Pipeline, Prepared,
+        checkpoint::Module,
+        lora::{LoraCache, Patches, Recipient},
+        noise::Generator,
+    },
     modes::{CheckpointRef, LoraRef, OnLoraError, PipelineSpec, SchedulerId, Size},
     request::GenerateRequest,
 };
@@ -107,10 +112,11 @@ fn weights_are_the_references() {
     assert!(golden.weights.len() > 30);
     for Weight { name, strength, base, lora } in golden.weights {
         let module = lora.tensors[0].0.split('.').take(2).collect::<Vec<_>>().join(".");
-        let modules = [Module { canonical: module.clone(), ldm: None, dims: base.1.clone() }];
+        let modules = vec![Module { canonical: module.clone(), ldm: None, dims: base.1.clone() }];
+        let to = Recipient::new("SD1.x", Vec::new(), || modules);
         let file = lora.write(folder.path(), &name, strength);
         let (patches, reports) =
-            Patches::of(&[file], &modules, "SD1.x", OnLoraError::Fail).unwrap();
+            Patches::of(&[file], &to, OnLoraError::Fail, &mut LoraCache::new()).unwrap();
         assert_eq!((reports[0].merged, reports[0].unmatched), (1, 0), "{name}");
         let mut weight = base.numbers();
         patches.apply(&format!("{module}.weight"), &base.1, &mut weight);
@@ -133,7 +139,10 @@ fn spec(golden: &Golden, folder: &Path, model: &str, loras: &[(String, f32)]) ->
 }
 
 fn load(spec: &PipelineSpec) -> Pipeline {
-    Prepared::open(spec).unwrap().load(Default::default(), &|_| ()).unwrap()
+    Prepared::open(spec, &mut Default::default())
+        .unwrap()
+        .load(Default::default(), &|_| ())
+        .unwrap()
 }
 
 fn draw(pipeline: &Pipeline, image: &Image) -> Vec<u8> {
@@ -187,7 +196,7 @@ fn pipelines_share_what_no_lora_touches() {
         (&[], 0.25),
     ] {
         let spec = spec(loras);
-        let prepared = Prepared::open(&spec).unwrap();
+        let prepared = Prepared::open(&spec, &mut Default::default()).unwrap();
         let kept = before.layers().in_common_with(prepared.layers());
         drop(before);
         let shared = prepared.load(kept, &|_| ()).unwrap();

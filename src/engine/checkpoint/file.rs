@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
+    fs::{File, Metadata},
     ops::{Bound, Range},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -36,6 +36,32 @@ pub struct FileIdentity {
     inode: u64,
     len: u64,
     modified: (i64, i64),
+}
+
+impl FileIdentity {
+    /// Of the file that lies there now.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        Ok(Self::new(path, &std::fs::metadata(path)?))
+    }
+
+    fn new(path: &Path, found: &Metadata) -> Self {
+        Self {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+            len: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How long the file is.
+    pub fn size_bytes(&self) -> u64 {
+        self.len
+    }
 }
 
 /// An open file of tensors.
@@ -94,14 +120,7 @@ fn map(path: &Path) -> std::io::Result<(Mmap, FileIdentity)> {
         return Err(std::io::Error::other("it is not a file but a pipe, a socket or a device"));
     }
     let file = File::open(path)?;
-    let found = file.metadata()?;
-    let identity = FileIdentity {
-        path: path.to_owned(),
-        device: found.dev(),
-        inode: found.ino(),
-        len: found.len(),
-        modified: (found.mtime(), found.mtime_nsec()),
-    };
+    let identity = FileIdentity::new(path, &file.metadata()?);
     // SAFETY: the map is only read. A file that is cut short under it ends this process with
     // SIGBUS; that is the worker's, whose daemon notices, restarts it and says so.
     Ok((unsafe { Mmap::map(&file)? }, identity))

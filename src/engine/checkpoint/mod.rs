@@ -193,6 +193,15 @@ impl Checkpoint {
         })
     }
 
+    /// The files that [`Self::modules`] are in.
+    pub fn files_of_modules(&self) -> Vec<FileIdentity> {
+        let components = self.components.iter().filter(|(name, _)| **name != "vae");
+        let files = components.flat_map(|(_, component)| &component.files);
+        let mut files: Vec<_> = files.map(|(file, _)| file.identity.clone()).collect();
+        files.dedup();
+        files
+    }
+
     /// What a LoRA can change, in all components but the autoencoder.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();

@@ -51,7 +51,9 @@ pub struct Loading<'a> {
 struct Making {
     read: Vec<(Dtype, usize)>,
     /// Its numbers as f32, before they are packed.
-    working_bytes: u64,
+    numbers_bytes: u64,
+    /// What is needed beside them to read one of its tensors and merge LoRAs into it.
+    besides_bytes: u64,
 }
 
 /// What a reading took.
@@ -107,6 +109,19 @@ impl<'a> Reading<'a> {
     fn ask_for(&self, key: &LayerKey) -> Result<(), OutOfMemory> {
         let planned = self.loading.as_ref().and_then(|loading| loading.planned.get(key));
         planned.map_or(Ok(()), |layer| memory::check(layer.bytes + layer.working_bytes))
+    }
+
+    /// Notes a tensor that is read for the layer that is being made.
+    fn note(&self, dtype: Dtype, bytes: usize, view: View, merging_bytes: u64) {
+        self.read.update(|read| read + bytes as u64);
+        let numbers = bytes / float_bytes(dtype).unwrap_or(1);
+        let numbers_bytes = (numbers * size_of::<f32>()) as u64;
+        // What is stored as columns is read before it is turned.
+        let turning_bytes = if view == View::Transposed { numbers_bytes } else { 0 };
+        let mut making = self.making.borrow_mut();
+        making.read.push((dtype, bytes));
+        making.numbers_bytes += numbers_bytes;
+        making.besides_bytes = making.besides_bytes.max(turning_bytes).max(merging_bytes);
     }
 
     fn tell(&self) {
@@ -181,7 +196,8 @@ impl Weights<'_> {
                 &bytes[i * len..][..len]
             }
         };
-        self.note(entry.dtype, bytes.len(), view);
+        let merging_bytes = self.reading.patches.working_bytes(&self.canonical(name), dims);
+        self.reading.note(entry.dtype, bytes.len(), view, merging_bytes);
         if self.is_check() {
             return Ok(());
         }
@@ -194,16 +210,6 @@ impl Weights<'_> {
         self.reading.patches.apply(&self.canonical(name), dims, numbers);
         self.reading.merging.update(|merging| merging + started.elapsed());
         Ok(())
-    }
-
-    /// Notes what is read for the layer that is being made.
-    fn note(&self, dtype: Dtype, bytes: usize, view: View) {
-        self.reading.read.update(|read| read + bytes as u64);
-        let numbers = (bytes / float_bytes(dtype).unwrap_or(1)) as u64;
-        let copies = if view == View::Transposed { 2 } else { 1 };
-        let mut making = self.reading.making.borrow_mut();
-        making.read.push((dtype, bytes));
-        making.working_bytes += numbers * copies * size_of::<f32>() as u64;
     }
 
     /// What `make` makes of these tensors of these modules, or what it made of the very same ones
@@ -224,7 +230,8 @@ impl Weights<'_> {
         reading.ask_for(&key)?;
         reading.making.take();
         let made = Arc::new(make()?);
-        let Making { read, working_bytes } = reading.making.take();
+        let Making { read, numbers_bytes, besides_bytes } = reading.making.take();
+        let working_bytes = numbers_bytes + besides_bytes;
         let layer = (!first.is_check()).then(|| made.clone() as Arc<dyn Any + Send + Sync>);
         let layer = Layer { layer, bytes: made.bytes(), working_bytes, read };
         reading.layers.borrow_mut().insert(key, layer);

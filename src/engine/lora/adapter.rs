@@ -120,6 +120,19 @@ impl Adapter {
         }
     }
 
+    /// Floats that [`Self::add_to_weight`] takes, at most.
+    pub fn working_floats(&self, dims: &[usize], strength: f32) -> usize {
+        let Some(algorithm) = &self.weight else { return 0 };
+        let weight: usize = dims.iter().product();
+        let k = weight / dims.first().copied().unwrap_or(1).max(1);
+        let base = if strength == 1.0 { 0 } else { weight };
+        // The sums of squares are f64, and of each chunk of rows first.
+        let sums = 2 * (k + weight.div_ceil(delta::CHUNK_ROWS) + k);
+        let dora =
+            self.magnitude.as_ref().map_or(0, |(_, tensor)| tensor.count() + k + base + sums);
+        algorithm.working_floats(k) + dora
+    }
+
     /// Adds it to a bias.
     pub fn add_to_bias(&self, bias: &mut [f32], strength: f32, read: &dyn Fn(&str) -> Vec<f32>) {
         let Some((tensor, scaled)) = &self.bias else { return };

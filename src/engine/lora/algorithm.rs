@@ -116,6 +116,21 @@ impl Algorithm {
     }
 }
 
+impl Algorithm {
+    /// Floats that it takes, at most, to add it to a weight `[n, k]`: what is read, what is made
+    /// of that, and what is multiplied at a time.
+    pub fn working_floats(&self, k: usize) -> usize {
+        match self {
+            Self::LowRank(pair) => pair.working_floats(),
+            Self::Hadamard(first, second) => {
+                first.working_floats() + second.working_floats() + 2 * delta::CHUNK_ROWS * k
+            }
+            Self::Kronecker(first, second) => first.working_floats() + second.working_floats(),
+            Self::Full(tensor) => tensor.count(),
+        }
+    }
+}
+
 impl Made {
     /// How many numbers that is, if it can be counted.
     fn count(&self) -> Option<usize> {
@@ -148,6 +163,16 @@ impl Factor {
         match self {
             Self::Whole(tensor) => Algorithm::Full(tensor.clone()).made(),
             Self::Pair(pair) => pair.made(),
+        }
+    }
+
+    fn working_floats(&self) -> usize {
+        match self {
+            Self::Whole(tensor) => tensor.count(),
+            Self::Pair(pair) => {
+                let made = pair.made().ok().and_then(|made| made.count()).unwrap_or(0);
+                pair.working_floats() + made
+            }
         }
     }
 
@@ -201,6 +226,16 @@ impl Pair {
         let made = Made { n, inputs };
         made.count().ok_or_else(|| too_large(&self.down))?;
         Ok(made)
+    }
+
+    /// Both sides of the product; each a second time, as the product's kernel likes it.
+    fn working_floats(&self) -> usize {
+        let sides = self.up.count() + self.down.count();
+        let Some(core) = &self.core else { return 2 * sides };
+        // What the core makes of `down`: as many kernels a row, for each of its own outputs.
+        let rows = core.dims[0].div_ceil(self.rank());
+        let taps: usize = core.dims[2..].iter().product();
+        core.count() + 2 * (sides + rows * taps * self.down.count())
     }
 
     fn read(&self, read: &dyn Fn(&str) -> Vec<f32>) -> Product {

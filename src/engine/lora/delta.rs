@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::engine::nn;
 
 /// Rows that one work item adds up, and that are held beside the weight at a time.
-const CHUNK_ROWS: usize = 256;
+pub const CHUNK_ROWS: usize = 256;
 
 /// A matrix `a·b` that is kept as its factors, `[n, rank]` and `[rank, k]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -31,7 +31,7 @@ impl Sorted {
     /// Nothing has a place, or something that has one does not fit there, or the file says that it
     /// is for another family and a part of it has no place.
     pub fn match_to(
-        self,
+        &self,
         modules: &[Module],
         family: &str,
         metadata: &HashMap<String, String>,
@@ -40,18 +40,19 @@ impl Sorted {
             return Err(Fault::Empty { tensors: self.strangers.len() });
         }
         let (targets, all) = (Targets::of(modules), self.adapters.len());
-        let claim = Claim::of(metadata, &self);
+        let claim = Claim::of(metadata, self);
         let mut matched = Match { adapters: BTreeMap::new(), unmatched: Vec::new() };
         let mut misfits = Vec::new();
-        for (module, adapter) in self.adapters {
-            let Some(target) = targets.find(&module) else {
-                matched.unmatched.push(module);
+        for (module, adapter) in &self.adapters {
+            let Some(target) = targets.find(module) else {
+                matched.unmatched.push(module.clone());
                 continue;
             };
             if let Err(made_for) = adapter.fits(&target.dims) {
+                let module = module.clone();
                 misfits.push(Misfit { module, made_for, found: target.dims.clone() });
-            } else if matched.adapters.insert(target.canonical.clone(), adapter).is_some() {
-                return Err(Fault::Twice { module });
+            } else if matched.adapters.insert(target.canonical.clone(), adapter.clone()).is_some() {
+                return Err(Fault::Twice { module: module.clone() });
             }
         }
         let foreign = claim.as_ref().is_some_and(|claim| claim.contradicts(family));

@@ -1,13 +1,14 @@
 //! LoRAs: small files that change a checkpoint's weights when it is loaded.
 //!
 //! Owns their names (`keys`), algorithms (`algorithm`, `delta`), the verdict whether one fits a
-//! checkpoint ([`Sorted`], `base`) and their merging ([`Patches`]). A LoRA meets the
-//! checkpoint in the list of its modules under canonical names, and its weights one at a time, as
+//! checkpoint ([`Sorted`], `base`), the files that stay open ([`LoraCache`]) and their merging
+//! ([`Patches`]). A LoRA meets the checkpoint in the list of its modules under canonical names, and its weights one at a time, as
 //! plain numbers. Knows nothing of layers, nor how a checkpoint's file is laid out.
 
 mod adapter;
 mod algorithm;
 mod base;
+mod cache;
 mod delta;
 mod keys;
 mod matching;
@@ -18,8 +19,9 @@ mod sorted;
 mod tests;
 
 pub use base::Claim;
+pub use cache::LoraCache;
 pub use matching::Match;
-pub use patches::{PatchKey, Patches};
+pub use patches::{PatchKey, Patches, Recipient};
 pub use sorted::Sorted;
 
 /// What is wrong with a LoRA, by its names and shapes alone. Tensors are named as in the file.

@@ -1,12 +1,12 @@
 //! The LoRAs of a pipeline, merged into one weight after another while it is loaded.
 
-use std::collections::BTreeMap;
+use std::{cell::LazyCell, sync::Arc};
 
 use safetensors::Dtype;
 
-use super::{Fault, Sorted, adapter::Adapter, keys::Key};
+use super::{LoraCache, Match, adapter::Adapter, cache::LoraFile};
 use crate::{
-    engine::checkpoint::{self, Error, FileIdentity, Module, TensorFile},
+    engine::checkpoint::{self, Error, FileIdentity, Module},
     modes::{LoraRef, LoraReport, OnLoraError},
 };
 
@@ -17,10 +17,34 @@ pub struct Patches {
 }
 
 struct Lora {
-    file: TensorFile,
+    /// As the user calls it.
+    name: String,
+    file: Arc<LoraFile>,
     strength: f32,
-    /// By the canonical name of the module.
-    adapters: BTreeMap<String, Adapter>,
+    matched: Arc<Match>,
+}
+
+/// The checkpoint that LoRAs are merged into, as they see it.
+pub struct Recipient<'a> {
+    pub(super) family: &'a str,
+    pub(super) files: Vec<FileIdentity>,
+    modules: LazyCell<Vec<Module>, Box<dyn FnOnce() -> Vec<Module> + 'a>>,
+}
+
+impl<'a> Recipient<'a> {
+    /// A checkpoint of a family of that name. Its modules are listed if somebody asks: who has seen
+    /// these files before knows where the LoRAs belong. (With no files, nobody has.)
+    pub fn new(
+        family: &'a str,
+        files: Vec<FileIdentity>,
+        modules: impl FnOnce() -> Vec<Module> + 'a,
+    ) -> Self {
+        Self { family, files, modules: LazyCell::new(Box::new(modules)) }
+    }
+
+    pub(super) fn modules(&self) -> &[Module] {
+        &self.modules
+    }
 }
 
 /// What was done to a tensor: the files that changed it, and how strongly. Weights of the same
@@ -35,26 +59,26 @@ enum Half {
 }
 
 impl Patches {
-    /// Opens the LoRAs and finds their places in a checkpoint of a family of that name. Looks at
-    /// names and shapes alone.
+    /// Opens the LoRAs and finds their places in a checkpoint. Looks at names and shapes alone.
     ///
     /// # Errors
     /// A LoRA that cannot be read or does not fit, unless such are to be skipped.
     pub fn of(
         loras: &[LoraRef],
-        modules: &[Module],
-        family: &str,
+        to: &Recipient<'_>,
         on_error: OnLoraError,
+        cache: &mut LoraCache,
     ) -> Result<(Self, Vec<LoraReport>), Error> {
         let (mut patches, mut reports) = (Self::default(), Vec::new());
         for (index, lora) in loras.iter().enumerate() {
             let (name, strength) = (lora.name.clone(), lora.strength);
             let report = LoraReport { name, strength, merged: 0, unmatched: 0, skipped: None };
-            match (Lora::open(lora, modules, family), on_error) {
-                (Ok((lora, unmatched)), _) => {
-                    let merged = lora.adapters.len();
-                    reports.push(LoraReport { merged, unmatched: unmatched.len(), ..report });
-                    patches.loras.push(lora);
+            match (cache.open(lora, to), on_error) {
+                (Ok((file, matched)), _) => {
+                    let (merged, unmatched) = (matched.adapters.len(), matched.unmatched.len());
+                    reports.push(LoraReport { merged, unmatched, ..report });
+                    let (name, strength) = (lora.name.clone(), lora.strength);
+                    patches.loras.push(Lora { name, file, strength, matched });
                 }
                 (Err(error), OnLoraError::Skip) => {
                     tracing::warn!("a LoRA is left out: {error}");
@@ -71,7 +95,7 @@ impl Patches {
     /// Whether one of them makes the model draw in few steps, with the `lcm` scheduler.
     pub fn has_lcm(&self) -> bool {
         let mut merged = self.loras.iter().filter(|lora| lora.strength != 0.0);
-        merged.any(|lora| checkpoint::says_lcm(&lora.file.name, &lora.file.metadata))
+        merged.any(|lora| checkpoint::says_lcm(&lora.name, &lora.file.file.metadata))
     }
 
     /// Merges them into the tensor of that canonical name and these dimensions, which are those of
@@ -86,10 +110,21 @@ impl Patches {
         }
     }
 
+    /// What [`Self::apply`] allocates meanwhile, at most. (Biases are small.)
+    pub fn working_bytes(&self, tensor: &str, dims: &[usize]) -> u64 {
+        let floats = self.touching(tensor).map(|(lora, adapter, half)| match half {
+            Half::Weight => adapter.working_floats(dims, lora.strength),
+            Half::Bias => 0,
+        });
+        (floats.max().unwrap_or(0) * size_of::<f32>()) as u64
+    }
+
     /// What [`Self::apply`] does to the tensor of that canonical name; empty if nothing.
     pub fn key(&self, tensor: &str) -> PatchKey {
         let touching = self.touching(tensor);
-        touching.map(|(lora, ..)| (lora.file.identity.clone(), lora.strength.to_bits())).collect()
+        touching
+            .map(|(lora, ..)| (lora.file.file.identity.clone(), lora.strength.to_bits()))
+            .collect()
     }
 
     /// Those that change a tensor. Nothing times a strength of 0 is nothing, and must not even
@@ -103,7 +138,7 @@ impl Patches {
         let loras = self.loras.iter().filter(|lora| lora.strength != 0.0);
         loras.filter_map(move |lora| {
             let (module, half) = place?;
-            let adapter = lora.adapters.get(module)?;
+            let adapter = lora.matched.adapters.get(module)?;
             let changes = match half {
                 Half::Weight => adapter.changes_weight(),
                 Half::Bias => adapter.changes_bias(),
@@ -114,38 +149,10 @@ impl Patches {
 }
 
 impl Lora {
-    /// With the modules that found no place.
-    fn open(
-        lora: &LoraRef,
-        modules: &[Module],
-        family: &str,
-    ) -> Result<(Self, Vec<String>), Error> {
-        let file = TensorFile::open(&lora.name, &lora.path)?;
-        let fault =
-            |fault: Fault| Error::NotSupported { file: lora.name.clone(), what: fault.to_string() };
-        let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &*entry.dims));
-        let sorted = Sorted::of(tensors, &file.metadata).map_err(fault)?;
-        let matched = sorted.match_to(modules, family, &file.metadata).map_err(fault)?;
-        let mut used = file.entries.iter().filter(|(name, _)| Key::of(name).is_ok());
-        if let Some((tensor, entry)) = used.find(|(_, entry)| !is_readable(entry.dtype)) {
-            let (tensor, dtype) = (tensor.clone(), format!("{:?}", entry.dtype));
-            return Err(fault(Fault::WrongType { tensor, dtype }));
-        }
-        if let Some(first) = matched.unmatched.first() {
-            let (file, merged) = (&lora.name, matched.adapters.len());
-            let unmatched = matched.unmatched.len();
-            tracing::warn!(
-                "{file}: {merged} of its modules are merged; {unmatched} have no place in this {family} checkpoint, the first of them '{first}'"
-            );
-        }
-        let (strength, adapters) = (lora.strength, matched.adapters);
-        Ok((Self { file, strength, adapters }, matched.unmatched))
-    }
-
     /// The numbers of a tensor, which is known to be there and of a type that is read.
     fn read(&self, name: &str) -> Vec<f32> {
-        let entry = &self.file.entries[name];
-        let bytes = self.file.bytes(entry);
+        let entry = &self.file.file.entries[name];
+        let bytes = self.file.file.bytes(entry);
         match entry.dtype {
             Dtype::F64 => numbers(bytes, |bytes| f64::from_le_bytes(bytes) as f32),
             Dtype::I64 => numbers(bytes, |bytes| i64::from_le_bytes(bytes) as f32),
@@ -156,7 +163,7 @@ impl Lora {
 }
 
 /// Besides the types of weights, those that an alpha is stored as now and then.
-fn is_readable(dtype: Dtype) -> bool {
+pub(super) fn is_readable(dtype: Dtype) -> bool {
     checkpoint::float_bytes(dtype).is_some()
         || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use safetensors::{Dtype, tensor::TensorView};
 
-use super::{Fault, Match, Patches, Sorted};
+use super::{Fault, LoraCache, Match, Patches, Recipient, Sorted};
 use crate::{
     engine::checkpoint::Module,
     modes::{LoraRef, OnLoraError},
@@ -312,7 +312,8 @@ fn files_are_merged_in_order_and_reported() {
     let first = write(folder.path(), "first.safetensors", &[("text_encoder.fc1.diff", &[128, 32])]);
     let second = write(folder.path(), "second.safetensors", &[("text_encoder.fc1.diff_b", &[128])]);
     let off = LoraRef { strength: 0.0, ..first.clone() };
-    let merge = |loras: &[LoraRef], policy| Patches::of(loras, &modules(), "SD1.x", policy);
+    let to = Recipient::new("SD1.x", Vec::new(), modules);
+    let merge = |loras: &[LoraRef], policy| Patches::of(loras, &to, policy, &mut LoraCache::new());
     let (patches, reports) =
         merge(&[first.clone(), off, first.clone(), second], OnLoraError::Fail).unwrap();
     assert!(reports.iter().all(|report| (report.merged, report.unmatched) == (1, 0)));
@@ -344,7 +345,8 @@ fn a_bad_file_fails_or_is_left_out() {
     };
     let whole = fs::read(&good.path).unwrap();
     fs::write(&cut.path, &whole[..whole.len() - 1]).unwrap();
-    let merge = |loras: &[LoraRef], policy| Patches::of(loras, &modules(), "SD1.x", policy);
+    let to = Recipient::new("SD1.x", Vec::new(), modules);
+    let merge = |loras: &[LoraRef], policy| Patches::of(loras, &to, policy, &mut LoraCache::new());
     for (lora, expected) in [
         (&bad, "bad.safetensors: does not fit"),
         (&missing, "missing.safetensors: cannot be read"),

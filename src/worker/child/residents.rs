@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
 
 use super::{guarded, internal, millis, unusable};
 use crate::{
-    engine::{self, DrawError, Layers, Pipeline, Prepared, checkpoint, memory},
+    engine::{self, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory},
     modes::{LoraCacheLimits, PipelineSpec},
     vram::ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, Segment},
     worker::protocol::{LoadReport, WorkerError, WorkerErrorKind},
@@ -20,6 +20,7 @@ const RETRIES: [Duration; 3] =
 pub struct Residents {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
+    loras: LoraCache,
 }
 
 /// A pipeline whose files are open.
@@ -46,9 +47,10 @@ impl Residents {
         let since = Instant::now();
         // One that was not loaded after all.
         self.prepared = None;
-        let _ = lora_cache;
+        self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);
+        let loras = &mut self.loras;
         let prepared = guarded(|| {
-            let open = || Prepared::open(&spec);
+            let open = || Prepared::open(&spec, loras);
             with_retries(open, thread::sleep).map_err(|error| unusable(&spec, &error))
         })?;
         let estimate = Estimate {
@@ -81,8 +83,7 @@ impl Residents {
             let pipeline = prepared.load(kept, on_progress);
             let pipeline = pipeline.map_err(|error| unusable(&spec, &error))?;
             if verify {
-                let _: Result<(), WorkerError> =
-                    Ok::<_, DrawError>(()).map_err(|error| not_verified(&spec, &error));
+                pipeline.probe().map_err(|error| not_verified(&spec, &error))?;
             }
             Ok(pipeline)
         })?;
@@ -108,11 +109,17 @@ impl Residents {
     }
 
     pub fn held(&self) -> Held {
+        let loras = &self.loras;
         Held {
             pipelines: self.pipelines.keys().copied().collect(),
             segments: self.segments(None),
             allocated_bytes: memory::allocated_bytes(),
-            lora_cache: LoraCacheUse::default(),
+            lora_cache: LoraCacheUse {
+                files: loras.files(),
+                bytes: loras.bytes(),
+                hits: loras.hits(),
+                misses: loras.misses(),
+            },
         }
     }
 

@@ -25,7 +25,8 @@ fn prepared(checkpoint: &str, loras: &[&str]) -> Prepared {
     };
     let reference = CheckpointRef { name: checkpoint.to_owned(), path: path(checkpoint) };
     let loras = loras.iter().map(lora).collect();
-    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(reference) }).unwrap()
+    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(reference) }, &mut Default::default())
+        .unwrap()
 }
 
 fn load(prepared: &Prepared) -> Pipeline {
