@@ -92,8 +92,8 @@ pub struct Actor {
     /// Tells the probe whom to measure.
     worker_pid: watch::Sender<Option<u32>>,
     readings: watch::Receiver<Readings>,
-    /// What the worker process had in RAM when it was ready.
-    resident_at_start: Option<u64>,
+    /// What the worker process had of its own in RAM when it was ready, in bytes.
+    memory_at_start: Option<u64>,
     /// Why no mode is current, after a switch that could not be taken back.
     degraded: Option<String>,
     /// Until when switches may wait.
@@ -131,7 +131,7 @@ impl Actor {
             registry,
             worker_pid,
             readings,
-            resident_at_start: None,
+            memory_at_start: None,
             degraded: None,
             switch_limits: HashMap::new(),
             clock: Clock::default(),

@@ -64,11 +64,11 @@ fn sdxl_draws_with_another_autoencoder_and_the_loras_of_a_request() {
 
     let inked = drawn(&daemon, json!({"loras": ink}));
     assert!(inked != plain, "the LoRA changes nothing");
-    let vram = daemon.get("/api/vram").json();
-    let loras = &vram["models"][0]["loras"];
-    assert_eq!((&loras[0]["merged"], &loras[0]["unmatched"]), (&json!(2), &json!(1)), "{vram}");
+    let model = daemon.active_model();
+    let loras = &model["loras"];
+    assert_eq!((&loras[0]["merged"], &loras[0]["unmatched"]), (&json!(2), &json!(1)), "{model}");
     assert!(drawn(&daemon, json!({})) == plain, "another image after the LoRA");
-    assert_eq!(daemon.get("/api/vram").json()["models"][0]["loras"], json!([]));
+    assert_eq!(daemon.active_model()["loras"], json!([]));
 
     let failed = draw(&daemon, json!({"loras": [{"name": "alien"}]}));
     let problem = failed.problem(422, "invalid-request", "/generate");
@@ -83,10 +83,10 @@ fn sdxl_draws_with_another_autoencoder_and_the_loras_of_a_request() {
     assert_eq!(skipped.header("x-lora-skipped"), "alien.safetensors");
     let pixels = |png: &[u8]| image::load_from_memory(png).unwrap().into_bytes();
     assert_eq!(pixels(&skipped.body), pixels(&inked));
-    let vram = daemon.get("/api/vram").json();
-    let loras = &vram["models"][0]["loras"];
-    assert!(loras[0]["skipped"].is_string() && loras[1]["skipped"].is_null(), "{vram}");
-    assert_eq!((&loras[0]["merged"], &loras[1]["merged"]), (&json!(0), &json!(2)), "{vram}");
+    let model = daemon.active_model();
+    let loras = &model["loras"];
+    assert!(loras[0]["skipped"].is_string() && loras[1]["skipped"].is_null(), "{model}");
+    assert_eq!((&loras[0]["merged"], &loras[1]["merged"]), (&json!(0), &json!(2)), "{model}");
 
     let own = drawn(&daemon, json!({"mode": "own_vae"}));
     assert_ne!(pixels(&own), pixels(&plain), "the other autoencoder changes nothing");

@@ -62,11 +62,10 @@ fn a_requests_lora_is_for_it_alone() {
         (&status["current_mode"], &status["selected_mode"]),
         (&json!("tiny"), &json!("tiny"))
     );
-    let vram = daemon.get("/api/vram").json();
     let merged = json!({
         "path": "ink.safetensors", "strength": 0.8, "merged": 1, "unmatched": 1, "skipped": null,
     });
-    assert_eq!(vram["models"][0]["loras"], json!([merged]), "{vram}");
+    assert_eq!(daemon.active_model()["loras"], json!([merged]));
 
     let tagged = draw(&daemon, json!({"prompt": "a fox <lora:ink:0.8>"}));
     assert_eq!(pixels(&tagged), pixels(&inked));
@@ -75,7 +74,7 @@ fn a_requests_lora_is_for_it_alone() {
     assert!(parameters.contains(r#", LoRAs: "ink: 0.8", Version: "#));
 
     assert!(draw(&daemon, json!({})).body == plain.body, "another image without the LoRA");
-    assert_eq!(daemon.get("/api/vram").json()["models"][0]["loras"], json!([]));
+    assert_eq!(daemon.active_model()["loras"], json!([]));
 }
 
 #[test]
@@ -99,10 +98,10 @@ fn a_lora_that_does_not_fit_fails_the_mode_or_is_skipped_and_said() {
     assert_eq!(pixels(&skipped), pixels(&plain));
     assert_eq!(skipped.header("x-lora-skipped"), "alien.safetensors");
     assert!(!String::from_utf8_lossy(&skipped.body).contains("LoRAs: "));
-    let vram = daemon.get("/api/vram").json();
-    let lora = &vram["models"][0]["loras"][0];
+    let model = daemon.active_model();
+    let lora = &model["loras"][0];
     assert_eq!(lora["path"], "alien.safetensors");
-    assert!(lora["skipped"].as_str().is_some_and(|reason| !reason.is_empty()), "{vram}");
+    assert!(lora["skipped"].as_str().is_some_and(|reason| !reason.is_empty()), "{model}");
     let both = draw(&daemon, json!({"mode": "skipping", "loras": [{"name": "ink"}]}));
     assert_eq!(both.header("x-lora-skipped"), "alien.safetensors");
     assert_ne!(pixels(&both), pixels(&plain));

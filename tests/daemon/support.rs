@@ -87,6 +87,21 @@ pub fn command_of(program: &Path, folder: &Path) -> Command {
 }
 
 impl Daemon {
+    /// Has a mode's pipelines unloaded, so that they are read anew.
+    pub fn unload(&self, mode: &str) {
+        let body = serde_json::json!({"mode": mode, "wait": true});
+        let answer = self.post("/api/models/unload", &body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// The model that the current mode draws with, of `GET /api/vram`.
+    pub fn active_model(&self) -> Value {
+        let vram = self.get("/api/vram").json();
+        let models = vram["models"].as_array().unwrap();
+        let active = models.iter().find(|model| model["active"] == true);
+        active.unwrap_or_else(|| panic!("nothing is active: {vram}")).clone()
+    }
+
     pub fn start() -> Self {
         Self::start_with(&[])
     }

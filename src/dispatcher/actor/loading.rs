@@ -159,11 +159,11 @@ impl Actor {
     /// Starts the worker anew where it holds nothing and still has more than at its start: what an
     /// allocator keeps, only the end of its process gives back.
     fn give_memory_back(&mut self) {
-        let now = self.worker.pid().and_then(host::resident_bytes);
-        if let (Some(now), Some(at_start)) = (now, self.resident_at_start)
+        let now = self.worker.pid().and_then(host::anonymous_bytes);
+        if let (Some(now), Some(at_start)) = (now, self.memory_at_start)
             && now > at_start + at_start / 50
         {
-            tracing::info!(resident_bytes = now, at_start, "the idle worker is started anew");
+            tracing::info!(bytes = now, at_start, "the worker holds nothing and is started anew");
             self.worker.start_anew();
             self.reconcile(Held::default());
         }

@@ -273,7 +273,7 @@ impl Actor {
             supervisor::Event::Ready { device } => {
                 tracing::info!(device, "the worker is ready");
                 self.registry.set_device(&device);
-                self.resident_at_start = self.worker.pid().and_then(host::resident_bytes);
+                self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
                 self.drive();
             }
             supervisor::Event::Message(message, payload) => self.on_message(message, payload),
