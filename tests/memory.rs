@@ -56,46 +56,50 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, u64, u64) {
     (result, allocated_bytes().saturating_sub(before), peak_bytes() - before)
 }
 
-/// What merging is said to take, beside what it takes; by every algorithm.
-fn merging_is_bounded() {
-    const DIMS: [usize; 2] = [512, 1024];
-    let folder = tempfile::tempdir().unwrap();
-    let dora = ("dora_scale", vec![512, 1]);
+const WEIGHT: [usize; 2] = [512, 1024];
+
+/// A module's tensors in a LoRA, without the module's name.
+type Parts = Vec<(&'static str, Vec<usize>)>;
+
+/// LoRAs for one weight by every algorithm, and how strongly they are merged.
+fn loras() -> Vec<(Parts, f32)> {
     let low_rank = [("lora_down.weight", vec![32, 1024]), ("lora_up.weight", vec![512, 32])];
+    let with = |part, dims: &[usize]| [&low_rank[..], &[(part, dims.to_vec())]].concat();
     let halves = [("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b")];
     let hadamard = halves.map(|(a, b)| [(a, vec![512, 32]), (b, vec![32, 1024])]).concat();
     let kronecker =
         vec![("lokr_w1", vec![4, 4]), ("lokr_w2_a", vec![128, 64]), ("lokr_w2_b", vec![64, 256])];
-    let full = vec![("diff", DIMS.to_vec())];
-    for (index, (parts, strength)) in [
+    vec![
         (low_rank.to_vec(), 0.5),
-        ([&low_rank[..], &[dora.clone()]].concat(), 1.0),
-        ([&low_rank[..], &[dora]].concat(), 0.5),
-        ([&low_rank[..], &[("dora_scale", vec![1, 1024])]].concat(), 0.5),
+        (with("dora_scale", &[512, 1]), 1.0),
+        (with("dora_scale", &[512, 1]), 0.5),
+        (with("dora_scale", &[1, 1024]), 0.5),
         (hadamard, 0.5),
         (kronecker, 0.5),
-        (full, 0.5),
+        (vec![("diff", WEIGHT.to_vec())], 0.5),
     ]
-    .into_iter()
-    .enumerate()
-    {
-        let bytes = vec![0; 4 * DIMS[0] * DIMS[1]];
+}
+
+/// Merging takes no more than it says, and it does not say much more.
+fn merging_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let zeros = vec![0; 4 * WEIGHT[0] * WEIGHT[1]];
+    let dims = WEIGHT.to_vec();
+    let module = Module { canonical: "unet.fc".to_owned(), ldm: None, dims };
+    let to = Recipient::new("SD1.x", Vec::new(), || vec![module]);
+    for (index, (parts, strength)) in loras().into_iter().enumerate() {
         let views = parts.iter().map(|(part, dims)| {
-            let bytes = &bytes[..4 * dims.iter().product::<usize>()];
+            let bytes = &zeros[..4 * dims.iter().product::<usize>()];
             (format!("unet.fc.{part}"), TensorView::new(Dtype::F32, dims.clone(), bytes).unwrap())
         });
         let (name, path) = (index.to_string(), folder.path().join(index.to_string()));
         serialize_to_file(views, None, &path).unwrap();
         let lora = LoraRef { name, path, strength, adapter_name: None };
-        let modules =
-            vec![Module { canonical: "unet.fc".to_owned(), ldm: None, dims: DIMS.to_vec() }];
-        let to = Recipient::new("SD1.x", Vec::new(), || modules);
         let opened = Patches::of(&[lora], &to, OnLoraError::Fail, &mut LoraCache::new());
         let patches = opened.unwrap().0;
-        let mut weight = vec![1.0; DIMS[0] * DIMS[1]];
-        let said = patches.working_bytes("unet.fc.weight", &DIMS);
-        let (_, _, peak) = measured(|| patches.apply("unet.fc.weight", &DIMS, &mut weight));
-        println!("{:?} at {strength}: {peak} of {said}", parts[0].0);
+        let mut weight = vec![1.0; WEIGHT[0] * WEIGHT[1]];
+        let said = patches.working_bytes("unet.fc.weight", &WEIGHT);
+        let (_, _, peak) = measured(|| patches.apply("unet.fc.weight", &WEIGHT, &mut weight));
         assert!(peak <= said + (64 << 10) && said <= 2 * peak, "{parts:?}: {peak} of {said}");
     }
 }
@@ -104,63 +108,75 @@ fn merging_is_bounded() {
 fn memory_is_counted_planned_shared_refused_and_given_back() {
     // Threads are started, tables are made.
     draw(&load(&prepared(&[])), 256).unwrap();
+    let before = allocated_bytes();
     merging_is_bounded();
-    let before_all = allocated_bytes();
-    let with_lora = &["loras/demo-outline.safetensors"];
+    let pipeline = what_is_planned_is_taken();
+    what_is_shared_is_taken_once(&pipeline);
+    a_load_without_room_takes_nothing(&pipeline);
+    an_image_without_room_leaves_a_pipeline_that_draws(&pipeline);
+    drop(pipeline);
+    trim();
+    let left = allocated_bytes().saturating_sub(before);
+    assert!(left < CACHES, "{left} bytes are left");
+}
 
-    // What is planned is what is taken.
-    let (plain, other) = (prepared(&[]), prepared(with_lora));
-    let (planned, working) = (plain.layers().bytes(), plain.working_bytes());
-    let (pipeline, taken, peak) = measured(|| load(&plain));
-    assert!(taken.abs_diff(planned) < BOOKKEEPING, "{taken} of {planned}");
-    assert!(peak <= planned + working + BOOKKEEPING, "{peak} of {planned} and {working}");
+const OUTLINE: &[&str] = &["loras/demo-outline.safetensors"];
 
-    // A second one takes what it does not share.
-    let alone = |users: &[usize]| {
-        let shares = shares(&[plain.layers(), other.layers()]);
-        shares.iter().filter(|share| share.users == users).map(|share| share.bytes).sum::<u64>()
-    };
-    let kept = || pipeline.layers().in_common_with(other.layers());
-    let (second, taken, _) = measured(|| other.load(kept(), &|_| ()).unwrap());
-    assert!(taken.abs_diff(alone(&[1])) < BOOKKEEPING, "{taken} of {}", alone(&[1]));
-    assert!(taken < planned / 2);
-    drop(second);
-    let (again, _, peak) = measured(|| load(&other));
-    let bound = other.layers().bytes() + other.working_bytes() + BOOKKEEPING;
-    assert!(peak <= bound, "{peak} of {bound}");
-    drop(again);
+fn what_is_planned_is_taken() -> Pipeline {
+    let mut pipelines = [&[], OUTLINE].map(|loras| {
+        let prepared = prepared(loras);
+        let (planned, working) = (prepared.layers().bytes(), prepared.working_bytes());
+        let (pipeline, taken, peak) = measured(|| load(&prepared));
+        assert!(taken.abs_diff(planned) < BOOKKEEPING, "{taken} of {planned}");
+        assert!(peak <= planned + working + BOOKKEEPING, "{peak} of {planned} and {working}");
+        Some(pipeline)
+    });
+    pipelines[0].take().unwrap()
+}
 
-    // A load for which there is no room takes nothing.
-    for room in [1 << 20, alone(&[1]) - BOOKKEEPING] {
+/// What another pipeline would hold alone beside this one.
+fn alone(pipeline: &Pipeline, other: &Prepared) -> u64 {
+    let shares = shares(&[pipeline.layers(), other.layers()]);
+    shares.iter().filter(|share| share.users == [1]).map(|share| share.bytes).sum()
+}
+
+fn what_is_shared_is_taken_once(pipeline: &Pipeline) {
+    let other = prepared(OUTLINE);
+    let kept = pipeline.layers().in_common_with(other.layers());
+    let (second, taken, _) = measured(|| other.load(kept, &|_| ()).unwrap());
+    let alone = alone(pipeline, &other);
+    assert!(taken.abs_diff(alone) < BOOKKEEPING, "{taken} of {alone}");
+    assert!(taken < second.weights_bytes() / 2);
+}
+
+fn a_load_without_room_takes_nothing(pipeline: &Pipeline) {
+    let other = prepared(OUTLINE);
+    for room in [1 << 20, alone(pipeline, &other) - BOOKKEEPING] {
         let before = allocated_bytes();
         set_limit(before + room);
-        let error = other.load(kept(), &|_| ()).err().unwrap();
+        let kept = pipeline.layers().in_common_with(other.layers());
+        let error = other.load(kept, &|_| ()).err().unwrap();
         set_limit(u64::MAX);
         let Error::OutOfMemory(error) = error else { panic!("{error}") };
         assert_eq!(error.limit_bytes, before + room);
         assert!(error.needed_bytes > error.limit_bytes);
         assert!(allocated_bytes().abs_diff(before) < 16 << 10, "{room}");
     }
-    drop((plain, other));
+}
 
-    // An image for which there is no room leaves a pipeline that draws.
-    let (small, _, room) = measured(|| draw(&pipeline, 64).unwrap());
+fn an_image_without_room_leaves_a_pipeline_that_draws(pipeline: &Pipeline) {
+    let (small, _, room) = measured(|| draw(pipeline, 64).unwrap());
     let limit = allocated_bytes() + room + CACHES;
     set_limit(limit);
-    let refused = draw(&pipeline, 512).unwrap_err();
+    let refused = draw(pipeline, 512).unwrap_err();
     let message = refused.to_string();
     let DrawError::OutOfMemory(error) = refused else { panic!("{refused}") };
     assert_eq!((error.limit_bytes, error.needed_bytes > limit), (limit, true));
-    assert!(
-        message.contains(&format!("{:.2} GiB", limit as f64 / (1u64 << 30) as f64)),
-        "{message}"
-    );
-    assert!(draw(&pipeline, 64).unwrap() == small);
+    for bytes in [error.needed_bytes, limit] {
+        let gib = format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        assert!(message.contains(&gib), "{message}");
+    }
+    assert!(draw(pipeline, 64).unwrap() == small);
     assert!(check(1 << 10).is_ok() && check(limit).is_err());
     set_limit(u64::MAX);
-
-    drop(pipeline);
-    trim();
-    let left = allocated_bytes().saturating_sub(before_all);
-    assert!(left < CACHES, "{left} bytes are left");
 }
