@@ -14,4 +14,5 @@ mod process;
 #[path = "../parity/recipe.rs"]
 #[expect(dead_code, reason = "only single files are needed here")]
 mod recipe;
+mod residency;
 mod support;

@@ -38,6 +38,13 @@ impl Worker {
         [11, 12].map(|field| self.stat(field).unwrap().parse::<u64>().unwrap()).iter().sum()
     }
 
+    /// What it has in RAM that is not a file's.
+    pub fn anonymous_bytes(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+
     /// A field of `/proc/PID/stat`, counted from the state on; `None` if the process is gone.
     fn stat(&self, field: usize) -> Option<String> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
