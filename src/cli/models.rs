@@ -111,11 +111,29 @@ mod tests {
             ],
             "others": [],
         });
-        insta::assert_snapshot!(render(&models, 120), @"");
-        insta::assert_snapshot!(render(&models, 80), @"");
+        insta::assert_snapshot!(render(&models, 120), @r"
+        MODE   STATE           MODEL                                    LORAS         OWN    SHARED  ESTIMATED
+        ink    active          sd15/x.safetensors                       ink:0.8  1.50 GiB  4.25 GiB   5.75 GiB
+        plain  loaded, pinned  sd15/x.safetensors                       -        1.50 GiB  4.25 GiB   5.75 GiB
+        xl     not loaded      sdxl/a-long-name-of-a-model.safetensors  -               -         -          -
+        ");
+        insta::assert_snapshot!(render(&models, 80), @r"
+        MODE   STATE           MODEL              LORAS         OWN    SHARED  ESTIMATED
+        ink    active          sd15/x.safetenso…  ink:0.8  1.50 GiB  4.25 GiB   5.75 GiB
+        plain  loaded, pinned  sd15/x.safetenso…  -        1.50 GiB  4.25 GiB   5.75 GiB
+        xl     not loaded      sdxl/a-long-name…  -               -         -          -
+        ");
         let mut with_others = models;
         with_others["others"] = json!([{"mode": "plain", "state": "loaded", "model": "sd15/x.safetensors",
             "loras": [{"path": "oil.safetensors", "strength": 1.0}], "figures": figures}]);
-        insta::assert_snapshot!(render(&with_others, 120), @"");
+        insta::assert_snapshot!(render(&with_others, 120), @r"
+        MODE     STATE           MODEL                                    LORAS         OWN    SHARED  ESTIMATED
+        ink      active          sd15/x.safetensors                       ink:0.8  1.50 GiB  4.25 GiB   5.75 GiB
+        plain    loaded, pinned  sd15/x.safetensors                       -        1.50 GiB  4.25 GiB   5.75 GiB
+        xl       not loaded      sdxl/a-long-name-of-a-model.safetensors  -               -         -          -
+        plain +  loaded          sd15/x.safetensors                       oil      1.50 GiB  4.25 GiB   5.75 GiB
+
+        +: with the LoRAs of requests, or from before the file was changed
+        ");
     }
 }

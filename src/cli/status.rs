@@ -164,8 +164,21 @@ mod tests {
 
     #[test]
     fn what_runs_and_what_is_loaded() {
-        insta::assert_snapshot!(render(&status(), 80, NOW), @"");
-        insta::assert_snapshot!(render(&status(), 110, NOW), @"");
+        insta::assert_snapshot!(render(&status(), 80, NOW), @r"
+        device    CPU (host memory)
+        memory    ██████░░░░░░░░░░░░░░  5.00 GiB of 16.00 GiB used (31 %)
+        limit     12.00 GiB
+        worker    4.00 GiB allocated, 3.50 GiB of it weights; restarted 2 times
+        mode      sd15
+        queue     1 running, 3 waiting
+
+        LOADED             STATE   █ OWN, ▒ SHARED       OWN    SHARED   LOAD       USED
+        sd15               active  █████████▒▒▒▒▒▒  1.50 GiB  1.00 GiB  1.2 s    5 s ago
+        ink                pinned  █▒▒▒▒▒▒░░░░░░░░    51 MiB  1.00 GiB  1.2 s  3 min ago
+        a-name-as-long-a…  loaded  ██████░░░░░░░░░  1.00 GiB  0.00 GiB  1.2 s    1 d ago
+        ");
+        let wide = render(&status(), 120, NOW);
+        assert!(wide.contains("a-name-as-long-as-this-one  "), "{wide}");
     }
 
     #[test]
@@ -177,7 +190,14 @@ mod tests {
         status["worker_restarts"] = 0.into();
         status["vram"]["models"] = json!([]);
         status["vram"]["limit_gb"] = Value::Null;
-        insta::assert_snapshot!(render(&status, 80, NOW), @"");
+        insta::assert_snapshot!(render(&status, 80, NOW), @r"
+        device    CPU (host memory)
+        memory    ██████░░░░░░░░░░░░░░  5.00 GiB of 16.00 GiB used (31 %)
+        worker    4.00 GiB allocated, 3.50 GiB of it weights
+        mode      none
+        queue     0 running, 3 waiting
+        degraded  x.safetensors is damaged
+        ");
     }
 
     #[test]

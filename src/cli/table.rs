@@ -100,7 +100,7 @@ mod tests {
         ");
         insta::assert_snapshot!(table(&head, &rows, 30), @r"
         NAME  MODEL                 GB
-        a     a/long/name/of/…    1.50
+        a     a/long/name/of/a…   1.50
         bcd   füchse             10.00
         ");
         assert!(table(&head, &rows, 5).lines().count() == 3);

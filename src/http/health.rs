@@ -45,21 +45,46 @@ pub async fn live() -> Json<Health> {
                                       down; why"),
     ))]
 pub async fn ready(State(api): State<Api>) -> Result<Json<Health>, Problem> {
-    let status = api.dispatcher.status();
+    is_ready(&api.dispatcher.status())?;
+    Ok(Json(OK))
+}
+
+fn is_ready(status: &Status) -> Result<(), Problem> {
     if status.draining {
         let detail = "the daemon is shutting down and takes no new jobs";
         return Err(Problem::new(Kind::ShuttingDown, detail));
     }
-    not_degraded(&status)?;
-    if !status.worker_ready {
-        return Err(Problem::new(Kind::NotReady, "the worker process is being started"));
+    not_degraded(status)?;
+    if status.worker_ready {
+        Ok(())
+    } else {
+        Err(Problem::new(Kind::NotReady, "the worker process is being started"))
     }
-    Ok(Json(OK))
 }
 
 fn not_degraded(status: &Status) -> Result<(), Problem> {
     match &status.degraded {
         None => Ok(()),
         Some(reason) => Err(Problem::new(Kind::Degraded, reason.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_who_can_draw_and_will() {
+        let degraded = || Some("x.safetensors is damaged".to_owned());
+        for (draining, degraded, worker_ready, expected) in [
+            (false, None, true, Ok(())),
+            (false, None, false, Err(Kind::NotReady)),
+            (false, degraded(), true, Err(Kind::Degraded)),
+            (true, degraded(), false, Err(Kind::ShuttingDown)),
+        ] {
+            let status = Status { draining, degraded, worker_ready, ..Status::default() };
+            let ready = is_ready(&status).map_err(|problem| problem.kind());
+            assert_eq!(ready, expected, "{status:?}");
+        }
     }
 }

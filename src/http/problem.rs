@@ -164,6 +164,11 @@ impl Problem {
         Self { kind, detail: detail.into(), errors: vec![], retry_after_secs: None, job: None }
     }
 
+    #[cfg(test)]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// An error that the client cannot help: the details go to the log.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         tracing::error!("{error}");

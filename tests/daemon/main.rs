@@ -4,6 +4,7 @@
 mod api;
 mod asking;
 mod checkpoints;
+mod commands;
 mod configuration;
 mod custom;
 mod families;
@@ -14,4 +15,5 @@ mod process;
 #[path = "../parity/recipe.rs"]
 #[expect(dead_code, reason = "only single files are needed here")]
 mod recipe;
+mod residency_api;
 mod support;
