@@ -1,6 +1,10 @@
 //! Arguments in, exit code out: one file a subcommand. Uses every other room; nothing uses it.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -8,9 +12,15 @@ use tracing_subscriber::EnvFilter;
 use crate::dispatcher::CustomJobs;
 
 mod check;
+mod client;
+mod key;
 mod lock;
+mod models;
 mod serve;
 mod signals;
+mod status;
+mod switch;
+mod table;
 
 /// The configuration is at fault (`EX_CONFIG` of sysexits.h): trying again will not help.
 const EXIT_CONFIG: u8 = 78;
@@ -29,9 +39,14 @@ const EXAMPLES: &str = "\
 Examples:
   diffused                                serve modes.yaml on 127.0.0.1:4200
   diffused check                          say what is wrong with modes.yaml, line by line
+  diffused serve --preload sd15,ink       load these at the start, too
   diffused serve --listen 0.0.0.0:8080    serve to the whole network (there is no password!)
   MODEL_ROOT=models MODEL=x.safetensors diffused
                                           serve one model without a modes.yaml
+
+  diffused status                         what a daemon that runs is doing, and its memory
+  diffused models                         its modes, and which of them are loaded
+  diffused switch ink                     draw with that mode where a request names none
 
   curl -o fox.png -H 'content-type: application/json' \\
        -d '{\"prompt\": \"a red fox in the snow\"}' http://127.0.0.1:4200/generate
@@ -49,6 +64,12 @@ enum Command {
     Serve(serve::Arguments),
     /// Say what is wrong with a configuration file; exit code 0 if nothing is, 78 otherwise
     Check(check::Arguments),
+    /// Make a mode of the daemon that runs the current one, and wait until it is
+    Switch(switch::Arguments),
+    /// Say what the daemon that runs is doing: memory, loaded models, queue
+    Status(status::Arguments),
+    /// List the modes of the daemon that runs: which are loaded, and what they take
+    Models(models::Arguments),
     /// Print the JSON Schema of modes.yaml, for editors
     Schema,
     /// The process that owns the accelerator; `serve` starts it
@@ -66,6 +87,9 @@ pub fn main(custom: CustomJobs) -> ExitCode {
             serve::run(arguments, custom)
         }
         Command::Check(arguments) => check::run(arguments),
+        Command::Switch(arguments) => switch::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Models(arguments) => models::run(&arguments),
         Command::Schema => {
             println!("{}", crate::config::schema());
             ExitCode::SUCCESS
@@ -77,12 +101,27 @@ pub fn main(custom: CustomJobs) -> ExitCode {
     }
 }
 
+/// What a command found out, on stdout; or, on stderr, why it did not.
+fn print(result: Result<String, impl Display>) -> ExitCode {
+    match result {
+        // Who reads may have seen enough.
+        Ok(text) => match io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            Ok(()) | Err(_) => ExitCode::SUCCESS,
+        },
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// `RUST_LOG` says how much; stdout stays free for what scripts read.
 fn log_to_stderr() {
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .from_env_lossy();
-    let stderr = std::io::stderr;
+    let stderr = io::stderr;
     let ansi = stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(stderr).init();
 }

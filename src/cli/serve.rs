@@ -1,10 +1,8 @@
 //! `diffused serve`: puts the rooms together, and takes them apart again.
 
 use std::{
-    env::VarError,
-    fs,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -15,6 +13,7 @@ use tokio::{net::TcpListener, sync::mpsc, sync::oneshot};
 
 use super::{
     EXIT_CONFIG,
+    key::{KeyError, admin_key},
     lock::{StateDir, StateDirError},
     signals::{self, Event},
 };
@@ -23,7 +22,7 @@ use crate::{
     dispatcher::{self, CustomJobs, DispatcherConfig, DispatcherShutdown},
     engine,
     http::{self, Api, Inspections},
-    modes::Modes,
+    modes::{Modes, UnknownMode},
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -43,6 +42,10 @@ pub struct Arguments {
     /// The port to listen on, where --listen does not say it
     #[arg(long, default_value_t = 4200, env = "PORT")]
     port: u16,
+    /// Modes that are loaded at the start, in this order, besides the default one and those that
+    /// the file says `preload: true` of
+    #[arg(long, value_name = "NAMES", env = "PRELOAD", value_delimiter = ',')]
+    preload: Vec<String>,
     /// The folder for what outlives the daemon; one daemon at a time
     #[arg(long, value_name = "DIR", default_value = "state")]
     state_dir: PathBuf,
@@ -71,8 +74,10 @@ enum ServeError {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     StateDir(#[from] StateDirError),
-    #[error("the admin key in {place} {problem}")]
-    AdminKey { place: String, problem: String },
+    #[error("--preload: {0}")]
+    Preload(#[from] UnknownMode),
+    #[error("{0}")]
+    AdminKey(#[from] KeyError),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: String, error: io::Error },
     #[error("{0}")]
@@ -89,7 +94,7 @@ pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            let is_config = matches!(error, ServeError::Config(_));
+            let is_config = matches!(error, ServeError::Config(_) | ServeError::Preload(_));
             if is_config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
@@ -106,6 +111,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
              more, and can be edited while the daemon runs: cp modes.yaml.example {file}"
         );
     }
+    let preload = preloaded(&config.current(), &arguments.preload)?;
     let admin_key = admin_key(arguments.admin_key_file.as_deref())?;
     let _state = StateDir::acquire(&arguments.state_dir)?;
     let address = arguments.address();
@@ -117,7 +123,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         queue_max: arguments.queue_max as usize,
         worker_command: (std::env::current_exe()?, vec!["worker".into()]),
         switch_to_default: is_there(&modes, &modes.default_mode),
-        preload: preloaded(&modes),
+        preload,
         modes,
         custom,
     });
@@ -131,7 +137,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let router = http::router(Api {
         config,
         dispatcher: handle,
-        admin_key,
+        admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
     });
     let (all_work_done, goodbye) = oneshot::channel();
@@ -156,33 +162,26 @@ fn announce(listener: &TcpListener) -> io::Result<()> {
     stdout.flush()
 }
 
-/// From the file or the environment: never from the command line, which everybody can read.
-fn admin_key(file: Option<&Path>) -> Result<Option<Arc<str>>, ServeError> {
-    let (place, key) = match (file, std::env::var("DIFFUSED_ADMIN_KEY")) {
-        (Some(file), _) => (file.display().to_string(), fs::read_to_string(file)),
-        (None, Ok(key)) => ("DIFFUSED_ADMIN_KEY".to_owned(), Ok(key)),
-        (None, Err(VarError::NotPresent)) => return Ok(None),
-        (None, Err(error)) => ("DIFFUSED_ADMIN_KEY".to_owned(), Err(io::Error::other(error))),
-    };
-    let key =
-        key.map_err(|error| format!("cannot be read: {error}")).and_then(|key| match key.trim() {
-            "" => Err("is empty".to_owned()),
-            key => Ok(key.into()),
-        });
-    key.map(Some).map_err(|problem| ServeError::AdminKey { place, problem })
-}
-
 /// Whether a mode's model is there: one that is not says so when it is used.
 fn is_there(modes: &Modes, name: &str) -> bool {
     let model = modes.modes.get(name).map(|mode| &mode.pipeline.checkpoint.path);
     model.is_some_and(|model| model.is_file() || model.is_dir())
 }
 
-/// The modes that are loaded at the start, besides the default one.
-fn preloaded(modes: &Modes) -> Vec<String> {
-    let wanted = modes.modes.values().filter(|mode| mode.preload);
-    let wanted = wanted.map(|mode| mode.name.clone()).filter(|name| *name != modes.default_mode);
-    wanted.filter(|name| is_there(modes, name)).collect()
+/// The modes that are loaded at the start, besides the default one: those that are asked for, then
+/// those that the file marks. One whose model is not there has its warning already.
+fn preloaded(modes: &Modes, asked: &[String]) -> Result<Vec<String>, UnknownMode> {
+    let asked = asked.iter().map(|name| name.trim()).filter(|name| !name.is_empty());
+    let asked = asked.map(|name| modes.get(name)).collect::<Result<Vec<_>, _>>()?;
+    let declared = modes.modes.values().filter(|mode| mode.preload);
+    let mut names: Vec<String> = Vec::new();
+    for mode in asked.into_iter().chain(declared) {
+        let name = &mode.name;
+        if *name != modes.default_mode && !names.contains(name) && is_there(modes, name) {
+            names.push(name.clone());
+        }
+    }
+    Ok(names)
 }
 
 /// Does what signals say. The first stop finishes the running job, while new ones are still

@@ -1,15 +1,16 @@
 //! The models and LoRAs that are on disk, and which modes use them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use super::{
     folder,
+    resolve::{MODEL_FOLDER, PIPELINE_FOLDER},
     stamp::{self, Look},
 };
-use crate::modes::{Mode, Modes};
+use crate::modes::{CheckpointRef, Mode, Modes};
 
 /// A file or folder below one of the roots.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +46,37 @@ pub fn inventory(modes: &Modes) -> Vec<ModelFile> {
         ModelFile { name, path, bytes, stamp, modes }
     };
     names.into_iter().map(file).collect()
+}
+
+/// A mode's files: model, VAE and LoRAs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeFiles {
+    /// Those that are there, each counted once.
+    pub bytes: u64,
+    /// Those that are not, as modes.yaml names them.
+    pub missing: Vec<String>,
+}
+
+/// Looks for a mode's files. Reads the disk.
+pub fn files_of(mode: &Mode) -> ModeFiles {
+    let pipeline = &mode.pipeline;
+    let is_model = |path: &Path, folder_with| path.is_file() || path.join(folder_with).is_file();
+    let model = |model: &CheckpointRef, folder_with| {
+        (is_model(&model.path, folder_with), model.name.clone())
+    };
+    let models = [
+        Some(model(&pipeline.checkpoint, PIPELINE_FOLDER)),
+        pipeline.vae.as_ref().map(|vae| model(vae, MODEL_FOLDER)),
+    ];
+    let loras = pipeline.loras.iter().map(|lora| (lora.path.is_file(), lora.name.clone()));
+    let missing = models.into_iter().flatten().chain(loras);
+    let missing: BTreeSet<String> =
+        missing.filter(|(is_there, _)| !is_there).map(|(_, name)| name).collect();
+    let paths: BTreeSet<&Path> = paths(mode).collect();
+    ModeFiles {
+        bytes: paths.into_iter().map(|path| stamp::look(path).bytes).sum(),
+        missing: missing.into_iter().collect(),
+    }
 }
 
 /// The modes that name each path.

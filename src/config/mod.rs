@@ -39,7 +39,7 @@ mod write;
 pub use diagnostic::{ConfigErrors, Diagnostic, KeyPath, Position, Severity};
 pub use edit::{EditError, ModeEdit, NotEditable};
 pub use excerpt::Excerpt;
-pub use inventory::{ModelFile, inventory};
+pub use inventory::{ModeFiles, ModelFile, files_of, inventory};
 pub use loras::{UnknownLora, find_lora};
 pub use schema::schema;
 pub use source::source_of;

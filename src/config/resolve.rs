@@ -86,8 +86,8 @@ pub fn resolve(root: &Node, file: Arc<Path>, base: &Path) -> Result<Resolved, Ve
 }
 
 /// What makes a folder a whole pipeline in diffusers' layout, and what makes it one model.
-const PIPELINE_FOLDER: &str = "model_index.json";
-const MODEL_FOLDER: &str = "config.json";
+pub const PIPELINE_FOLDER: &str = "model_index.json";
+pub const MODEL_FOLDER: &str = "config.json";
 
 struct Resolver {
     errors: Errors,

@@ -362,6 +362,8 @@ impl Actor {
             vram: self.registry.snapshot(&self.readings.borrow()),
             counters: self.counters.clone(),
             degraded: self.degraded.clone(),
+            worker_ready: self.worker.is_ready(),
+            draining: self.drain_until.is_some(),
             worker_restarts: self.worker.restarts(),
         };
         self.status.send_if_modified(|published| {

@@ -107,6 +107,11 @@ impl Handle {
         let _ = self.commands.send(Command::Configure { diff, modes });
     }
 
+    /// Whether a job like that waits or runs.
+    pub fn awaits(&self, is: impl Fn(&Job) -> bool) -> bool {
+        self.jobs.awaits(is)
+    }
+
     /// How everything stands.
     pub fn status(&self) -> Arc<Status> {
         self.status.borrow().clone()
@@ -267,6 +272,10 @@ pub struct Status {
     /// Why no mode is current, where a switch has failed and the mode before it could not be
     /// loaded again either.
     pub degraded: Option<String>,
+    /// Whether the worker is up; while it is started, jobs wait for it.
+    pub worker_ready: bool,
+    /// Whether the daemon is being shut down: nothing is accepted any more.
+    pub draining: bool,
     /// How many times the worker was started again.
     pub worker_restarts: u64,
 }

@@ -55,6 +55,12 @@ impl SharedJobs {
         Some(view)
     }
 
+    /// Whether there is a job like that which has not ended.
+    pub fn awaits(&self, is: impl Fn(&Job) -> bool) -> bool {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.views.values().any(|view| !view.state.is_terminal() && is(&view.job))
+    }
+
     pub fn insert(&self, entry: Entry) {
         let view = JobView {
             id: entry.id,

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
+    guards::WithFile,
     problem::{Problem, field_error},
 };
 use crate::{
@@ -45,10 +46,7 @@ pub struct ReloadAnswer {
         (status = 409, description = "There is no file"),
         (status = 422, description = "The file has errors"),
     ))]
-pub async fn reload(State(api): State<Api>) -> Result<Json<ReloadAnswer>, Problem> {
-    if !api.config.has_file() {
-        return Err(Problem::no_file());
-    }
+pub async fn reload(_: WithFile, State(api): State<Api>) -> Result<Json<ReloadAnswer>, Problem> {
     let config = api.config.clone();
     let reload = tokio::task::spawn_blocking(move || config.reload(Origin::Api));
     let ReloadReport { revision, diff, warnings } = reload.await.map_err(Problem::internal)??;

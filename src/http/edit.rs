@@ -3,16 +3,16 @@
 use axum::{
     Json,
     extract::{FromRequestParts, Path, State},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 
 use super::{
     Api,
     body::JsonBody,
+    guards::{Admin, WithFile},
     modes::ModeInfo,
     problem::{Kind, Problem},
 };
@@ -21,23 +21,26 @@ use crate::{
     request::{FieldError, InvalidFields},
 };
 
-/// That who asks has the admin key, where one is set.
-pub struct Admin;
+/// Who may change modes wants to change one.
+pub struct Edit {
+    api: Api,
+    /// The mode's.
+    name: String,
+    /// The revisions of the file that they have seen; `None`: they do not care.
+    if_match: Option<String>,
+}
 
-impl FromRequestParts<Api> for Admin {
+impl FromRequestParts<Api> for Edit {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let Some(key) = &api.admin_key else { return Ok(Self) };
-        let given = parts.headers.get("x-admin-key").map_or(&b""[..], |given| given.as_bytes());
-        // Compared by their hashes: how long that takes says nothing about the key.
-        if Sha256::digest(given) == Sha256::digest(key.as_bytes()) {
-            return Ok(Self);
-        }
-        Err(Problem::new(
-            Kind::AdminKeyNeeded,
-            "this needs the admin key, in the header X-Admin-Key",
-        ))
+        Admin::from_request_parts(parts, api).await?;
+        WithFile::from_request_parts(parts, api).await?;
+        let Path(name) = Path::from_request_parts(parts, api)
+            .await
+            .map_err(|rejection| Problem::new(Kind::MalformedRequest, rejection.body_text()))?;
+        let if_match = parts.headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok());
+        Ok(Self { api: api.clone(), name, if_match: if_match.map(str::to_owned) })
     }
 }
 
@@ -67,14 +70,8 @@ pub async fn show(State(api): State<Api>, Path(name): Path<String>) -> Result<Re
         (status = 412, description = "The file is not what If-Match names"),
         (status = 422, description = "The file would have errors"),
     ))]
-pub async fn create(
-    _: Admin,
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    store(api, name, &headers, body, ModeEdit::Add).await
+pub async fn create(edit: Edit, JsonBody(body): JsonBody) -> Result<Response, Problem> {
+    store(edit, body, ModeEdit::Add).await
 }
 
 /// Replaces a mode in the configuration file, or adds it. The file's other lines stay as they are.
@@ -92,14 +89,8 @@ pub async fn create(
         (status = 412, description = "The file is not what If-Match names"),
         (status = 422, description = "The file would have errors"),
     ))]
-pub async fn put(
-    _: Admin,
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    store(api, name, &headers, body, ModeEdit::Put).await
+pub async fn put(edit: Edit, JsonBody(body): JsonBody) -> Result<Response, Problem> {
+    store(edit, body, ModeEdit::Put).await
 }
 
 /// Takes a mode out of the configuration file. The file's other lines stay as they are.
@@ -115,20 +106,13 @@ pub async fn put(
         (status = 412, description = "The file is not what If-Match names"),
         (status = 422, description = "The file would have errors, such as no default mode"),
     ))]
-pub async fn delete(
-    _: Admin,
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let ReloadReport { revision, .. } = change(&api, &name, &headers, ModeEdit::Remove).await?;
+pub async fn delete(edit: Edit) -> Result<Response, Problem> {
+    let ReloadReport { revision, .. } = change(&edit, ModeEdit::Remove).await?;
     Ok((StatusCode::NO_CONTENT, [(header::ETAG, etag(&revision))]).into_response())
 }
 
 async fn store(
-    api: Api,
-    name: String,
-    headers: &HeaderMap,
+    edit: Edit,
     body: Value,
     how: fn(Map<String, Value>) -> ModeEdit,
 ) -> Result<Response, Problem> {
@@ -136,26 +120,17 @@ async fn store(
         let detail = "expected a JSON object: the mode's keys as in modes.yaml".to_owned();
         return Err(InvalidFields(vec![FieldError { pointer: String::new(), detail }]).into());
     };
-    let report = change(&api, &name, headers, how(mode)).await?;
-    let modes = api.config.current();
-    let mode = Json(ModeInfo::from(&**modes.get(&name)?));
-    let is_new = report.diff.added.contains(&name);
+    let report = change(&edit, how(mode)).await?;
+    let modes = edit.api.config.current();
+    let mode = Json(ModeInfo::from(&**modes.get(&edit.name)?));
+    let is_new = report.diff.added.contains(&edit.name);
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [(header::ETAG, etag(&report.revision))], mode).into_response())
 }
 
-async fn change(
-    api: &Api,
-    name: &str,
-    headers: &HeaderMap,
-    change: ModeEdit,
-) -> Result<ReloadReport, Problem> {
-    if !api.config.has_file() {
-        return Err(Problem::no_file());
-    }
-    let wanted = headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok());
-    let wanted = wanted.map(str::to_owned);
-    let (config, mode) = (api.config.clone(), name.to_owned());
+async fn change(edit: &Edit, change: ModeEdit) -> Result<ReloadReport, Problem> {
+    let (config, mode) = (edit.api.config.clone(), edit.name.clone());
+    let wanted = edit.if_match.clone();
     let editing = spawn_blocking(move || {
         let is_expected = |revision: &str| {
             wanted.is_none_or(|wanted| {
@@ -164,7 +139,7 @@ async fn change(
         };
         config.edit(&mode, &change, is_expected)
     });
-    editing.await.map_err(Problem::internal)?.map_err(|error| refused(name, error))
+    editing.await.map_err(Problem::internal)?.map_err(|error| refused(&edit.name, error))
 }
 
 fn etag(revision: &str) -> String {

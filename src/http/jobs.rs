@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobId, JobState},
+    job::{Job, JobId, JobState, Unload},
     modes::{did_you_mean, nearest_name},
     request::{Fields, GenerateRequest, Source},
 };
@@ -36,12 +36,21 @@ pub struct JobInfo {
     step: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<u32>,
+    /// While loading: how much of it has been read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u8>,
+    /// While queued: how many jobs come before it, the running one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs_before: Option<usize>,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Of a generation or a mode switch.
+    /// Of a generation, a mode switch, a load, or the unloading of one mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
+    /// Of a mode switch: how long it may wait for the jobs before it, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_secs: Option<u32>,
     /// Of a generation: what is drawn, all defaults filled in.
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<RequestInfo>,
@@ -83,6 +92,8 @@ pub struct SourceInfo {
 pub enum JobKind {
     Generation,
     ModeSwitch,
+    Load,
+    Unload,
     Custom,
 }
 
@@ -117,6 +128,7 @@ impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
         // No arm takes the pipeline along: it holds paths on disk.
         let (mut mode, mut request, mut loras, mut name) = (None, None, None, None);
+        let mut timeout_secs = None;
         let kind = match view.job {
             Job::Generation { request: asked, pipeline } => {
                 mode = Some(asked.mode.clone());
@@ -124,25 +136,41 @@ impl From<JobView> for JobInfo {
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
                 JobKind::Generation
             }
-            Job::ModeSwitch { mode: to, .. } | Job::Load { mode: to, .. } => {
-                mode = Some(to);
+            Job::ModeSwitch { mode: to, timeout_secs: limit, .. } => {
+                (mode, timeout_secs) = (Some(to), limit);
                 JobKind::ModeSwitch
             }
-            Job::Unload { .. } => JobKind::ModeSwitch,
+            Job::Load { mode: of, pipeline: _ } => {
+                mode = Some(of);
+                JobKind::Load
+            }
+            Job::Unload { what: Unload::All } => JobKind::Unload,
+            Job::Unload { what: Unload::Mode { mode: of, pipeline: _ } } => {
+                mode = Some(of);
+                JobKind::Unload
+            }
             Job::Custom { name: of, args: _ } => {
                 name = Some(of);
                 JobKind::Custom
             }
         };
-        let (state, step, steps, reason) = match view.state {
-            JobState::Queued => (StateName::Queued, None, None, None),
-            JobState::Loading { .. } => (StateName::Loading, None, None, None),
-            JobState::Running { step, steps } => {
-                (StateName::Running, Some(step), Some(steps), None)
+        let (mut step, mut steps, mut percent, mut reason) = (None, None, None, None);
+        let state = match view.state {
+            JobState::Queued => StateName::Queued,
+            JobState::Loading { percent: read } => {
+                percent = Some(read);
+                StateName::Loading
             }
-            JobState::Done => (StateName::Done, None, None, None),
-            JobState::Failed { reason } => (StateName::Failed, None, None, Some(reason)),
-            JobState::Cancelled => (StateName::Cancelled, None, None, None),
+            JobState::Running { step: done, steps: of } => {
+                (step, steps) = (Some(done), Some(of));
+                StateName::Running
+            }
+            JobState::Done => StateName::Done,
+            JobState::Failed { reason: why } => {
+                reason = Some(why);
+                StateName::Failed
+            }
+            JobState::Cancelled => StateName::Cancelled,
         };
         Self {
             id: view.id.to_string(),
@@ -150,8 +178,11 @@ impl From<JobView> for JobInfo {
             state,
             step,
             steps,
+            percent,
+            jobs_before: (state == StateName::Queued).then_some(view.jobs_before),
             reason,
             mode,
+            timeout_secs,
             request,
             loras,
             name,

@@ -22,14 +22,19 @@ mod answer;
 mod body;
 mod config;
 mod edit;
+mod figures;
 mod generate;
+mod guards;
+mod health;
 mod inventory;
 mod jobs;
 mod loras;
 mod metrics;
+mod models;
 mod modes;
 mod openapi;
 mod problem;
+mod residency;
 mod status;
 
 /// A prompt is a few hundred bytes.
@@ -52,15 +57,22 @@ pub fn router(api: Api) -> Router {
     let generate_limit = DefaultBodyLimit::max(MAX_GENERATE_BODY_BYTES);
     Router::new()
         .route("/", get(status::welcome))
-        .route("/health", get(status::health))
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
         .route("/metrics", get(metrics::metrics))
         .route("/generate", post(generate::generate).layer(generate_limit))
+        .route("/api/models", get(models::list))
+        .route("/api/models/current", get(models::current))
+        .route("/api/models/available", get(models::available))
         .route("/api/models/status", get(status::models_status))
+        .route("/api/models/load", post(residency::load))
+        .route("/api/models/unload", post(residency::unload))
         .route("/api/inventory", get(inventory::show))
         .route("/api/vram", get(status::vram))
         .route("/api/modes", get(modes::list))
         .route("/api/modes/config", get(config::show))
-        .route("/api/modes/switch", post(modes::switch))
+        .route("/api/modes/switch", post(residency::switch))
         .route(
             "/api/modes/{name}",
             get(edit::show).post(edit::create).put(edit::put).delete(edit::delete),

@@ -1,24 +1,15 @@
-//! `/api/modes`: what is declared, and switching to it.
+//! `GET /api/modes`: what is declared.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{Api, body::JsonBody, jobs::accepted, loras::LoraInfo, problem::Problem};
-use crate::{
-    dispatcher::SubmitError,
-    job::{Job, SwitchOrigin},
-    modes::{
-        LongPrompts, Mode, Modes, OnLoraError, PipelineSpec, Prediction, PromptSyntax, Spacing,
-    },
-    request::Fields,
+use super::{Api, loras::LoraInfo};
+use crate::modes::{
+    LongPrompts, Mode, Modes, OnLoraError, PipelineSpec, Prediction, PromptSyntax, Spacing,
 };
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,70 +104,5 @@ impl From<&Mode> for ModeInfo {
             preload: *preload,
             metadata: metadata.clone(),
         }
-    }
-}
-
-#[derive(Debug, ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read by hand")]
-pub struct SwitchRequest {
-    /// A name from `GET /api/modes`.
-    mode: String,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct SwitchAnswer {
-    status: SwitchStatus,
-    /// What is loaded now; `null` if nothing is.
-    from_mode: Option<String>,
-    to_mode: String,
-    message: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum SwitchStatus {
-    Queued,
-    AlreadyLoaded,
-}
-
-/// Loads a mode behind the work that is waiting; requests that name no mode follow it.
-#[utoipa::path(post, path = "/api/modes/switch", tag = "modes", request_body = SwitchRequest,
-    responses(
-        (status = 200, description = "Already loaded", body = SwitchAnswer),
-        (status = 202, description = "Queued; Location has the job", body = SwitchAnswer),
-        (status = 400, description = "The body is not JSON"),
-        (status = 404, description = "No such mode"),
-        (status = 409, description = "There is one mode only, described by the environment"),
-        (status = 422, description = "Invalid fields"),
-        (status = 429, description = "The queue is full; see Retry-After"),
-        (status = 503, description = "Shutting down"),
-    ))]
-pub async fn switch(State(api): State<Api>, JsonBody(body): JsonBody) -> Result<Response, Problem> {
-    let mut fields = Fields::read(&body, &["mode"])?;
-    let name = fields.text("mode");
-    fields.require("mode");
-    let name = fields.finish(name)?.unwrap_or_default();
-    let modes = api.config.current();
-    if !api.config.has_file() {
-        return Err(Problem::no_file());
-    }
-    let mode = modes.get(&name)?;
-    let from_mode = api.dispatcher.status().current_mode.clone();
-    let answer = |status, message| SwitchAnswer { status, from_mode, to_mode: name, message };
-
-    let pipeline = mode.pipeline.clone();
-    let asked_by = SwitchOrigin::User;
-    let job = Job::ModeSwitch { mode: mode.name.clone(), pipeline, asked_by, timeout_secs: None };
-    match api.dispatcher.submit(job).await {
-        Ok(ticket) => {
-            let message =
-                format!("mode '{}' is loaded when the jobs before it are done", mode.name);
-            Ok(accepted(ticket.detach(), answer(SwitchStatus::Queued, message)))
-        }
-        Err(SubmitError::AlreadyLoaded) => {
-            let message = format!("mode '{}' is loaded already", mode.name);
-            Ok(Json(answer(SwitchStatus::AlreadyLoaded, message)).into_response())
-        }
-        Err(error) => Err(error.into()),
     }
 }

@@ -9,9 +9,9 @@ use utoipa::{
 };
 
 use super::{
-    config, edit, generate, inventory, jobs, metrics, modes,
+    config, edit, generate, health, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    status,
+    residency, status,
 };
 
 #[derive(OpenApi)]
@@ -24,7 +24,12 @@ use super::{
     paths(
         generate::generate,
         modes::list,
-        modes::switch,
+        residency::switch,
+        models::list,
+        models::current,
+        models::available,
+        residency::load,
+        residency::unload,
         config::show,
         inventory::show,
         edit::show,
@@ -36,7 +41,9 @@ use super::{
         jobs::submit_custom,
         status::models_status,
         status::vram,
-        status::health,
+        health::health,
+        health::live,
+        health::ready,
         metrics::metrics,
         status::welcome,
         document,
@@ -46,6 +53,7 @@ use super::{
     tags(
         (name = "images", description = "Drawing"),
         (name = "modes", description = "What can be drawn, and how"),
+        (name = "models", description = "What is loaded, and what it costs"),
         (name = "jobs", description = "Work that waits, runs or is done"),
         (name = "status", description = "What the daemon is doing"),
     )

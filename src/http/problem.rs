@@ -42,6 +42,7 @@ pub enum Kind {
     NotFound,
     UnknownMode,
     UnknownJob,
+    NoCurrentMode,
     UnknownHandler,
     AdminKeyNeeded,
     Conflict,
@@ -60,6 +61,7 @@ pub enum Kind {
     OutOfMemory,
     TimedOut,
     Degraded,
+    NotReady,
     WorkerDied,
     HandlerFailed,
     Internal,
@@ -76,6 +78,7 @@ impl Kind {
             Self::NotFound => (S::NOT_FOUND, "not-found", "No such address"),
             Self::UnknownMode => (S::NOT_FOUND, "unknown-mode", "No such mode"),
             Self::UnknownJob => (S::NOT_FOUND, "unknown-job", "No such job"),
+            Self::NoCurrentMode => (S::NOT_FOUND, "no-current-mode", "No mode is current"),
             Self::UnknownHandler => (S::NOT_FOUND, "unknown-handler", "No such custom job"),
             Self::AdminKeyNeeded => (S::UNAUTHORIZED, "admin-key-needed", "Admin key needed"),
             Self::Conflict => (S::CONFLICT, "conflict", "Not as things are"),
@@ -104,10 +107,12 @@ impl Kind {
             Self::ModelUnusable => {
                 (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
             }
-            Self::NoRoom => (S::UNPROCESSABLE_ENTITY, "no-room", "No memory for this model"),
+            Self::NoRoom => (S::UNPROCESSABLE_ENTITY, "no-room", "No room for this model"),
             Self::OutOfMemory => (S::SERVICE_UNAVAILABLE, "out-of-memory", "Out of memory"),
-            Self::TimedOut => (S::CONFLICT, "timed-out", "Waited too long"),
-            Self::Degraded => (S::SERVICE_UNAVAILABLE, "degraded", "No mode can be drawn"),
+            // Who asked did nothing wrong, as 408 and 409 would say: the jobs before it took too long.
+            Self::TimedOut => (S::GATEWAY_TIMEOUT, "timed-out", "Waited too long"),
+            Self::Degraded => (S::SERVICE_UNAVAILABLE, "degraded", "No mode is loaded any more"),
+            Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "Not ready yet"),
             Self::WorkerDied => (S::INTERNAL_SERVER_ERROR, "worker-died", "The worker died"),
             Self::HandlerFailed => {
                 (S::INTERNAL_SERVER_ERROR, "handler-failed", "The custom job failed")
@@ -159,6 +164,11 @@ impl Problem {
         Self { kind, detail: detail.into(), errors: vec![], retry_after_secs: None, job: None }
     }
 
+    #[cfg(test)]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// An error that the client cannot help: the details go to the log.
     pub fn internal(error: impl std::fmt::Display) -> Self {
         tracing::error!("{error}");
@@ -186,7 +196,11 @@ impl Problem {
             FailureKind::ShuttingDown => Kind::ShuttingDown,
             FailureKind::Internal => Kind::Internal,
         };
-        let retry_after_secs = (kind == Kind::ShuttingDown).then_some(SHUTDOWN_RETRY_SECS);
+        let retry_after_secs = match kind {
+            Kind::ShuttingDown => Some(SHUTDOWN_RETRY_SECS),
+            Kind::OutOfMemory => Some(MEMORY_RETRY_SECS),
+            _ => None,
+        };
         Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
     }
 
@@ -200,13 +214,6 @@ impl Problem {
     pub fn of_configuration(kind: Kind, detail: &str, errors: &ConfigErrors) -> Self {
         let errors = errors.diagnostics.iter().map(field_error).collect();
         Self { errors, ..Self::new(kind, detail) }
-    }
-
-    /// What needs a configuration file, where there is none.
-    pub fn no_file() -> Self {
-        let detail = "this daemon was started without modes.yaml and has one mode, described by the \
-                      environment; start it with a file for more";
-        Self::new(Kind::Conflict, detail)
     }
 
     pub fn cancelled(job: JobId) -> Self {
@@ -238,6 +245,8 @@ impl Problem {
 
 /// By then the daemon is back, or it will not come back.
 const SHUTDOWN_RETRY_SECS: u64 = 30;
+/// By then another process may have given memory back.
+const MEMORY_RETRY_SECS: u64 = 30;
 
 impl IntoResponse for Problem {
     /// Only the envelope: [`render`] knows the address and writes the rest.

@@ -4,8 +4,11 @@ use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Api;
-use crate::{modes::LoraReport, vram::Snapshot};
+use super::{
+    Api,
+    figures::{Figures, gb, round},
+};
+use crate::vram::{GpuInfo, ResidentModel, Snapshot, ledger::LoraCacheUse};
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ModelsStatus {
@@ -15,6 +18,11 @@ pub struct ModelsStatus {
     selected_mode: String,
     /// Jobs that wait.
     queue_size: usize,
+    /// The job that is being done; `null` if none is.
+    running_job: Option<String>,
+    /// Why no mode is current, where a switch failed and the mode before it could not be loaded
+    /// again either; else `null`.
+    degraded: Option<String>,
     vram: VramStatus,
     /// How often a pipeline was loaded.
     loads: u64,
@@ -33,8 +41,15 @@ pub struct VramStatus {
     available_gb: f64,
     #[schema(example = 12.5)]
     usage_percent: f64,
+    /// `memory.limit_gb` in modes.yaml; `null` where it is not set.
+    limit_gb: Option<f64>,
     /// What the worker process holds in the host's memory.
     worker_resident_gb: f64,
+    /// What it has allocated, as it counts itself: weights and all else.
+    allocated_gb: f64,
+    /// All weights, shared ones counted once.
+    weights_gb: f64,
+    lora_cache: LoraCacheStatus,
     models_loaded: usize,
     models: Vec<LoadedModel>,
     /// Every GPU of this machine.
@@ -43,26 +58,28 @@ pub struct VramStatus {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct LoadedModel {
-    /// The mode that it was loaded for.
+    /// The mode that used it last.
     name: String,
     /// Relative to `model_root`.
     model_path: String,
+    /// Its weights, shared ones included.
     vram_gb: f64,
-    loras: Vec<MergedLora>,
+    /// Whether the current mode draws with it.
+    active: bool,
+    /// Whether it stays loaded until it is unloaded by name.
+    pinned: bool,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
-/// A LoRA and what became of it.
+/// LoRA files that stay open once they were read.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct MergedLora {
-    /// Relative to `lora_root`.
-    path: String,
-    strength: f32,
-    /// Modules of the model that it changes.
-    merged: usize,
-    /// Modules that it has something for and the model does not have.
-    unmatched: usize,
-    /// Why it was left out; `null` if it was not.
-    skipped: Option<String>,
+pub struct LoraCacheStatus {
+    files: u32,
+    gb: f64,
+    /// How often a LoRA was there already, and how often it was not.
+    hits: u64,
+    misses: u64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,13 +88,8 @@ pub struct Gpu {
     name: String,
     total_gb: f64,
     used_gb: f64,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Health {
-    /// `ok`: the daemon answers.
-    status: &'static str,
-    version: &'static str,
+    /// Of that, what the worker holds; `null` where the driver does not say.
+    worker_gb: Option<f64>,
 }
 
 /// What is loaded, what waits, what memory it takes.
@@ -89,6 +101,8 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
         current_mode: status.current_mode.clone(),
         selected_mode: status.selected_mode.clone(),
         queue_size: status.queue_size,
+        running_job: status.running.map(|id| id.to_string()),
+        degraded: status.degraded.clone(),
         vram: VramStatus::from(&status.vram),
         loads: status.vram.loads.values().sum(),
         worker_restarts: status.worker_restarts,
@@ -100,12 +114,6 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
     responses((status = 200, body = VramStatus)))]
 pub async fn vram(State(api): State<Api>) -> Json<VramStatus> {
     Json(VramStatus::from(&api.dispatcher.status().vram))
-}
-
-/// Whether the daemon answers; says nothing about models.
-#[utoipa::path(get, path = "/health", tag = "status", responses((status = 200, body = Health)))]
-pub async fn health() -> Json<Health> {
-    Json(Health { status: "ok", version: env!("CARGO_PKG_VERSION") })
 }
 
 /// A word to whoever opens this address in a browser.
@@ -127,25 +135,17 @@ pub async fn welcome() -> impl IntoResponse {
 
 impl From<&Snapshot> for VramStatus {
     fn from(snapshot: &Snapshot) -> Self {
-        let Snapshot {
-            device, total_bytes, used_bytes, worker_resident_bytes, models, gpus, ..
-        } = snapshot;
+        let Snapshot { device, total_bytes, used_bytes, models, lora_cache, gpus, .. } = snapshot;
         let available_bytes = total_bytes.saturating_sub(*used_bytes);
         let usage = if *total_bytes == 0 { 0.0 } else { *used_bytes as f64 / *total_bytes as f64 };
-        let models: Vec<_> = models
-            .iter()
-            .map(|model| LoadedModel {
-                name: model.loaded.mode.clone(),
-                model_path: model.loaded.pipeline.checkpoint.name.clone(),
-                vram_gb: gb(model.own_bytes + model.shared_bytes),
-                loras: model.loaded.loras.iter().map(MergedLora::from).collect(),
-            })
-            .collect();
-        let gpu = |gpu: &crate::vram::GpuInfo| Gpu {
-            index: gpu.index,
-            name: gpu.name.clone(),
-            total_gb: gb(gpu.total_bytes),
-            used_gb: gb(gpu.used_bytes),
+        let LoraCacheUse { files, bytes, hits, misses } = *lora_cache;
+        let model = |model: &ResidentModel| LoadedModel {
+            name: model.loaded.mode.clone(),
+            model_path: model.loaded.pipeline.checkpoint.name.clone(),
+            vram_gb: gb(model.own_bytes + model.shared_bytes),
+            active: model.active,
+            pinned: model.pinned,
+            figures: Figures::of(model, snapshot),
         };
         Self {
             device: device.clone(),
@@ -153,32 +153,125 @@ impl From<&Snapshot> for VramStatus {
             used_gb: gb(*used_bytes),
             available_gb: gb(available_bytes),
             usage_percent: round(100.0 * usage, 10.0),
-            worker_resident_gb: gb(*worker_resident_bytes),
+            limit_gb: snapshot.limit_bytes.map(gb),
+            worker_resident_gb: gb(snapshot.worker_resident_bytes),
+            allocated_gb: gb(snapshot.allocated_bytes),
+            weights_gb: gb(snapshot.weights_bytes),
+            lora_cache: LoraCacheStatus { files, gb: gb(bytes), hits, misses },
             models_loaded: models.len(),
-            models,
-            gpus: gpus.iter().map(gpu).collect(),
+            models: models.iter().map(model).collect(),
+            gpus: gpus.iter().map(Gpu::from).collect(),
         }
     }
 }
 
-impl From<&LoraReport> for MergedLora {
-    fn from(lora: &LoraReport) -> Self {
-        let LoraReport { name, strength, merged, unmatched, skipped } = lora;
+impl From<&GpuInfo> for Gpu {
+    fn from(gpu: &GpuInfo) -> Self {
+        let GpuInfo { index, name, total_bytes, used_bytes, worker_bytes } = gpu;
         Self {
-            path: name.clone(),
-            strength: *strength,
-            merged: *merged,
-            unmatched: *unmatched,
-            skipped: skipped.clone(),
+            index: *index,
+            name: name.clone(),
+            total_gb: gb(*total_bytes),
+            used_gb: gb(*used_bytes),
+            worker_gb: worker_bytes.map(gb),
         }
     }
 }
 
-/// Bytes in units of 2^30, three decimals.
-fn gb(bytes: u64) -> f64 {
-    round(bytes as f64 / f64::from(1 << 30), 1000.0)
-}
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::PathBuf};
 
-fn round(value: f64, parts: f64) -> f64 {
-    (value * parts).round() / parts
+    use super::*;
+    use crate::{
+        modes::{CheckpointRef, LoraReport, PipelineSpec},
+        vram::{
+            Loaded,
+            ledger::{Component, PipelineId},
+        },
+    };
+
+    fn model() -> ResidentModel {
+        let lora = LoraReport {
+            name: "ink.safetensors".into(),
+            strength: 0.5,
+            merged: 0,
+            unmatched: 3,
+            skipped: Some("no key matches".into()),
+        };
+        let unet = Component {
+            name: "unet".into(),
+            stored: "fp16".into(),
+            file_bytes: 1 << 30,
+            bytes: 2 << 30,
+        };
+        let checkpoint =
+            CheckpointRef { name: "sd15/x.safetensors".into(), path: PathBuf::from("/secret/x") };
+        ResidentModel {
+            loaded: Loaded {
+                id: PipelineId(1),
+                mode: "sd15".into(),
+                pipeline: PipelineSpec::of(checkpoint),
+                family: "SD1.x".into(),
+                components: vec![unet],
+                estimated_bytes: 2 << 30,
+                measured_bytes: 2_130_000_000,
+                load_ms: 1200,
+                merge_ms: 30,
+                loras: vec![lora],
+            },
+            active: true,
+            pinned: false,
+            own_bytes: 3 << 29,
+            shared_bytes: 1 << 29,
+            activation_peak_bytes: None,
+            last_used_unix_ms: 7,
+        }
+    }
+
+    #[test]
+    fn memory_in_gb() {
+        let snapshot = Snapshot {
+            device: "cpu".into(),
+            total_bytes: 16 << 30,
+            used_bytes: 5 << 30,
+            limit_bytes: Some(8 << 30),
+            worker_resident_bytes: 3 << 29,
+            allocated_bytes: 5 << 29,
+            weights_bytes: 2 << 30,
+            lora_cache: LoraCacheUse { files: 1, bytes: 1 << 29, hits: 2, misses: 1 },
+            models: vec![model()],
+            loads: BTreeMap::from([("sd15".into(), 2)]),
+            ..Snapshot::default()
+        };
+        let json = serde_json::to_value(VramStatus::from(&snapshot)).unwrap();
+        let expected = serde_json::json!({
+            "device": "cpu", "total_gb": 16.0, "used_gb": 5.0, "available_gb": 11.0,
+            "usage_percent": 31.3, "limit_gb": 8.0, "worker_resident_gb": 1.5, "allocated_gb": 2.5,
+            "weights_gb": 2.0, "lora_cache": {"files": 1, "gb": 0.5, "hits": 2, "misses": 1},
+            "models_loaded": 1,
+            "models": [{
+                "name": "sd15", "model_path": "sd15/x.safetensors", "vram_gb": 2.0, "active": true,
+                "pinned": false, "family": "SD1.x", "own_gb": 1.5, "shared_gb": 0.5,
+                "estimated_gb": 2.0, "measured_gb": 1.984, "file_gb": 1.0,
+                "components": [
+                    {"name": "unet", "dtype": "fp32", "stored": "fp16", "gb": 2.0, "file_gb": 1.0},
+                ],
+                "activation_peak_gb": null, "load_ms": 1200, "merge_ms": 30, "loads": 2, "hits": 0,
+                "last_used_unix_ms": 7,
+                "loras": [{
+                    "path": "ink.safetensors", "strength": 0.5, "merged": 0, "unmatched": 3,
+                    "skipped": "no key matches",
+                }],
+            }],
+            "gpus": [],
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_device_of_unknown_size_is_not_divided_by() {
+        let snapshot = Snapshot { used_bytes: 7, ..Snapshot::default() };
+        assert_eq!(VramStatus::from(&snapshot).usage_percent, 0.0);
+    }
 }

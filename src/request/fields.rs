@@ -145,6 +145,13 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub fn flag(&mut self, name: &str) -> Option<bool> {
+        match self.get(name)? {
+            Value::Bool(flag) => Some(*flag),
+            other => self.wrong_type(name, "true or false", other),
+        }
+    }
+
     pub fn number(&mut self, name: &str, range: RangeInclusive<f32>) -> Option<f32> {
         let value = self.get(name)?;
         let Some(number) = value.as_f64() else {

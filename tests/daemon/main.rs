@@ -4,6 +4,7 @@
 mod api;
 mod asking;
 mod checkpoints;
+mod commands;
 mod configuration;
 mod custom;
 mod families;
@@ -15,4 +16,5 @@ mod process;
 #[expect(dead_code, reason = "only single files are needed here")]
 mod recipe;
 mod residency;
+mod residency_api;
 mod support;

@@ -78,9 +78,9 @@ fn switch(daemon: &Daemon, mode: &str) -> Answer {
 /// A number of `/metrics`, all its labels added up.
 fn metric(daemon: &Daemon, name: &str) -> u64 {
     let text = daemon.get("/metrics").text();
-    let lines = text.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-    });
+    let lines = text
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
     let values: Vec<u64> =
         lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
     assert!(!values.is_empty(), "no {name} in {text}");
@@ -176,7 +176,10 @@ fn a_model_that_cannot_draw_is_taken_back() {
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.starts_with("nan.safetensors: was loaded, and cannot draw: "), "{detail}");
     let status = daemon.get("/api/models/status").json();
-    assert_eq!((&status["current_mode"], &status["selected_mode"]), (&json!("tiny"), &json!("tiny")));
+    assert_eq!(
+        (&status["current_mode"], &status["selected_mode"]),
+        (&json!("tiny"), &json!("tiny"))
+    );
     assert_eq!(daemon.get("/health").status, 200);
     assert!(image(&daemon, "tiny") == before, "another image after a switch that was taken back");
     assert_eq!(metric(&daemon, "diffused_pipeline_loads_total"), 2);
@@ -232,7 +235,10 @@ fn modes_are_loaded_before_anybody_asks_and_survive_a_reload() {
     write_lora(&folder.path().join("loras/ink.safetensors"), 32, &[module]);
     let daemon = Daemon::start_in(folder, &[]);
     daemon.wait_for_status("both to be loaded", |status| status["loads"] == 2);
-    assert_eq!((loaded(&daemon), current_mode(&daemon)), (vec!["ink".into(), "tiny".into()], json!("tiny")));
+    assert_eq!(
+        (loaded(&daemon), current_mode(&daemon)),
+        (vec!["ink".into(), "tiny".into()], json!("tiny"))
+    );
 
     // One mode is changed; the other is not even touched.
     let changed = modes.replace("loras: [ink.safetensors], ", "prediction: v, ");
