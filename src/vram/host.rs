@@ -38,6 +38,27 @@ pub fn available_to(pid: Option<u32>) -> u64 {
     total_bytes.saturating_sub(used_bytes.saturating_sub(its_own))
 }
 
+/// How many processes the kernel has ended for want of memory, on this machine or in this control
+/// group. 0 where that cannot be read.
+pub fn oom_kills() -> u64 {
+    oom_kills_seen_by(&|path| std::fs::read_to_string(path).ok())
+}
+
+fn oom_kills_seen_by(read: ReadFile) -> u64 {
+    // The machine's counts those in all groups.
+    let machine = read("/proc/vmstat").and_then(|vmstat| field(&vmstat, "oom_kill"));
+    // In a container it may be hidden, and the group's own count is there.
+    let group = || {
+        let (hierarchy, path) = memory_group(&read("/proc/self/cgroup")?)?;
+        let counts = groups_around(&path).filter_map(|group| {
+            let events = read(&format!("{}{group}/{}", hierarchy.root, hierarchy.events))?;
+            field(&events, "oom_kill")
+        });
+        counts.max()
+    };
+    machine.or_else(group).unwrap_or(0)
+}
+
 /// The contents of a file, if there is one.
 type ReadFile<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -61,6 +82,8 @@ struct Hierarchy {
     root: &'static str,
     limit: &'static str,
     usage: &'static str,
+    /// Where it says how many processes were ended for want of memory.
+    events: &'static str,
     /// In `memory.stat`: file pages of the group and all below it.
     file_pages: [&'static str; 2],
 }
@@ -69,6 +92,7 @@ const V1: Hierarchy = Hierarchy {
     root: "/sys/fs/cgroup/memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
+    events: "memory.oom_control",
     file_pages: ["total_active_file", "total_inactive_file"],
 };
 
@@ -76,6 +100,7 @@ const V2: Hierarchy = Hierarchy {
     root: "/sys/fs/cgroup",
     limit: "memory.max",
     usage: "memory.current",
+    events: "memory.events",
     file_pages: ["active_file", "inactive_file"],
 };
 
@@ -206,6 +231,31 @@ mod tests {
                 files.iter().find(|(at, _)| *at == path).map(|(_, text)| (*text).to_owned())
             };
             assert_eq!(memory_seen_by(&read), HostMemory { total_bytes, used_bytes }, "{name}");
+        }
+    }
+
+    #[test]
+    fn killings_for_want_of_memory_are_counted() {
+        let group = ("/proc/self/cgroup", "0::/a/b\n");
+        let vmstat = ("/proc/vmstat", "nr_free_pages 7\noom_kill 3\nzone_reclaim_failed 0\n");
+        let events = |path: &'static str| (path, "low 0\noom 9\noom_kill 2\noom_group_kill 0\n");
+        for (files, expected) in [
+            (vec![], 0),
+            (vec![group, vmstat], 3),
+            (vec![group, events("/sys/fs/cgroup/a/memory.events")], 2),
+            (
+                vec![
+                    ("/proc/self/cgroup", "4:memory:/x\n"),
+                    events("/sys/fs/cgroup/memory/memory.oom_control"),
+                ],
+                2,
+            ),
+            (vec![group], 0),
+        ] {
+            let read = |path: &str| {
+                files.iter().find(|(at, _)| *at == path).map(|(_, text)| (*text).to_owned())
+            };
+            assert_eq!(oom_kills_seen_by(&read), expected, "{files:?}");
         }
     }
 

@@ -15,16 +15,7 @@ pub mod probe;
 pub mod registry;
 
 mod cards;
+mod snapshot;
 
-pub use registry::{Loaded, Reason, ResidentModel, Snapshot, VramRegistry};
-
-/// A card as its driver describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GpuInfo {
-    pub index: u32,
-    pub name: String,
-    pub total_bytes: u64,
-    pub used_bytes: u64,
-    /// Of that, what the worker process holds; `None` where the driver does not say.
-    pub worker_bytes: Option<u64>,
-}
+pub use registry::{Loaded, VramRegistry};
+pub use snapshot::{GpuInfo, Reason, ResidentModel, Snapshot};

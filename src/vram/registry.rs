@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    GpuInfo,
-    ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, shares},
+    ledger::{Component, Estimate, Held, PipelineId, shares},
     plan::{self, Limits, NoRoom, Plan, Resident, Standing, Wish},
     probe::Readings,
+    snapshot::{Reason, ResidentModel, Snapshot},
 };
 use crate::modes::{IdleUnload, LoraReport, Memory, Modes, ModesDiff, PipelineSpec};
 
@@ -27,39 +27,6 @@ pub struct VramRegistry {
     loads: BTreeMap<String, u64>,
     hits: BTreeMap<String, u64>,
     evictions: BTreeMap<Reason, u64>,
-}
-
-/// Why a pipeline left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// Another one needed its memory.
-    Memory,
-    /// There were more than `max_models`.
-    MaxModels,
-    /// A job ran out of memory.
-    OutOfMemory,
-    /// Nobody had used it for a while.
-    Idle,
-    /// No mode has it any more.
-    Unwanted,
-    /// Somebody asked for it.
-    Asked,
-}
-
-impl Reason {
-    pub const ALL: [Self; 6] =
-        [Self::Memory, Self::MaxModels, Self::OutOfMemory, Self::Idle, Self::Unwanted, Self::Asked];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::MaxModels => "max_models",
-            Self::OutOfMemory => "out_of_memory",
-            Self::Idle => "idle",
-            Self::Unwanted => "unwanted",
-            Self::Asked => "asked",
-        }
-    }
 }
 
 /// What is known of a pipeline when it has been loaded.
@@ -85,47 +52,6 @@ struct Model {
     activation_peak_bytes: Option<u64>,
     /// Its mode is gone, or has become another one.
     unwanted: bool,
-}
-
-/// A pipeline that is loaded, as it is shown.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ResidentModel {
-    pub loaded: Loaded,
-    /// Whether the current mode draws with it.
-    pub active: bool,
-    pub pinned: bool,
-    pub own_bytes: u64,
-    pub shared_bytes: u64,
-    /// What its last job took besides all weights, at most.
-    pub activation_peak_bytes: Option<u64>,
-    pub last_used_unix_ms: u64,
-}
-
-/// Everything there is to say about memory at one moment.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Snapshot {
-    /// What the worker computes on, as it is shown to people.
-    pub device: String,
-    /// The device's memory: of a host, what this process may use of it.
-    pub total_bytes: u64,
-    pub used_bytes: u64,
-    /// `memory.limit_gb`, where it is set.
-    pub limit_bytes: Option<u64>,
-    /// What the worker process has in RAM, 0 while it does not live.
-    pub worker_resident_bytes: u64,
-    /// What it has allocated, as it counts itself: weights and all else.
-    pub allocated_bytes: u64,
-    /// All weights, shared ones counted once.
-    pub weights_bytes: u64,
-    pub lora_cache: LoraCacheUse,
-    pub models: Vec<ResidentModel>,
-    /// By mode, since the daemon's start: how often its pipeline was loaded, and how often it was
-    /// there already.
-    pub loads: BTreeMap<String, u64>,
-    pub hits: BTreeMap<String, u64>,
-    pub evictions: BTreeMap<Reason, u64>,
-    /// The NVIDIA cards in this machine, whether or not the worker computes on one.
-    pub gpus: Vec<GpuInfo>,
 }
 
 /// What a worker that computes on the CPU has for a device; also what is shown until the first
@@ -335,10 +261,6 @@ impl VramRegistry {
         if let Some(model) = self.models.iter_mut().find(|model| model.loaded.id == id) {
             model.activation_peak_bytes = Some(bytes);
         }
-    }
-
-    pub fn held(&self) -> &Held {
-        &self.held
     }
 
     /// The ledger beside what was measured.

@@ -35,7 +35,7 @@ impl Actor {
         let (pipeline, lora_cache) = (target.pipeline.clone(), self.registry.memory().lora_cache);
         let (estimate, after) = (Estimate::default(), Vec::new());
         running.loaded = true;
-        running.phase = Phase::Loading(Loading { id, target, estimate, after });
+        running.phase = Phase::Loading(Box::new(Loading { id, target, estimate, after }));
         self.jobs.set_state(job, JobState::Loading { percent: 0 });
         self.worker.send(ToWorker::Prepare { job, id, pipeline, lora_cache });
     }
@@ -65,11 +65,11 @@ impl Actor {
 
     pub(super) fn on_loaded(&mut self, report: &LoadReport, held: Held) {
         let Some(running) = &mut self.running else { return };
-        let Phase::Loading(Loading { id, target, estimate, after }) =
-            std::mem::replace(&mut running.phase, Phase::AwaitsWorker)
+        let Phase::Loading(loading) = std::mem::replace(&mut running.phase, Phase::AwaitsWorker)
         else {
             return;
         };
+        let Loading { id, target, estimate, after } = *loading;
         tracing::info!(mode = target.mode, family = report.family, ms = report.load_ms, "loaded");
         for LoraReport { name, merged, unmatched, skipped, .. } in &report.loras {
             match skipped {

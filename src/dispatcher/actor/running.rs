@@ -13,20 +13,15 @@ use tokio::{
 
 use super::{Actor, loading::Loading};
 use crate::{
-    dispatcher::{
-        DrawnImages, FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult,
-    },
+    dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
     job::{Job, JobId, JobState, Unload},
     queue::{Entry, Target},
     vram::{Reason, host, ledger::PipelineId},
-    worker::{
-        protocol::{DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind},
-        supervisor,
-    },
+    worker::protocol::ToWorker,
 };
 
 /// How often a job is begun before a worker that dies on it is the job's failure.
-const MAX_ATTEMPTS: u32 = 2;
+pub const MAX_ATTEMPTS: u32 = 2;
 
 /// The job whose turn it is.
 pub struct Running {
@@ -40,9 +35,11 @@ pub struct Running {
     pub made_room: bool,
     pub attempts: u32,
     /// It will end as cancelled, whatever comes of it.
-    cancelled: bool,
+    pub cancelled: bool,
     /// It had its pipeline loaded.
     pub loaded: bool,
+    /// How many processes the kernel had ended for want of memory when it began.
+    pub oom_kills: u64,
     since: Instant,
 }
 
@@ -51,7 +48,7 @@ pub enum Phase {
     /// The worker is being started.
     AwaitsWorker,
     /// The worker loads its pipeline, or the one that was there before.
-    Loading(Loading),
+    Loading(Box<Loading>),
     Drawing(PipelineId),
     /// The worker gives back what these modes had loaded.
     Unloading(Vec<String>),
@@ -64,7 +61,7 @@ impl Running {
     }
 
     /// The mode in whose name it is done.
-    fn mode(&self) -> String {
+    pub fn mode(&self) -> String {
         self.goal().map(|goal| goal.mode).unwrap_or_default()
     }
 
@@ -115,6 +112,7 @@ impl Actor {
             attempts: 1,
             cancelled: false,
             loaded: false,
+            oom_kills: host::oom_kills(),
             since: Instant::now(),
         });
         self.begin_unloading();
@@ -267,133 +265,4 @@ impl Actor {
             Err(_) => failed("the job's handler panicked; the daemon's log says why".to_owned()),
         });
     }
-
-    pub(super) fn on_worker(&mut self, event: supervisor::Event) {
-        match event {
-            supervisor::Event::Ready { device } => {
-                tracing::info!(device, "the worker is ready");
-                self.registry.set_device(&device);
-                self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
-                self.drive();
-            }
-            supervisor::Event::Message(message, payload) => self.on_message(message, payload),
-            supervisor::Event::Died => self.on_worker_death(),
-        }
-    }
-
-    fn on_message(&mut self, message: FromWorker, payload: Vec<u8>) {
-        if let FromWorker::Unloaded { held } = message {
-            return self.on_unloaded(held);
-        }
-        let running = self.running.as_ref().map(Running::id);
-        let Some(job) = message.job().filter(|job| Some(*job) == running) else {
-            return tracing::warn!(?message, "the worker speaks of a job that does not run");
-        };
-        match message {
-            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } => {}
-            FromWorker::Prepared { estimate, .. } => self.on_prepared(estimate),
-            FromWorker::Loading { fraction, .. } => {
-                let percent = (100.0 * fraction).clamp(0.0, 100.0) as u8;
-                self.jobs.set_state(job, JobState::Loading { percent });
-            }
-            FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
-            FromWorker::Step { step, steps, .. } => {
-                self.jobs.set_state(job, JobState::Running { step, steps });
-            }
-            FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
-            FromWorker::Failed { error, held, .. } => {
-                held.into_iter().for_each(|held| self.reconcile(held));
-                self.on_failed(failure(error));
-            }
-            FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
-        }
-    }
-
-    fn on_failed(&mut self, failure: JobFailure) {
-        let Some(running) = &mut self.running else { return };
-        let out_of_memory = failure.kind == FailureKind::OutOfMemory;
-        let again = out_of_memory && !std::mem::replace(&mut running.made_room, out_of_memory);
-        let is_loading = matches!(running.phase, Phase::Loading(_));
-        if again {
-            let leaving = self.registry.evictable(self.clock.now_ms());
-            if !leaving.is_empty() {
-                tracing::warn!("{} pipelines leave for a second attempt: {failure}", leaving.len());
-                self.unload(&leaving, Reason::OutOfMemory);
-                return self.drive();
-            }
-        }
-        match is_loading {
-            true => self.on_load_failed(failure),
-            false => self.finish_running(Outcome::Failed(failure)),
-        }
-    }
-
-    fn on_images(&mut self, drawn: DrawnReport, rgb: Vec<u8>) {
-        let Some(running) = &self.running else { return };
-        let asked = match &running.entry.job {
-            Job::Generation { request, .. } => request.n,
-            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                0
-            }
-        };
-        if let Phase::Drawing(id) = running.phase {
-            self.registry.set_activation_peak(id, drawn.peak_bytes);
-            self.registry.touch(id, &running.mode(), self.clock.now_ms());
-        }
-        self.counters.drawn(&drawn);
-        self.finish_running(images(drawn, asked, rgb));
-    }
-
-    /// Another attempt for the job that it worked on, if there is one left.
-    fn on_worker_death(&mut self) {
-        self.reconcile(Default::default());
-        let Some(running) = &mut self.running else { return };
-        match &mut running.phase {
-            Phase::Custom(_) => return,
-            // It is all gone.
-            Phase::Unloading(modes) => {
-                let modes = std::mem::take(modes);
-                return self.finish_running(Outcome::Unloaded(modes));
-            }
-            Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) => {}
-        }
-        if running.cancelled {
-            return self.finish_running(Outcome::Cancelled);
-        }
-        if running.attempts == MAX_ATTEMPTS {
-            let message = "the worker process died, or would not start, twice in this job's turn; \
-                           the daemon's log says why";
-            let failure = JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
-            return match running.phase {
-                Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
-                _ => self.on_load_failed(failure),
-            };
-        }
-        running.attempts += 1;
-        let id = running.id();
-        self.jobs.begin(id, JobState::Loading { percent: 0 });
-        self.drive();
-    }
-}
-
-fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
-    let expected = report.images as usize * report.image_bytes();
-    if report.images != asked || rgb.len() != expected || expected == 0 {
-        let (images, bytes) = (report.images, rgb.len());
-        tracing::error!("{images} images in {bytes} bytes where {asked} in {expected} belong");
-        let message = "the worker sent incomplete images".to_owned();
-        return Outcome::Failed(JobFailure { kind: FailureKind::Internal, message });
-    }
-    Outcome::Images(DrawnImages { rgb, report })
-}
-
-fn failure(error: WorkerError) -> JobFailure {
-    let kind = match error.kind {
-        WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
-        WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
-        WorkerErrorKind::InvalidRequest { field } => FailureKind::InvalidRequest { field },
-        WorkerErrorKind::OutOfMemory => FailureKind::OutOfMemory,
-        WorkerErrorKind::Internal => FailureKind::Internal,
-    };
-    JobFailure { kind, message: error.message }
 }

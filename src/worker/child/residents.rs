@@ -196,3 +196,43 @@ fn not_verified(spec: &PipelineSpec, error: &DrawError) -> WorkerError {
     let message = format!("{}: was loaded, and cannot draw: {error}", spec.checkpoint.name);
     WorkerError { kind, message }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn failing(error: io::Error) -> checkpoint::Error {
+        checkpoint::Error::Unreadable { file: "a.safetensors".to_owned(), cause: error }
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_three_times_more_with_growing_pauses() {
+        let busy = || io::Error::from_raw_os_error(libc::EIO);
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        type Cause<'a> = &'a dyn Fn() -> io::Error;
+        for (failures, cause, pauses, succeeds) in [
+            (0, &busy as Cause<'_>, &[][..], true),
+            (2, &busy, &[100, 400], true),
+            (3, &busy, &[100, 400, 1600], true),
+            (4, &busy, &[100, 400, 1600], false),
+            (1, &missing, &[], false),
+        ] {
+            let (slept, mut left) = (RefCell::new(Vec::new()), failures);
+            let open = || {
+                left -= 1;
+                if left < 0 { Ok(()) } else { Err(failing(cause())) }
+            };
+            let result = with_retries(open, |pause| slept.borrow_mut().push(pause.as_millis()));
+            assert_eq!(result.is_ok(), succeeds, "{failures} times {}", cause());
+            assert_eq!(*slept.borrow(), pauses, "{failures} times {}", cause());
+        }
+    }
+
+    #[test]
+    fn a_loras_file_is_read_again_like_any_other() {
+        let cause = Box::new(failing(io::Error::from(io::ErrorKind::TimedOut)));
+        assert!(is_transient(&checkpoint::Error::Lora { index: 0, cause }));
+    }
+}

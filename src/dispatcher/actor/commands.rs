@@ -1,0 +1,134 @@
+//! What is asked of the dispatcher: submitted, cancelled, configured, drained.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{Actor, Command, DRAIN_LIMIT};
+use crate::{
+    dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
+    job::{Job, JobId},
+    queue::{self, Configured, Refused},
+};
+
+impl Actor {
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Submit { job, reply, commands } => {
+                let result = self.submit(*job, commands);
+                self.publish();
+                let _ = reply.send(result);
+            }
+            Command::Cancel { id, reply } => {
+                let will_be_cancelled = self.cancel(id);
+                self.publish();
+                if let Some(reply) = reply {
+                    let _ = reply.send(will_be_cancelled);
+                }
+            }
+            // Nothing is loaded any more.
+            Command::Configure { .. } if self.drain_until.is_some() => {}
+            Command::Configure { diff, modes } => {
+                self.registry.configure(&diff, &modes);
+                let Configured { superseded, switch } =
+                    self.queue.configure(&diff, &modes, JobId::new);
+                if let Some(entry) = superseded {
+                    self.conclude(&entry, Outcome::Cancelled);
+                }
+                switch.into_iter().for_each(|entry| self.jobs.insert(entry));
+            }
+            Command::Drain => {
+                self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
+                for entry in self.queue.drain() {
+                    self.conclude(&entry, Outcome::Failed(JobFailure::shutting_down()));
+                }
+                self.give_up_loading();
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        job: Job,
+        commands: mpsc::UnboundedSender<Command>,
+    ) -> Result<Ticket, SubmitError> {
+        if self.drain_until.is_some() {
+            return Err(SubmitError::ShuttingDown);
+        }
+        if let Job::Custom { name, .. } = &job {
+            self.custom.check(name)?;
+        }
+        let limit = match &job {
+            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
+            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                None
+            }
+        };
+        let id = self.enqueue(job).map_err(|refused| match refused {
+            Refused::Full => SubmitError::QueueFull {
+                limit: self.queue.limit(),
+                retry_after_secs: self.pace.retry_after_secs(),
+            },
+            Refused::TooMuchToHold => SubmitError::TooMuchToHold {
+                limit_bytes: queue::MAX_SOURCE_BYTES,
+                retry_after_secs: self.pace.retry_after_secs(),
+            },
+            Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
+        })?;
+        if let Some(secs) = limit {
+            self.switch_limits.insert(id, Instant::now() + Duration::from_secs(secs.into()));
+        }
+        let (sender, outcome) = oneshot::channel();
+        self.outcomes.insert(id, sender);
+        Ok(Ticket { id, outcome, commands: Some(commands) })
+    }
+
+    /// Puts a job, and what it brings along, into queue and table.
+    fn enqueue(&mut self, job: Job) -> Result<JobId, Refused> {
+        let submitted = self.queue.submit(job, JobId::new)?;
+        let id = submitted.job.id;
+        submitted
+            .switch
+            .into_iter()
+            .chain([submitted.job])
+            .for_each(|entry| self.jobs.insert(entry));
+        Ok(id)
+    }
+
+    /// Whether the job will end as cancelled.
+    fn cancel(&mut self, id: JobId) -> bool {
+        if self.running.as_ref().is_some_and(|running| running.id() == id) {
+            return self.cancel_running();
+        }
+        let removed = self.queue.cancel(id);
+        for entry in &removed {
+            self.conclude(entry, Outcome::Cancelled);
+        }
+        !removed.is_empty()
+    }
+
+    /// Switches that have waited for as long as they may fail; one that is being done goes on.
+    pub(super) fn give_up_waiting_switches(&mut self) {
+        let now = Instant::now();
+        let due = self.switch_limits.iter().filter(|(_, limit)| **limit <= now);
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.switch_limits.remove(&id);
+            let removed = self.queue.cancel(id);
+            for entry in &removed {
+                let message = "the jobs before this switch took longer than its timeout_secs; \
+                               nothing was switched";
+                let outcome = match entry.id == id {
+                    true => Outcome::Failed(JobFailure {
+                        kind: FailureKind::TimedOut,
+                        message: message.to_owned(),
+                    }),
+                    false => Outcome::Cancelled,
+                };
+                self.conclude(entry, outcome);
+            }
+        }
+    }
+}

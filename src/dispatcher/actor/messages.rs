@@ -1,0 +1,165 @@
+//! What the worker says, and what becomes of its job when it dies.
+
+use super::{
+    Actor,
+    running::{MAX_ATTEMPTS, Phase, Running},
+};
+use crate::{
+    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome},
+    job::{Job, JobState},
+    vram::{
+        Reason,
+        host::{self, HostMemory},
+    },
+    worker::{
+        protocol::{DrawnReport, FromWorker, WorkerError, WorkerErrorKind},
+        supervisor,
+    },
+};
+
+impl Actor {
+    pub(super) fn on_worker(&mut self, event: supervisor::Event) {
+        match event {
+            supervisor::Event::Ready { device } => {
+                tracing::info!(device, "the worker is ready");
+                self.registry.set_device(&device);
+                self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
+                self.drive();
+            }
+            supervisor::Event::Message(message, payload) => self.on_message(message, payload),
+            supervisor::Event::Died => self.on_worker_death(),
+        }
+    }
+
+    fn on_message(&mut self, message: FromWorker, payload: Vec<u8>) {
+        if let FromWorker::Unloaded { held } = message {
+            return self.on_unloaded(held);
+        }
+        let running = self.running.as_ref().map(Running::id);
+        let Some(job) = message.job().filter(|job| Some(*job) == running) else {
+            return tracing::warn!(?message, "the worker speaks of a job that does not run");
+        };
+        match message {
+            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } => {}
+            FromWorker::Prepared { estimate, .. } => self.on_prepared(estimate),
+            FromWorker::Loading { fraction, .. } => {
+                let percent = (100.0 * fraction).clamp(0.0, 100.0) as u8;
+                self.jobs.set_state(job, JobState::Loading { percent });
+            }
+            FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
+            FromWorker::Step { step, steps, .. } => {
+                self.jobs.set_state(job, JobState::Running { step, steps });
+            }
+            FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
+            FromWorker::Failed { error, held, .. } => {
+                held.into_iter().for_each(|held| self.reconcile(held));
+                self.on_failed(failure(error));
+            }
+            FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
+        }
+    }
+
+    fn on_failed(&mut self, failure: JobFailure) {
+        let Some(running) = &mut self.running else { return };
+        let out_of_memory = failure.kind == FailureKind::OutOfMemory;
+        let again = out_of_memory && !std::mem::replace(&mut running.made_room, out_of_memory);
+        let is_loading = matches!(running.phase, Phase::Loading(_));
+        if again {
+            let leaving = self.registry.evictable(self.clock.now_ms());
+            if !leaving.is_empty() {
+                tracing::warn!("{} pipelines leave for a second attempt: {failure}", leaving.len());
+                self.unload(&leaving, Reason::OutOfMemory);
+                return self.drive();
+            }
+        }
+        match is_loading {
+            true => self.on_load_failed(failure),
+            false => self.finish_running(Outcome::Failed(failure)),
+        }
+    }
+
+    fn on_images(&mut self, drawn: DrawnReport, rgb: Vec<u8>) {
+        let Some(running) = &self.running else { return };
+        let asked = match &running.entry.job {
+            Job::Generation { request, .. } => request.n,
+            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                0
+            }
+        };
+        if let Phase::Drawing(id) = running.phase {
+            self.registry.set_activation_peak(id, drawn.peak_bytes);
+            self.registry.touch(id, &running.mode(), self.clock.now_ms());
+        }
+        self.counters.drawn(&drawn);
+        self.finish_running(images(drawn, asked, rgb));
+    }
+
+    /// Another attempt for the job that it worked on, if there is one left.
+    fn on_worker_death(&mut self) {
+        self.reconcile(Default::default());
+        let Some(running) = &mut self.running else { return };
+        match &mut running.phase {
+            Phase::Custom(_) => return,
+            // It is all gone.
+            Phase::Unloading(modes) => {
+                let modes = std::mem::take(modes);
+                return self.finish_running(Outcome::Unloaded(modes));
+            }
+            Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) => {}
+        }
+        if running.cancelled {
+            return self.finish_running(Outcome::Cancelled);
+        }
+        if running.attempts == MAX_ATTEMPTS {
+            let failure = worker_died(host::oom_kills() > running.oom_kills);
+            return match running.phase {
+                Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
+                _ => self.on_load_failed(failure),
+            };
+        }
+        running.attempts += 1;
+        let id = running.id();
+        self.jobs.begin(id, JobState::Loading { percent: 0 });
+        self.drive();
+    }
+}
+
+fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
+    let expected = report.images as usize * report.image_bytes();
+    if report.images != asked || rgb.len() != expected || expected == 0 {
+        let (images, bytes) = (report.images, rgb.len());
+        tracing::error!("{images} images in {bytes} bytes where {asked} in {expected} belong");
+        let message = "the worker sent incomplete images".to_owned();
+        return Outcome::Failed(JobFailure { kind: FailureKind::Internal, message });
+    }
+    Outcome::Images(DrawnImages { rgb, report })
+}
+
+/// After the last attempt.
+fn worker_died(out_of_memory: bool) -> JobFailure {
+    if !out_of_memory {
+        let message = "the worker process died, or would not start, twice in this job's turn; the \
+                       daemon's log says why";
+        return JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
+    }
+    let HostMemory { total_bytes, used_bytes } = host::memory();
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let message = format!(
+        "memory ran out, and the kernel ended the worker process, twice in this job's turn; without \
+         it {:.2} of {:.2} GiB are used",
+        gib(used_bytes),
+        gib(total_bytes)
+    );
+    JobFailure { kind: FailureKind::OutOfMemory, message }
+}
+
+fn failure(error: WorkerError) -> JobFailure {
+    let kind = match error.kind {
+        WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
+        WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
+        WorkerErrorKind::InvalidRequest { field } => FailureKind::InvalidRequest { field },
+        WorkerErrorKind::OutOfMemory => FailureKind::OutOfMemory,
+        WorkerErrorKind::Internal => FailureKind::Internal,
+    };
+    JobFailure { kind, message: error.message }
+}
