@@ -153,11 +153,7 @@ impl Actor {
             let mode = modes.modes.get(name)?;
             Some(Job::Load { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
         });
-        for job in switch.into_iter().chain(loads) {
-            let entry = Entry { id: JobId::new(), job };
-            actor.jobs.insert(entry.clone());
-            actor.queue.append(entry);
-        }
+        switch.into_iter().chain(loads).for_each(|job| actor.append(job));
         actor.publish();
         (actor, published)
     }

@@ -30,12 +30,18 @@ pub fn anonymous_bytes(pid: u32) -> Option<u64> {
 /// What that process may have in all: what it has, and what nobody has. No limit where nothing is
 /// known.
 pub fn available_to(pid: Option<u32>) -> u64 {
-    let HostMemory { total_bytes, used_bytes } = memory();
+    available(memory(), pid.and_then(anonymous_bytes).unwrap_or(0))
+}
+
+/// But for the last pages: the kernel begins to end processes before there is nothing left. (Of
+/// 23.5 GiB it took the last 0.2; allocations are rounded up to pages besides.)
+fn available(HostMemory { total_bytes, used_bytes }: HostMemory, its_own: u64) -> u64 {
+    const MOST_BYTES: u64 = 1 << 30;
     if total_bytes == 0 {
         return u64::MAX;
     }
-    let its_own = pid.and_then(anonymous_bytes).unwrap_or(0);
-    total_bytes.saturating_sub(used_bytes.saturating_sub(its_own))
+    let last = (total_bytes / 32).min(MOST_BYTES);
+    total_bytes.saturating_sub(used_bytes.saturating_sub(its_own)).saturating_sub(last)
 }
 
 /// How many processes the kernel has ended for want of memory, on this machine or in this control
@@ -231,6 +237,25 @@ mod tests {
                 files.iter().find(|(at, _)| *at == path).map(|(_, text)| (*text).to_owned())
             };
             assert_eq!(memory_seen_by(&read), HostMemory { total_bytes, used_bytes }, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_process_may_have_what_it_has_and_what_nobody_has() {
+        const GIB: u64 = 1 << 30;
+        for (total, used, its_own, expected) in [
+            (32, 2, 0, 29),
+            (32, 20, 18, 29),
+            (320, 2, 0, 317),
+            (32, 32, 0, 0),
+            (0, 7, 0, u64::MAX / GIB),
+        ] {
+            let memory = HostMemory { total_bytes: total * GIB, used_bytes: used * GIB };
+            assert_eq!(
+                available(memory, its_own * GIB) / GIB,
+                expected,
+                "{total} {used} {its_own}"
+            );
         }
     }
 

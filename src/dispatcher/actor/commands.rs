@@ -10,8 +10,9 @@ use tokio::{
 use super::{Actor, Command, DRAIN_LIMIT};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
-    job::{Job, JobId},
-    queue::{self, Configured, Refused},
+    job::{Job, JobId, SwitchOrigin},
+    modes::Modes,
+    queue::{self, Configured, Entry, Refused},
 };
 
 impl Actor {
@@ -38,7 +39,10 @@ impl Actor {
                 if let Some(entry) = superseded {
                     self.conclude(&entry, Outcome::Cancelled);
                 }
-                switch.into_iter().for_each(|entry| self.jobs.insert(entry));
+                match switch {
+                    Some(entry) => self.jobs.insert(entry),
+                    None => self.try_to_heal(&modes),
+                }
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
@@ -48,6 +52,29 @@ impl Actor {
                 self.give_up_loading();
             }
         }
+    }
+
+    /// Where no mode is current because none could be loaded, the one that is selected is tried
+    /// again: what was wrong with it may have been mended.
+    fn try_to_heal(&mut self, modes: &Modes) {
+        if self.degraded.is_none() || self.queue.waiting() > 0 || self.running.is_some() {
+            return;
+        }
+        let mode = modes.modes.get(self.queue.selected_mode());
+        let Some(mode) = mode.or_else(|| modes.modes.get(&modes.default_mode)) else { return };
+        self.append(Job::ModeSwitch {
+            mode: mode.name.clone(),
+            pipeline: mode.pipeline.clone(),
+            asked_by: SwitchOrigin::Reload,
+            timeout_secs: None,
+        });
+    }
+
+    /// Puts a job of the daemon's own into queue and table.
+    pub(super) fn append(&mut self, job: Job) {
+        let entry = Entry { id: JobId::new(), job };
+        self.jobs.insert(entry.clone());
+        self.queue.append(entry);
     }
 
     fn submit(

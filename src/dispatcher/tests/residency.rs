@@ -249,6 +249,23 @@ async fn where_the_way_back_fails_too_the_daemon_is_degraded_until_a_switch_succ
 }
 
 #[tokio::test]
+async fn a_reload_heals_too() {
+    let mut daemon = Daemon::start_with(with(small(), &[]));
+    let mut worker = daemon.worker().await;
+    daemon.switch_to(&mut worker, "a", 6).await;
+    let bad = daemon.submit(switch("b")).await;
+    worker.fail_to_load("b", 6, 1).await;
+    worker.fail_to_prepare("a").await;
+    failed_with(outcome(bad).await);
+    // Somebody mends a, and says so.
+    let mended = ModesDiff { to_reload: vec!["a".to_owned()], ..ModesDiff::default() };
+    daemon.handle.configure(mended, modes(small(), &[]));
+    worker.load("a").await;
+    daemon.until(|status| status.degraded.is_none()).await;
+    assert_eq!(daemon.current().as_deref(), Some("a"));
+}
+
+#[tokio::test]
 async fn a_worker_that_dies_of_a_load_is_restarted_and_the_mode_before_comes_back() {
     let mut daemon = Daemon::start();
     let mut worker = daemon.worker().await;
