@@ -181,9 +181,7 @@ fn unload_fields(body: &Value) -> Result<(Option<String>, bool), InvalidFields> 
     match (fields.get("mode").is_some(), all) {
         (true, true) => fields.error_here("'mode' and 'all' are both named: one is needed"),
         (false, false) => {
-            fields.error_here(
-                "what is to be unloaded? One of 'mode' (a name) and 'all' (true) is needed",
-            );
+            fields.error_here("one of 'mode' (a name) and 'all' (true) is needed");
         }
         (true, false) | (false, true) => {}
     }
@@ -282,7 +280,11 @@ pub async fn switch(
             Ok(done(id, answer(SwitchStatus::Switched, message)))
         }
         Err(NotDone::Refused(SubmitError::AlreadyLoaded)) => {
-            let message = format!("mode '{name}' is loaded already");
+            let is_current = api.dispatcher.status().current_mode.as_ref() == Some(&name);
+            let message = match is_current {
+                true => format!("mode '{name}' is loaded already"),
+                false => format!("mode '{name}' is loaded by a job that waits already"),
+            };
             Ok(Json(answer(SwitchStatus::AlreadyLoaded, message)).into_response())
         }
         Err(error) => Err(error.into()),

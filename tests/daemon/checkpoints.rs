@@ -279,6 +279,8 @@ fn a_checkpoint_that_changes_on_disk_while_it_is_loaded_goes_on_drawing() {
         assert!(draw(&daemon, "tiny").body == image.body, "another image: {says}");
         // Read again, it is what it has become; and once it is whole again, it draws again.
         assert_eq!(draw(&daemon, "other").status, 200);
+        let unload = json!({"mode": "tiny", "wait": true});
+        assert_eq!(daemon.post("/api/models/unload", &unload).json()["modes"], json!(["tiny"]));
         let problem = draw(&daemon, "tiny").problem(500, "model-unusable", "/generate");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.starts_with("tiny.safetensors: ") && detail.contains(says), "{detail}");

@@ -176,9 +176,8 @@ fn a_load_behind_an_unloading_loads_again() {
 }
 
 #[test]
-fn what_a_requests_loras_make_of_a_mode_is_listed_apart() {
+fn modes_with_equal_pipelines_share_one() {
     let daemon = started();
-    // Every mode's model is the same file, so this one has a name of its own in memory.
     let file = "model_root: models\ndefault_mode: tiny\nmodes: {tiny: {model: tiny.safetensors, \
                 default_size: 64x64}, twin: {model: tiny.safetensors, default_size: 72x64}}\n";
     fs::write(daemon.config_file(), file).unwrap();
@@ -208,6 +207,19 @@ fn modes_whose_files_are_not_there_are_not_available() {
     let load = daemon.post(LOAD, &json!({"mode": "other", "wait": true}));
     load.problem(500, "model-unusable", LOAD);
     assert_ne!(load.header("x-job-id"), "");
+}
+
+#[test]
+fn a_model_that_is_larger_than_all_memory_has_no_room() {
+    let modes =
+        MODES.replace("default_mode: tiny", "default_mode: tiny\nmemory: {limit_gb: 0.001}");
+    let daemon = Daemon::start_in(folder(&modes), &[]);
+    let answer = daemon.post(LOAD, &json!({"mode": "other", "wait": true}));
+    answer.problem(422, "no-room", LOAD);
+    assert_eq!(daemon.finished_job(answer.header("x-job-id"))["state"], "failed");
+    daemon.post("/generate", &json!({"prompt": "x"})).problem(422, "no-room", "/generate");
+    assert_eq!(daemon.get("/api/vram").json()["limit_gb"], 0.001);
+    assert_eq!(daemon.get("/health").status, 200);
 }
 
 #[test]
