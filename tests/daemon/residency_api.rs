@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, MODES, command, folder, wait_for};
+use crate::support::{Answer, Daemon, MODES, command, folder, shipped_checkpoint, wait_for};
 
 const LOAD: &str = "/api/models/load";
 const UNLOAD: &str = "/api/models/unload";
@@ -319,4 +319,53 @@ fn prometheus_finds_all_families() {
         let line = text.lines().find_map(|line| line.strip_prefix(start)).expect(start);
         assert!(line.parse::<u64>().unwrap() > 0, "{start}{line}");
     }
+}
+
+/// The small checkpoint with numbers in it that are none: it reads well and draws nothing.
+fn checkpoint_of_nans() -> Vec<u8> {
+    let mut file = fs::read(shipped_checkpoint()).unwrap();
+    let start = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..start]).unwrap();
+    let offsets = &header["model.diffusion_model.out.2.bias"]["data_offsets"];
+    let at = |index: usize| start + offsets[index].as_u64().unwrap() as usize;
+    file[at(0)..at(1)].fill(0xff);
+    file
+}
+
+#[test]
+#[ignore = "the worker does not verify what it has loaded yet"]
+fn a_daemon_that_has_lost_its_mode_says_so_until_it_has_one() {
+    let folder = folder(MODES);
+    let models = folder.path().join("models");
+    let (tiny, whole) = (models.join("tiny.safetensors"), models.join("whole"));
+    fs::rename(&tiny, &whole).unwrap();
+    fs::copy(&whole, &tiny).unwrap();
+    fs::write(models.join("nan.safetensors"), checkpoint_of_nans()).unwrap();
+    let daemon = Daemon::start_in(folder, &[]);
+    daemon.wait_for_status("the default mode", |status| status["current_mode"] == "tiny");
+    // Room for one of them.
+    let vram = daemon.get("/api/vram").json();
+    let gb = |member: &str| vram[member].as_f64().unwrap();
+    let limit = gb("allocated_gb") + 0.7 * gb("weights_gb");
+    let modes = MODES.replace("modes:\n", &format!("memory: {{limit_gb: {limit}, verify: true}}\nmodes:\n  nan: {{model: nan.safetensors}}\n"));
+    fs::write(daemon.config_file(), modes).unwrap();
+    assert_eq!(daemon.post("/api/modes/reload", &json!({})).status, 200);
+    fs::remove_file(&tiny).unwrap();
+
+    let answer = daemon.post(SWITCH, &json!({"mode": "nan", "wait": true}));
+    answer.problem(500, "model-unusable", SWITCH);
+    for path in ["/health", "/health/ready"] {
+        let problem = daemon.get(path).problem(503, "degraded", path);
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("tiny") && detail.contains("nan.safetensors"), "{detail}");
+        assert!(!detail.contains(daemon.path().to_str().unwrap()), "{detail}");
+    }
+    assert_eq!(daemon.get("/health/live").status, 200);
+    assert!(daemon.get("/api/models/status").json()["degraded"].is_string());
+    assert!(daemon.get("/metrics").text().contains("\ndiffused_degraded 1\n"));
+    daemon.get("/api/models/current").problem(404, "no-current-mode", "/api/models/current");
+
+    ok(&daemon.post(SWITCH, &json!({"mode": "other", "wait": true})));
+    assert_eq!(daemon.get("/health").status, 200);
+    assert!(daemon.get("/api/models/status").json()["degraded"].is_null());
 }
