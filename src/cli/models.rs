@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     client::{Address, Client, ClientError},
-    table::{Side, size, table, terminal_width},
+    table::{Column, size, table, terminal_width},
 };
 
 #[derive(Debug, Args)]
@@ -31,14 +31,15 @@ fn models(arguments: &Arguments) -> Result<String, ClientError> {
     })
 }
 
-const HEAD: [(&str, Side); 7] = [
-    ("MODE", Side::Left),
-    ("STATE", Side::Left),
-    ("MODEL", Side::Left),
-    ("LORAS", Side::Left),
-    ("OWN", Side::Right),
-    ("SHARED", Side::Right),
-    ("ESTIMATED", Side::Right),
+/// Names are never cut: they are what `switch` takes.
+const HEAD: [(&str, Column); 7] = [
+    ("MODE", Column::Left),
+    ("STATE", Column::Left),
+    ("MODEL", Column::Cut),
+    ("LORAS", Column::Cut),
+    ("OWN", Column::Right),
+    ("SHARED", Column::Right),
+    ("ESTIMATED", Column::Right),
 ];
 
 /// The modes, and below them what requests' LoRAs made of them.

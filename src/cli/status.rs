@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     client::{Address, Client, ClientError},
-    table::{Side, bar, size, table, terminal_width},
+    table::{Column, bar, size, table, terminal_width},
 };
 
 #[derive(Debug, Args)]
@@ -86,14 +86,14 @@ fn summary(status: &Value, width: usize) -> String {
     lines.into_iter().map(|(name, value)| format!("{name:<10}{value}\n")).collect()
 }
 
-const HEAD: [(&str, Side); 7] = [
-    ("LOADED", Side::Left),
-    ("STATE", Side::Left),
-    ("█ OWN, ▒ SHARED", Side::Left),
-    ("OWN", Side::Right),
-    ("SHARED", Side::Right),
-    ("LOAD", Side::Right),
-    ("USED", Side::Right),
+const HEAD: [(&str, Column); 7] = [
+    ("LOADED", Column::Cut),
+    ("STATE", Column::Left),
+    ("█ OWN, ▒ SHARED", Column::Left),
+    ("OWN", Column::Right),
+    ("SHARED", Column::Right),
+    ("LOAD", Column::Right),
+    ("USED", Column::Right),
 ];
 
 /// The loaded models, each with a bar as long as its part of the largest one.
@@ -175,7 +175,7 @@ mod tests {
         LOADED             STATE   █ OWN, ▒ SHARED       OWN    SHARED   LOAD       USED
         sd15               active  █████████▒▒▒▒▒▒  1.50 GiB  1.00 GiB  1.2 s    5 s ago
         ink                pinned  █▒▒▒▒▒▒░░░░░░░░    51 MiB  1.00 GiB  1.2 s  3 min ago
-        a-name-as-long-a…  loaded  ██████░░░░░░░░░  1.00 GiB  0.00 GiB  1.2 s    1 d ago
+        a-name-as-long-a…  loaded  ██████░░░░░░░░░  1.00 GiB     0 MiB  1.2 s    1 d ago
         ");
         let wide = render(&status(), 120, NOW);
         assert!(wide.contains("a-name-as-long-as-this-one  "), "{wide}");

@@ -4,16 +4,18 @@
 const NARROWEST: usize = 8;
 const GAP: &str = "  ";
 
-/// On which side a column is flush.
+/// How a column is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum Column {
     Left,
     Right,
+    /// Flush left, and cut where the line would be too long.
+    Cut,
 }
 
 /// Rows under a head, in columns as wide as they need to be. Where that is wider than `width`, the
-/// widest ones are cut.
-pub fn table(head: &[(&str, Side)], rows: &[Vec<String>], width: usize) -> String {
+/// widest of those are cut that may be.
+pub fn table(head: &[(&str, Column)], rows: &[Vec<String>], width: usize) -> String {
     let titles: Vec<String> = head.iter().map(|(title, _)| (*title).to_owned()).collect();
     let lines = || std::iter::once(&titles).chain(rows);
     let mut widths = vec![0; head.len()];
@@ -24,7 +26,9 @@ pub fn table(head: &[(&str, Side)], rows: &[Vec<String>], width: usize) -> Strin
     }
     let gaps = GAP.len() * head.len().saturating_sub(1);
     while widths.iter().sum::<usize>() + gaps > width {
-        match widths.iter_mut().max().filter(|widest| **widest > NARROWEST) {
+        let may_be_cut = widths.iter_mut().zip(head).filter(|(_, (_, how))| *how == Column::Cut);
+        let widest = may_be_cut.map(|(width, _)| width).max();
+        match widest.filter(|widest| **widest > NARROWEST) {
             Some(widest) => *widest -= 1,
             None => break,
         }
@@ -33,21 +37,21 @@ pub fn table(head: &[(&str, Side)], rows: &[Vec<String>], width: usize) -> Strin
     for line in lines() {
         let cells = line.iter().zip(head).zip(&widths);
         let cells: Vec<String> =
-            cells.map(|((cell, (_, side)), width)| fitted(cell, *side, *width)).collect();
+            cells.map(|((cell, (_, how)), width)| fitted(cell, *how, *width)).collect();
         text += cells.join(GAP).trim_end();
         text.push('\n');
     }
     text
 }
 
-fn fitted(cell: &str, side: Side, width: usize) -> String {
+fn fitted(cell: &str, how: Column, width: usize) -> String {
     let cut = match cell.chars().count() > width {
         true => cell.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
         false => cell.to_owned(),
     };
-    match side {
-        Side::Left => format!("{cut:<width$}"),
-        Side::Right => format!("{cut:>width$}"),
+    match how {
+        Column::Left | Column::Cut => format!("{cut:<width$}"),
+        Column::Right => format!("{cut:>width$}"),
     }
 }
 
@@ -69,7 +73,7 @@ pub fn bar(parts: &[(f64, char)], whole: f64, width: usize) -> String {
 
 /// So many gb of 2^30 bytes.
 pub fn size(gb: f64) -> String {
-    if gb > 0.0 && gb < 0.1 { format!("{:.0} MiB", gb * 1024.0) } else { format!("{gb:.2} GiB") }
+    if gb < 0.1 { format!("{:.0} MiB", gb * 1024.0) } else { format!("{gb:.2} GiB") }
 }
 
 /// How wide the terminal is, as far as its shell says.
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_table_is_as_wide_as_it_may_be() {
-        let head = [("NAME", Side::Left), ("MODEL", Side::Left), ("GB", Side::Right)];
+        let head = [("NAME", Column::Left), ("MODEL", Column::Cut), ("GB", Column::Right)];
         let rows = [
             vec![
                 "a".to_owned(),
@@ -122,7 +126,7 @@ mod tests {
     #[test]
     fn sizes() {
         for (gb, expected) in
-            [(0.0, "0.00 GiB"), (0.004, "4 MiB"), (0.1, "0.10 GiB"), (14.6, "14.60 GiB")]
+            [(0.0, "0 MiB"), (0.004, "4 MiB"), (0.1, "0.10 GiB"), (14.6, "14.60 GiB")]
         {
             assert_eq!(size(gb), expected);
         }

@@ -73,11 +73,11 @@ pub struct GenerateForm {
         (status = 408, description = "The body took too long"),
         (status = 413, description = "Body over 64 MiB"),
         (status = 415, description = "Neither application/json nor multipart/form-data"),
-        (status = 422, description = "Invalid fields, nothing that the mode's model can do, or a LoRA \
-                                      that does not fit it"),
+        (status = 422, description = "Invalid fields, nothing that the mode's model can do, a LoRA that \
+                                      does not fit it, or no room for the model"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
-        (status = 503, description = "Shutting down; see Retry-After"),
+        (status = 503, description = "Out of memory, or shutting down; see Retry-After"),
     )
 )]
 pub async fn generate(

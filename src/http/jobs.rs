@@ -30,21 +30,8 @@ pub struct JobInfo {
     id: String,
     #[serde(rename = "type")]
     kind: JobKind,
-    state: StateName,
-    /// While running: the denoising steps that are done, and how many there are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    step: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    steps: Option<u32>,
-    /// While loading: how much of it has been read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    percent: Option<u8>,
-    /// While queued: how many jobs come before it, the running one included.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jobs_before: Option<usize>,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    #[serde(flatten)]
+    place: Place,
     /// Of a generation, a mode switch, a load, or the unloading of one mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
@@ -68,6 +55,26 @@ pub struct JobInfo {
     /// What a custom job returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+}
+
+/// Where a job is on its way.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Place {
+    state: StateName,
+    /// While running: the denoising steps that are done, and how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u32>,
+    /// While loading: how much of it has been read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u8>,
+    /// While queued: how many jobs come before it, the running one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs_before: Option<usize>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// A request, but for the bytes of its images.
@@ -154,33 +161,10 @@ impl From<JobView> for JobInfo {
                 JobKind::Custom
             }
         };
-        let (mut step, mut steps, mut percent, mut reason) = (None, None, None, None);
-        let state = match view.state {
-            JobState::Queued => StateName::Queued,
-            JobState::Loading { percent: read } => {
-                percent = Some(read);
-                StateName::Loading
-            }
-            JobState::Running { step: done, steps: of } => {
-                (step, steps) = (Some(done), Some(of));
-                StateName::Running
-            }
-            JobState::Done => StateName::Done,
-            JobState::Failed { reason: why } => {
-                reason = Some(why);
-                StateName::Failed
-            }
-            JobState::Cancelled => StateName::Cancelled,
-        };
         Self {
             id: view.id.to_string(),
             kind,
-            state,
-            step,
-            steps,
-            percent,
-            jobs_before: (state == StateName::Queued).then_some(view.jobs_before),
-            reason,
+            place: Place::of(view.state, view.jobs_before),
             mode,
             timeout_secs,
             request,
@@ -191,6 +175,31 @@ impl From<JobView> for JobInfo {
             started_unix_ms: view.started_unix_ms,
             finished_unix_ms: view.finished_unix_ms,
             result: view.result,
+        }
+    }
+}
+
+impl Place {
+    fn of(state: JobState, jobs_before: usize) -> Self {
+        let at = |state| Self {
+            state,
+            step: None,
+            steps: None,
+            percent: None,
+            jobs_before: None,
+            reason: None,
+        };
+        match state {
+            JobState::Queued => Self { jobs_before: Some(jobs_before), ..at(StateName::Queued) },
+            JobState::Loading { percent } => {
+                Self { percent: Some(percent), ..at(StateName::Loading) }
+            }
+            JobState::Running { step, steps } => {
+                Self { step: Some(step), steps: Some(steps), ..at(StateName::Running) }
+            }
+            JobState::Done => at(StateName::Done),
+            JobState::Failed { reason } => Self { reason: Some(reason), ..at(StateName::Failed) },
+            JobState::Cancelled => at(StateName::Cancelled),
         }
     }
 }

@@ -342,3 +342,6 @@ pub fn field_error(diagnostic: &Diagnostic) -> FieldError {
         detail: format!("{}{}", place.unwrap_or_default(), diagnostic.message),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,9 +181,7 @@ fn unload_fields(body: &Value) -> Result<(Option<String>, bool), InvalidFields> 
     match (fields.get("mode").is_some(), all) {
         (true, true) => fields.error_here("'mode' and 'all' are both named: one is needed"),
         (false, false) => {
-            fields.error_here(
-                "what is to be unloaded? One of 'mode' (a name) and 'all' (true) is needed",
-            );
+            fields.error_here("one of 'mode' (a name) and 'all' (true) is needed");
         }
         (true, false) | (false, true) => {}
     }

@@ -1,5 +1,7 @@
 //! What the daemon is doing and what it costs: published snapshots, as they are.
 
+use std::cmp::Reverse;
+
 use axum::{Json, extract::State, http::header, response::IntoResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -51,6 +53,7 @@ pub struct VramStatus {
     weights_gb: f64,
     lora_cache: LoraCacheStatus,
     models_loaded: usize,
+    /// The active one first, then those that were used last.
     models: Vec<LoadedModel>,
     /// Every GPU of this machine.
     gpus: Vec<Gpu>,
@@ -147,6 +150,8 @@ impl From<&Snapshot> for VramStatus {
             pinned: model.pinned,
             figures: Figures::of(model, snapshot),
         };
+        let mut in_order: Vec<_> = models.iter().collect();
+        in_order.sort_by_key(|model| (!model.active, Reverse(model.last_used_unix_ms)));
         Self {
             device: device.clone(),
             total_gb: gb(*total_bytes),
@@ -159,7 +164,7 @@ impl From<&Snapshot> for VramStatus {
             weights_gb: gb(snapshot.weights_bytes),
             lora_cache: LoraCacheStatus { files, gb: gb(bytes), hits, misses },
             models_loaded: models.len(),
-            models: models.iter().map(model).collect(),
+            models: in_order.into_iter().map(model).collect(),
             gpus: gpus.iter().map(Gpu::from).collect(),
         }
     }

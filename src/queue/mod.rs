@@ -71,7 +71,7 @@ pub enum Refused {
     Full,
     /// What the waiting jobs draw over takes as much memory as it may, [`MAX_SOURCE_BYTES`].
     TooMuchToHold,
-    /// A user's switch to what will be loaded and selected anyway when its turn comes.
+    /// A user's switch to what is loaded, and stays it until its turn would come.
     AlreadyLoaded,
 }
 
@@ -291,18 +291,21 @@ impl Queue {
         last.or_else(|| self.at_the_front())
     }
 
-    /// Whether a user's switch to that target needs no job. Where the target is loaded for the
-    /// sake of a generation that named it, to select it is all there is to do.
+    /// Whether a user's switch to that target needs no job: it is loaded, and nothing that waits
+    /// or runs will change that. Where it was loaded for the sake of a generation that named it, to
+    /// select it is all there is to do.
     fn selects_without_a_switch(&mut self, target: &Target) -> bool {
-        if self.at_the_end().as_ref() != Some(target) {
-            return false;
-        }
         let mut on_their_way = self.waiting.iter().chain(&self.running);
-        let switching = on_their_way.any(|entry| matches!(entry.job, Job::ModeSwitch { .. }));
-        if self.loaded.as_ref() == Some(target) && !switching {
+        let stays = on_their_way.all(|entry| match &entry.job {
+            Job::Generation { .. } => Target::of(&entry.job).as_ref() == Some(target),
+            Job::ModeSwitch { .. } | Job::Unload { .. } => false,
+            Job::Load { .. } | Job::Custom { .. } => true,
+        });
+        let needless = stays && self.loaded.as_ref() == Some(target);
+        if needless {
             self.settled_mode.clone_from(&target.mode);
         }
-        self.selected_mode() == target.mode
+        needless
     }
 }
 

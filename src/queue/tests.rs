@@ -1,9 +1,10 @@
 //! The queue as tables. A line is written in words: `b` is a generation in mode b, `>b` the switch
-//! that was put before it, `!b` a switch by a user, `~b` one by a reload and `*` a custom job; `b+x`
+//! that was put before it, `!b` a switch by a user, `~b` one by a reload, `*` a custom job and `%` that all is unloaded; `b+x`
 //! is the mode with the LoRA x, which a request has brought along or the configuration has.
 
 use super::*;
 use crate::{
+    job::Unload,
     modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, Size, Watch},
     request::{EncodedImage, GenerateRequest},
 };
@@ -40,6 +41,7 @@ fn job(word: &str) -> Job {
         ("!", mode) => switch(mode, SwitchOrigin::User),
         (">", mode) => switch(mode, SwitchOrigin::Generation),
         ("~", mode) => switch(mode, SwitchOrigin::Reload),
+        ("%", _) => Job::Unload { what: Unload::All },
         ("*", _) => Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null },
         _ => Job::Generation { request: request(&mode_of(word)), pipeline: pipeline(word) },
     }
@@ -60,7 +62,8 @@ fn word(job: &Job) -> String {
             };
             format!("{sign}{}", with_loras(mode, pipeline))
         }
-        Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => "*".to_owned(),
+        Job::Unload { .. } => "%".to_owned(),
+        Job::Load { .. } | Job::Custom { .. } => "*".to_owned(),
     }
 }
 
@@ -274,7 +277,10 @@ fn a_switch_to_what_is_there_needs_no_job() {
     for (loaded, before, switch, needless, selected) in [
         ("", "", "!a", false, "a"),
         ("a", "", "!a", true, "a"),
-        ("a", "!b", "!b", true, "b"),
+        // That one may fail, or be given up.
+        ("a", "!b", "!b", false, "b"),
+        ("a", "%", "!a", false, "a"),
+        ("a", "*", "!a", true, "a"),
         ("a", "b", "!a", false, "a"),
         ("a", "a", "!b", false, "b"),
         // Loaded for a generation's sake: from now on it is selected too.

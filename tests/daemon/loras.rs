@@ -67,6 +67,16 @@ fn a_requests_lora_is_for_it_alone() {
     });
     assert_eq!(daemon.active_model()["loras"], json!([merged]));
 
+    let models = daemon.get("/api/models").json();
+    let own = &models["others"][0];
+    assert_eq!(
+        (&own["mode"], &own["state"], &own["loras"]),
+        (&json!("tiny"), &json!("active"), &job["loras"])
+    );
+    assert_eq!(daemon.get("/api/models/current").json()["loras"], job["loras"]);
+    let tiny = models["modes"].as_array().unwrap().iter().find(|mode| mode["name"] == "tiny");
+    assert_eq!(tiny.unwrap()["state"], "loaded", "{models}");
+
     let tagged = draw(&daemon, json!({"prompt": "a fox <lora:ink:0.8>"}));
     assert_eq!(pixels(&tagged), pixels(&inked));
     let parameters = String::from_utf8_lossy(&tagged.body);

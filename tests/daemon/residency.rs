@@ -188,11 +188,17 @@ fn where_the_way_back_is_barred_the_daemon_says_so_and_heals() {
     image(&daemon, "tiny");
     fs::write(daemon.path().join("models/tiny.safetensors"), "pulled away").unwrap();
     switch(&daemon, "nan").problem(500, "model-unusable", "/api/modes/switch");
-    let problem = daemon.get("/health").problem(503, "degraded", "/health");
-    let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("nan.safetensors") && detail.contains("tiny.safetensors"), "{detail}");
+    for path in ["/health", "/health/ready"] {
+        let problem = daemon.get(path).problem(503, "degraded", path);
+        let detail = problem["detail"].as_str().unwrap();
+        let files = ["nan.safetensors", "tiny.safetensors"];
+        assert!(files.iter().all(|file| detail.contains(file)), "{detail}");
+        assert!(!detail.contains(daemon.path().to_str().unwrap()), "{detail}");
+    }
     assert_eq!(daemon.get("/health/live").status, 200);
     assert_eq!(current_mode(&daemon), Value::Null);
+    assert_eq!(metric(&daemon, "diffused_degraded"), 1);
+    daemon.get("/api/models/current").problem(404, "no-current-mode", "/api/models/current");
     // Others are still tried, and the first that succeeds heals it.
     image(&daemon, "other");
     assert_eq!(daemon.get("/health").status, 200);

@@ -176,9 +176,8 @@ fn a_load_behind_an_unloading_loads_again() {
 }
 
 #[test]
-fn what_a_requests_loras_make_of_a_mode_is_listed_apart() {
+fn modes_with_equal_pipelines_share_one() {
     let daemon = started();
-    // Every mode's model is the same file, so this one has a name of its own in memory.
     let file = "model_root: models\ndefault_mode: tiny\nmodes: {tiny: {model: tiny.safetensors, \
                 default_size: 64x64}, twin: {model: tiny.safetensors, default_size: 72x64}}\n";
     fs::write(daemon.config_file(), file).unwrap();
@@ -208,6 +207,19 @@ fn modes_whose_files_are_not_there_are_not_available() {
     let load = daemon.post(LOAD, &json!({"mode": "other", "wait": true}));
     load.problem(500, "model-unusable", LOAD);
     assert_ne!(load.header("x-job-id"), "");
+}
+
+#[test]
+fn a_model_that_is_larger_than_all_memory_has_no_room() {
+    let modes =
+        MODES.replace("default_mode: tiny", "default_mode: tiny\nmemory: {limit_gb: 0.001}");
+    let daemon = Daemon::start_in(folder(&modes), &[]);
+    let answer = daemon.post(LOAD, &json!({"mode": "other", "wait": true}));
+    answer.problem(422, "no-room", LOAD);
+    assert_eq!(daemon.finished_job(answer.header("x-job-id"))["state"], "failed");
+    daemon.post("/generate", &json!({"prompt": "x"})).problem(422, "no-room", "/generate");
+    assert_eq!(daemon.get("/api/vram").json()["limit_gb"], 0.001);
+    assert_eq!(daemon.get("/health").status, 200);
 }
 
 #[test]
@@ -307,4 +319,15 @@ fn prometheus_finds_all_families() {
         let line = text.lines().find_map(|line| line.strip_prefix(start)).expect(start);
         assert!(line.parse::<u64>().unwrap() > 0, "{start}{line}");
     }
+}
+
+#[test]
+fn a_switch_does_not_trust_another_one_that_may_be_given_up() {
+    let daemon = started();
+    let drawing = daemon.begin_post("/generate", &long_request());
+    daemon.wait_for_status("the drawing", |status| status["running_job"].is_string());
+    daemon.post(SWITCH, &json!({"mode": "other", "timeout_secs": 1}));
+    let body = json!({"mode": "other", "wait": true, "timeout_secs": 2});
+    daemon.post(SWITCH, &body).problem(504, "timed-out", SWITCH);
+    drop(drawing);
 }
