@@ -164,6 +164,45 @@ fn what_is_too_large_is_refused_with_both_numbers_and_nothing_leaves() {
     assert_eq!(metric(&daemon, "diffused_evictions_total"), 0);
 }
 
+/// (What fails while it is read, memory included, the dispatcher's own tests have.)
+#[test]
+fn whatever_fails_in_a_switch_the_mode_before_it_draws_on() {
+    let daemon = start("");
+    let models = daemon.path().join("models");
+    fs::write(models.join("rubbish.safetensors"), "rubbish").unwrap();
+    let before = image(&daemon, "tiny");
+    let weights = metric(&daemon, "diffused_weights_bytes");
+    let gb = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let all = metric(&daemon, "diffused_allocated_bytes");
+    // Room for one, and for less than one.
+    let (one, less) = (gb(all + weights / 2), gb(all - weights / 2));
+    for (what, mode, limit, status, kind) in [
+        ("a bad file", "{model: rubbish.safetensors}", one, 500, "model-unusable"),
+        ("no file", "{model: nowhere.safetensors}", one, 500, "model-unusable"),
+        (
+            "no LoRA",
+            "{model: tiny.safetensors, loras: [nowhere.safetensors]}",
+            one,
+            500,
+            "model-unusable",
+        ),
+        ("no room", "{model: other.safetensors}", less, 422, "no-room"),
+        ("no picture", "{model: nan.safetensors}", one, 500, "model-unusable"),
+    ] {
+        let settings = format!("memory: {{limit_gb: {limit:.9}, verify: true}}\n{MODES}");
+        fs::write(daemon.config_file(), format!("{settings}  new: {mode}\n")).unwrap();
+        assert_eq!(daemon.post("/api/modes/reload", &json!({})).status, 200);
+        switch(&daemon, "new").problem(status, kind, "/api/modes/switch");
+        assert_eq!(
+            (current_mode(&daemon), daemon.get("/health").status),
+            (json!("tiny"), 200),
+            "{what}"
+        );
+        let after = draw(&daemon, json!({"size": "64x64"}));
+        assert!(less == limit || after.body == before, "{what}: {}", after.status);
+    }
+}
+
 #[test]
 fn a_model_that_cannot_draw_is_taken_back() {
     // Room for one: the old one must go before the new one is tried.

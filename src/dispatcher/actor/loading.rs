@@ -59,7 +59,8 @@ impl Actor {
         (loading.estimate, loading.after) = (estimate, after);
         self.registry.count_evictions(Reason::Memory, before.len());
         let limit_bytes = self.registry.limit(device_bytes);
-        let verify = self.registry.memory().verify;
+        // What drew before need not prove it on the way back.
+        let verify = self.registry.memory().verify && running.failed.is_none();
         self.worker.send(ToWorker::Load { job, unload: before, limit_bytes, verify });
     }
 
