@@ -34,7 +34,7 @@ use crate::{
     modes::{LoraReport, PipelineSpec, SchedulerId, Size},
     request::{GenerateRequest, RequestField},
 };
-use checkpoint::{Checkpoint, Facts, Family, Loading, Prefetch, Reading, ReadingCost};
+use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
 use lora::{LoraCache, Patches, Recipient};
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
@@ -167,8 +167,6 @@ impl Prepared {
     ) -> Result<Pipeline, checkpoint::Error> {
         let total = self.file_bytes.max(1);
         let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
-        let to_read = self.planned.to_read(&kept).into_iter();
-        let _ahead = Prefetch::start(self.checkpoint.pieces(to_read));
         let loading = Loading { planned: &self.planned, kept, on_bytes: &on_bytes };
         let reading = Reading::load(&self.checkpoint, &self.patches, loading);
         let models = Models::read(&self.facts, &reading)?;

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, Metadata},
     ops::{Bound, Range},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -73,34 +73,23 @@ pub struct TensorFile {
     /// What the file says about itself.
     pub metadata: HashMap<String, String>,
     map: Mmap,
-    file: File,
 }
 
 impl TensorFile {
     /// Opens the file that the user calls `name` and checks that it is whole.
     pub fn open(name: &str, path: &Path) -> Result<Self, Error> {
-        let (file, map, identity) =
+        let (map, identity) =
             map(path).map_err(|cause| Error::Unreadable { file: name.to_owned(), cause })?;
         if let Some(what) = foreign_format(&map) {
             return Err(Error::NotSafetensors { file: name.to_owned(), what });
         }
         let (entries, metadata) = read_header(name, &map)?;
-        Ok(Self { name: name.to_owned(), identity, entries, metadata, map, file })
+        Ok(Self { name: name.to_owned(), identity, entries, metadata, map })
     }
 
     /// A tensor's bytes, little-endian, rows first.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.map[entry.bytes.clone()]
-    }
-
-    /// Where those are in the file.
-    pub(super) fn place(&self, entry: &Entry) -> Range<usize> {
-        entry.bytes.clone()
-    }
-
-    /// Reads a part of the file past the mapping, as much of it as there is.
-    pub(super) fn read_at(&self, buffer: &mut [u8], start: usize) -> std::io::Result<usize> {
-        self.file.read_at(buffer, start as u64)
     }
 
     /// Whether the name of any tensor begins so.
@@ -121,7 +110,7 @@ impl TensorFile {
     }
 }
 
-fn map(path: &Path) -> std::io::Result<(File, Mmap, FileIdentity)> {
+fn map(path: &Path) -> std::io::Result<(Mmap, FileIdentity)> {
     // Asked before it is opened: opening a pipe waits for somebody to write into it.
     let kind = std::fs::metadata(path)?;
     if kind.is_dir() {
@@ -134,8 +123,7 @@ fn map(path: &Path) -> std::io::Result<(File, Mmap, FileIdentity)> {
     let identity = FileIdentity::new(path, &file.metadata()?);
     // SAFETY: the map is only read. A file that is cut short under it ends this process with
     // SIGBUS; that is the worker's, whose daemon notices, restarts it and says so.
-    let map = unsafe { Mmap::map(&file)? };
-    Ok((file, map, identity))
+    Ok((unsafe { Mmap::map(&file)? }, identity))
 }
 
 fn foreign_format(bytes: &[u8]) -> Option<&'static str> {

@@ -64,8 +64,6 @@ pub(super) struct Layer {
     pub bytes: u64,
     /// What its making takes besides.
     pub working_bytes: u64,
-    /// How many were made before it.
-    pub order: usize,
     /// What is read for it: how it is stored, and in how many of the file's bytes.
     pub read: Vec<(Dtype, usize)>,
 }
@@ -141,22 +139,11 @@ impl Layers {
         self.0.values().map(|layer| layer.working_bytes).max().unwrap_or(0)
     }
 
-    /// What has to be read for those that are not `kept`, in the order in which they were made: of
-    /// each tensor its file, and its name there.
-    pub(in crate::engine) fn to_read(&self, kept: &Self) -> Vec<(&FileIdentity, &str)> {
-        let missing = self.0.iter().filter(|(key, _)| !kept.0.contains_key(*key));
-        let mut missing: Vec<_> = missing.collect();
-        missing.sort_by_key(|(_, layer)| layer.order);
-        let sources = missing.into_iter().flat_map(|(key, _)| key.sources.iter().flatten());
-        sources.map(|source| (&source.file, &*source.tensor)).collect()
-    }
-
     pub(super) fn get(&self, key: &LayerKey) -> Option<&Layer> {
         self.0.get(key)
     }
 
     pub(super) fn insert(&mut self, key: LayerKey, layer: Layer) {
-        let layer = Layer { order: self.0.len(), ..layer };
         self.0.insert(Arc::new(key), layer);
     }
 }

@@ -13,7 +13,6 @@ mod layers;
 mod ldm;
 mod names;
 mod numbers;
-mod prefetch;
 mod single;
 mod weights;
 
@@ -24,7 +23,6 @@ pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, TensorFile};
 pub use layers::{Component, Held, Layers, Share, shares};
 pub(super) use numbers::{float_bytes, precision, to_f32};
-pub(super) use prefetch::Prefetch;
 pub use weights::{Loading, Reading, ReadingCost, Weights};
 
 use safetensors::Dtype;
@@ -193,19 +191,6 @@ impl Checkpoint {
             let entry = &file.entries[tensor];
             (entry.dtype, entry.size_bytes())
         })
-    }
-
-    /// Where those tensors are, each a file's identity and a name in it.
-    pub(super) fn pieces<'a>(
-        &self,
-        tensors: impl Iterator<Item = (&'a FileIdentity, &'a str)>,
-    ) -> Vec<prefetch::Piece> {
-        let files = || self.components.values().flat_map(|component| &component.files);
-        let piece = |(identity, tensor): (&FileIdentity, &str)| {
-            let (file, _) = files().find(|(file, _)| file.identity == *identity)?;
-            Some((file.clone(), file.place(file.entries.get(tensor)?)))
-        };
-        tensors.filter_map(piece).collect()
     }
 
     /// The files that [`Self::modules`] are in.

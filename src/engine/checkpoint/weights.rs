@@ -233,7 +233,7 @@ impl Weights<'_> {
         let Making { read, numbers_bytes, besides_bytes } = reading.making.take();
         let working_bytes = numbers_bytes + besides_bytes;
         let layer = (!first.is_check()).then(|| made.clone() as Arc<dyn Any + Send + Sync>);
-        let layer = Layer { layer, bytes: made.bytes(), working_bytes, order: 0, read };
+        let layer = Layer { layer, bytes: made.bytes(), working_bytes, read };
         reading.layers.borrow_mut().insert(key, layer);
         Ok(made)
     }
