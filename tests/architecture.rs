@@ -43,6 +43,9 @@ const NEVER: &[(&str, &[&str])] = &[
     ("engine", &["axum", "rusqlite", "tokio"]),
     // It decides, and does nothing.
     ("queue", &["Instant", "SystemTime", "fs", "io", "net", "println", "tokio", "tracing"]),
+    ("vram/ledger", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
+    ("vram/plan", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
+    ("vram/registry", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
     ("modes", &["fs", "tokio", "tracing"]),
     ("job", &["fs", "tokio", "tracing"]),
     ("request", &["fs", "tokio", "tracing"]),

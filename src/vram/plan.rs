@@ -1,7 +1,5 @@
 //! Which pipelines leave, and when: pure functions over plain data, with no clock and no log.
 
-use std::cmp::Reverse;
-
 use super::ledger::{PipelineId, Segment, shares};
 use crate::modes::Eviction;
 
@@ -17,10 +15,12 @@ pub struct Resident {
 }
 
 /// How well a pipeline's place is founded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     /// No mode has it any more: it leaves first.
     Unwanted,
+    /// No mode declares it: a request's own LoRAs made it. It leaves before those that one declares.
+    OneOff,
     /// It leaves as the policy says.
     Free,
     /// The current mode's. It leaves only for what takes its place, and only if nothing else makes
@@ -39,6 +39,9 @@ pub struct Wish<'a> {
     pub segments: &'a [Segment],
     /// What reading takes beside the weights.
     pub working_bytes: u64,
+    /// What drawing took beside them lately. There is to be room for it as well, as far as there
+    /// can be without refusing anything.
+    pub drawing_bytes: u64,
     /// Whether it becomes the active one.
     pub takes_over: bool,
     pub now_ms: u64,
@@ -77,11 +80,17 @@ pub enum NoRoom {
 /// What leaves so that the wish can be fulfilled: as few as the policy's order allows, nobody who
 /// could have stayed.
 pub fn plan(wish: &Wish<'_>, limits: &Limits) -> Result<Plan, NoRoom> {
+    let roomy = wish.working_bytes.max(wish.drawing_bytes);
+    plan_beside(roomy, wish, limits).or_else(|_| plan_beside(wish.working_bytes, wish, limits))
+}
+
+/// The same, with so much left free beside the weights.
+fn plan_beside(free_bytes: u64, wish: &Wish<'_>, limits: &Limits) -> Result<Plan, NoRoom> {
     let needed = |gone: &[PipelineId]| {
         let held = wish.segments.iter().filter(|segment| {
             segment.users.iter().any(|user| !gone.contains(user)) || segment.users.is_empty()
         });
-        held.map(|segment| segment.bytes).sum::<u64>().saturating_add(wish.working_bytes)
+        held.map(|segment| segment.bytes).sum::<u64>().saturating_add(free_bytes)
     };
     let fits = |gone: &[PipelineId]| needed(gone) <= limits.weights_bytes;
     let leaving = in_order(wish.residents, wish.segments, limits.eviction, wish.now_ms);
@@ -153,7 +162,7 @@ pub fn in_order(
     let mut leaving: Vec<&Resident> = residents
         .iter()
         .filter(|resident| match resident.standing {
-            Standing::Unwanted | Standing::Free => true,
+            Standing::Unwanted | Standing::OneOff | Standing::Free => true,
             Standing::Active | Standing::Pinned => false,
         })
         .collect();
@@ -166,7 +175,7 @@ pub fn in_order(
             pressure(b).total_cmp(&pressure(a))
         }),
     }
-    leaving.sort_by_key(|resident| Reverse(resident.standing == Standing::Unwanted));
+    leaving.sort_by_key(|resident| resident.standing);
     leaving.into_iter().map(|resident| resident.id).collect()
 }
 
@@ -185,7 +194,7 @@ pub fn idle(residents: &[Resident], idle_ms: Option<u64>, now_ms: u64) -> Vec<Pi
     let leaves = |resident: &&Resident| match resident.standing {
         Standing::Pinned => false,
         Standing::Unwanted => true,
-        Standing::Free | Standing::Active => {
+        Standing::OneOff | Standing::Free | Standing::Active => {
             idle_ms.is_some_and(|idle_ms| now_ms.saturating_sub(resident.last_used_ms) >= idle_ms)
         }
     };

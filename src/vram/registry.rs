@@ -1,6 +1,6 @@
 //! [`VramRegistry`]: what is loaded, whom it serves and what it costs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{
     ledger::{Component, Estimate, Held, PipelineId, shares},
@@ -16,8 +16,10 @@ use crate::modes::{IdleUnload, LoraReport, Memory, Modes, ModesDiff, PipelineSpe
 pub struct VramRegistry {
     device: String,
     memory: Memory,
-    /// Pipelines of pinned modes.
-    pinned: Vec<PipelineSpec>,
+    /// The modes' pipelines, and whether the mode is pinned.
+    declared: Vec<(PipelineSpec, bool)>,
+    /// What the last jobs took besides all weights.
+    peaks: VecDeque<u64>,
     /// In the order of their last use.
     models: Vec<Model>,
     held: Held,
@@ -54,6 +56,9 @@ struct Model {
     unwanted: bool,
 }
 
+/// Of how many jobs it is remembered what they took.
+const PEAKS_KEPT: usize = 16;
+
 /// What a worker that computes on the CPU has for a device; also what is shown until the first
 /// worker has said more.
 const HOST: &str = "CPU (host memory)";
@@ -77,11 +82,11 @@ impl VramRegistry {
     /// is what it was.)
     pub fn configure(&mut self, diff: &ModesDiff, modes: &Modes) {
         self.memory = modes.memory.clone();
-        let pinned = modes.modes.values().filter(|mode| mode.pinned);
-        self.pinned = pinned.map(|mode| mode.pipeline.clone()).collect();
+        let declared = modes.modes.values().map(|mode| (mode.pipeline.clone(), mode.pinned));
+        self.declared = declared.collect();
         for model in &mut self.models {
-            let mut declared = modes.modes.values().map(|mode| &mode.pipeline);
-            let is_declared = declared.any(|pipeline| *pipeline == model.loaded.pipeline);
+            let mut declared = self.declared.iter();
+            let is_declared = declared.any(|(pipeline, _)| *pipeline == model.loaded.pipeline);
             model.unwanted = !is_declared && (model.unwanted || diff.touches(&model.loaded.mode));
         }
     }
@@ -164,6 +169,7 @@ impl VramRegistry {
             new,
             segments: &estimate.segments,
             working_bytes: estimate.working_bytes,
+            drawing_bytes: self.peaks.iter().copied().max().unwrap_or(0),
             takes_over,
             now_ms,
         };
@@ -214,12 +220,15 @@ impl VramRegistry {
     }
 
     fn standing(&self, model: &Model) -> Standing {
-        if self.pinned.contains(&model.loaded.pipeline) {
+        let declared = || self.declared.iter().filter(|(it, _)| *it == model.loaded.pipeline);
+        if declared().any(|(_, pinned)| *pinned) {
             Standing::Pinned
         } else if self.active == Some(model.loaded.id) {
             Standing::Active
         } else if model.unwanted {
             Standing::Unwanted
+        } else if declared().next().is_none() {
+            Standing::OneOff
         } else {
             Standing::Free
         }
@@ -258,6 +267,8 @@ impl VramRegistry {
 
     /// What a job took besides all weights.
     pub fn set_activation_peak(&mut self, id: PipelineId, bytes: u64) {
+        self.peaks.truncate(PEAKS_KEPT - 1);
+        self.peaks.push_front(bytes);
         if let Some(model) = self.models.iter_mut().find(|model| model.loaded.id == id) {
             model.activation_peak_bytes = Some(bytes);
         }

@@ -19,17 +19,18 @@ fn segments(words: &str) -> Vec<Segment> {
     words.split_whitespace().map(segment).collect()
 }
 
-/// `1@30/5` was last used at 30 ms and took 5 ms to load; behind it `!` says active, `^` pinned and
-/// `-` unwanted.
+/// `1@30/5` was last used at 30 ms and took 5 ms to load; behind it `!` says active, `^` pinned,
+/// `-` unwanted and `~` of a request alone.
 fn residents(words: &str) -> Vec<Resident> {
     let resident = |word: &str| {
         let standing = match word.chars().last() {
             Some('!') => Standing::Active,
             Some('^') => Standing::Pinned,
             Some('-') => Standing::Unwanted,
+            Some('~') => Standing::OneOff,
             _ => Standing::Free,
         };
-        let (id, times) = word.trim_end_matches(['!', '^', '-']).split_once('@').unwrap();
+        let (id, times) = word.trim_end_matches(['!', '^', '-', '~']).split_once('@').unwrap();
         let (last_used, load) = times.split_once('/').unwrap();
         let (last_used_ms, load_ms) = (last_used.parse().unwrap(), load.parse().unwrap());
         let id = PipelineId(id.parse().unwrap());
@@ -44,6 +45,7 @@ struct Case {
     limit: u64,
     max_models: Option<u32>,
     takes_over: bool,
+    drawing: u64,
 }
 
 /// Pipeline 9 is to be loaded.
@@ -53,6 +55,7 @@ fn planned(case: &Case, eviction: Eviction) -> Result<Plan, NoRoom> {
         new: PipelineId(9),
         segments: &segments(case.segments),
         working_bytes: 1,
+        drawing_bytes: case.drawing,
         takes_over: case.takes_over,
         now_ms: 100,
     };
@@ -173,7 +176,7 @@ fn room_is_made_for_what_is_to_be_loaded() {
         ("too large even alone", "1@5/1^ 2@5/1", "1:5 2:5 9:30", 30, None, true, too_large(31, 30)),
     ];
     for (what, residents, segments, limit, max_models, takes_over, expected) in rows {
-        let case = Case { residents, segments, limit, max_models, takes_over };
+        let case = Case { residents, segments, limit, max_models, takes_over, drawing: 0 };
         assert_eq!(planned(&case, Eviction::Lru), expected, "{what}");
     }
 }
@@ -195,8 +198,29 @@ fn policies_differ_in_who_goes_first() {
 
 #[test]
 fn nobody_leaves_who_must_stay() {
-    let residents = residents("1@1/1! 2@2/1^ 3@3/1- 4@4/1");
-    assert_eq!(in_order(&residents, &[], Eviction::Fifo, 100), ids("34"));
+    let residents = residents("1@1/1! 2@2/1^ 3@3/1 4@4/1~ 5@5/1-");
+    assert_eq!(in_order(&residents, &[], Eviction::Fifo, 100), ids("543"));
+}
+
+#[test]
+fn there_is_room_to_draw_where_there_can_be() {
+    let case = |limit, drawing| {
+        let (residents, segments) = ("1@1/1 2@2/1 3@3/1!", "1:10 2:10 3:10 9:10");
+        Case { residents, segments, limit, max_models: None, takes_over: true, drawing }
+    };
+    for (limit, drawing, before) in [
+        (45, 4, ""),
+        (45, 6, "1"),
+        (45, 16, "12"),
+        // Even the active one goes for that,
+        (45, 26, "123"),
+        // and where it cannot be had at all nobody goes for it.
+        (45, 36, ""),
+        (31, 36, "1"),
+    ] {
+        let plan = planned(&case(limit, drawing), Eviction::Lru);
+        assert_eq!(plan.map(|plan| plan.before), Ok(ids(before)), "{limit} {drawing}");
+    }
 }
 
 #[test]
