@@ -35,7 +35,7 @@ use super::{
 use crate::{
     job::{Job, JobId, SwitchOrigin},
     modes::{Modes, ModesDiff},
-    queue::{Entry, Queue},
+    queue::{Entry, Queue, Target},
     vram::{VramRegistry, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
@@ -99,6 +99,9 @@ pub struct Actor {
     degraded: Option<String>,
     /// Until when switches may wait.
     switch_limits: HashMap<JobId, Instant>,
+    /// What a worker that died had loaded and that should be there: the current mode's pipeline,
+    /// and pinned ones.
+    lost: Vec<Target>,
     clock: Clock,
     pace: Pace,
     counters: Counters,
@@ -135,6 +138,7 @@ impl Actor {
             memory_at_start: None,
             degraded: None,
             switch_limits: HashMap::new(),
+            lost: Vec::new(),
             clock: Clock::default(),
             pace: Pace::default(),
             counters: Counters::default(),
@@ -162,7 +166,7 @@ impl Actor {
     pub async fn run(mut self) {
         loop {
             self.start_what_can_be_started();
-            self.unload_idle();
+            self.when_idle();
             self.publish();
             if self.drain_until.is_some() && self.running.is_none() {
                 break;

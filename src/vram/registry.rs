@@ -125,6 +125,12 @@ impl VramRegistry {
         modes
     }
 
+    /// The pinned ones, with the modes that used them last.
+    pub fn pinned(&self) -> impl Iterator<Item = (String, PipelineSpec)> {
+        let pinned = self.models.iter().filter(|it| self.standing(it) == Standing::Pinned);
+        pinned.map(|model| (model.loaded.mode.clone(), model.loaded.pipeline.clone()))
+    }
+
     pub fn active(&self) -> Option<PipelineId> {
         self.active
     }

@@ -34,6 +34,7 @@ impl Actor {
             Command::Configure { .. } if self.drain_until.is_some() => {}
             Command::Configure { diff, modes } => {
                 self.registry.configure(&diff, &modes);
+                self.lost.retain(|target| !diff.touches(&target.mode));
                 let Configured { superseded, switch } =
                     self.queue.configure(&diff, &modes, JobId::new);
                 if let Some(entry) = superseded {

@@ -7,7 +7,7 @@
 use super::{Actor, running::Phase};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome},
-    job::{Job, JobState},
+    job::{Job, JobState, SwitchOrigin},
     modes::LoraReport,
     queue::Target,
     vram::{
@@ -170,11 +170,46 @@ impl Actor {
         }
     }
 
-    /// Those go that nobody needs any more, while nothing else is to be done.
-    pub(super) fn unload_idle(&mut self) {
+    /// Nothing is to be done: what was lost comes back, and what nobody needs any more goes.
+    pub(super) fn when_idle(&mut self) {
         if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
             return;
         }
+        self.load_lost();
+        if self.running.is_none() {
+            self.unload_idle();
+        }
+    }
+
+    /// One after the other; one that fails is given up.
+    fn load_lost(&mut self) {
+        while self.running.is_none()
+            && let Some(Target { mode, pipeline }) = self.lost.pop()
+        {
+            let job = if mode == self.queue.selected_mode() && self.queue.loaded().is_none() {
+                let (asked_by, timeout_secs) = (SwitchOrigin::Reload, None);
+                Job::ModeSwitch { mode, pipeline, asked_by, timeout_secs }
+            } else if self.registry.find(&pipeline).is_some() {
+                continue;
+            } else {
+                Job::Load { mode, pipeline }
+            };
+            self.append(job);
+            self.start_what_can_be_started();
+        }
+    }
+
+    /// The worker is gone, and all with it.
+    pub(super) fn note_lost(&mut self) {
+        let pinned = self.registry.pinned();
+        let pinned = pinned.map(|(mode, pipeline)| Target { mode, pipeline });
+        let lost: Vec<Target> = pinned.chain(self.queue.loaded().cloned()).collect();
+        // What has not come back yet since an earlier death comes behind.
+        self.lost.retain(|target| !lost.contains(target));
+        self.lost.extend(lost);
+    }
+
+    fn unload_idle(&mut self) {
         let idle = self.registry.idle(self.clock.now_ms());
         for reason in [Reason::Unwanted, Reason::Idle] {
             let leaving = idle.iter().filter(|(_, why)| *why == reason);

@@ -96,6 +96,7 @@ impl Actor {
 
     /// Another attempt for the job that it worked on, if there is one left.
     fn on_worker_death(&mut self) {
+        self.note_lost();
         self.reconcile(Default::default());
         let Some(running) = &mut self.running else { return };
         match &mut running.phase {

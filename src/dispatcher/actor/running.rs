@@ -125,6 +125,7 @@ impl Actor {
         else {
             return;
         };
+        self.lost.clear();
         let ids = match what {
             Unload::All => self.registry.all(),
             Unload::Mode { mode, pipeline } => self.registry.of_mode(mode, pipeline),

@@ -282,6 +282,48 @@ async fn a_worker_that_dies_of_a_load_is_restarted_and_the_mode_before_comes_bac
     assert_eq!(daemon.current().as_deref(), Some("a"));
 }
 
+#[tokio::test]
+async fn what_an_idle_worker_had_comes_back_when_it_died() {
+    let mut daemon = Daemon::start_with(with(Memory::default(), &["b", "c"]));
+    let mut worker = daemon.worker().await;
+    for mode in ["b", "c", "d", "a"] {
+        daemon.switch_to(&mut worker, mode, 1).await;
+    }
+    drop(worker);
+    let mut second = daemon.worker().await;
+    // The current one first, then the pinned ones. One that kills the worker is given up.
+    second.load("a").await;
+    second.expect_load("c").await;
+    drop(second);
+    let mut third = daemon.worker().await;
+    third.expect_load("c").await;
+    drop(third);
+    let mut fourth = daemon.worker().await;
+    fourth.load("a").await;
+    fourth.load("b").await;
+    daemon.until(|status| status.vram.models.len() == 2).await;
+    assert_eq!((daemon.loaded().as_str(), daemon.current().as_deref()), ("a b", Some("a")));
+}
+
+#[tokio::test]
+async fn a_job_comes_before_what_was_lost() {
+    let mut daemon = Daemon::start_with(with(Memory::default(), &["b"]));
+    let mut worker = daemon.worker().await;
+    for mode in ["b", "a"] {
+        daemon.switch_to(&mut worker, mode, 1).await;
+    }
+    let ticket = daemon.submit(generation("a")).await;
+    worker.expect_generate("a").await;
+    drop(worker);
+    let mut second = daemon.worker().await;
+    second.load("a").await;
+    second.draw("a").await;
+    assert_eq!(outcome(ticket).await, drawn());
+    second.load("b").await;
+    daemon.until(|status| status.vram.models.len() == 2).await;
+    assert_eq!(daemon.current().as_deref(), Some("a"));
+}
+
 fn out_of_memory() -> WorkerError {
     let message = "it needs 12.00 GiB, and the limit is 10.00 GiB".to_owned();
     WorkerError { kind: WorkerErrorKind::OutOfMemory, message }
