@@ -17,5 +17,5 @@ pub mod registry;
 mod cards;
 mod snapshot;
 
-pub use registry::{Loaded, VramRegistry};
-pub use snapshot::{GpuInfo, Reason, ResidentModel, Snapshot};
+pub use registry::VramRegistry;
+pub use snapshot::{GpuInfo, Loaded, Reason, ResidentModel, Snapshot};

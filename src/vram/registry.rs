@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    ledger::{Component, Estimate, Held, PipelineId, shares},
+    ledger::{Estimate, Held, PipelineId, shares},
     plan::{self, Limits, NoRoom, Plan, Resident, Standing, Wish},
     probe::Readings,
-    snapshot::{Reason, ResidentModel, Snapshot},
+    snapshot::{Loaded, Reason, ResidentModel, Snapshot},
 };
-use crate::modes::{IdleUnload, LoraReport, Memory, Modes, ModesDiff, PipelineSpec};
+use crate::modes::{IdleUnload, Memory, Modes, ModesDiff, PipelineSpec};
 
 /// The ledger of loaded pipelines. What they hold is what the worker said last; who leaves is
 /// decided in [`plan`]. Times are milliseconds since the Unix epoch.
@@ -29,22 +29,6 @@ pub struct VramRegistry {
     loads: BTreeMap<String, u64>,
     hits: BTreeMap<String, u64>,
     evictions: BTreeMap<Reason, u64>,
-}
-
-/// What is known of a pipeline when it has been loaded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
-    pub id: PipelineId,
-    pub mode: String,
-    pub pipeline: PipelineSpec,
-    pub family: String,
-    pub components: Vec<Component>,
-    pub estimated_bytes: u64,
-    /// What the worker's allocations grew by.
-    pub measured_bytes: u64,
-    pub load_ms: u64,
-    pub merge_ms: u64,
-    pub loras: Vec<LoraReport>,
 }
 
 #[derive(Debug, Clone)]

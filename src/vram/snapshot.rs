@@ -2,7 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use super::{ledger::LoraCacheUse, registry::Loaded};
+use super::ledger::{Component, LoraCacheUse, PipelineId};
+use crate::modes::{LoraReport, PipelineSpec};
+
+/// What is known of a pipeline when it has been loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    pub id: PipelineId,
+    pub mode: String,
+    pub pipeline: PipelineSpec,
+    pub family: String,
+    pub components: Vec<Component>,
+    pub estimated_bytes: u64,
+    /// What the worker's allocations grew by.
+    pub measured_bytes: u64,
+    pub load_ms: u64,
+    pub merge_ms: u64,
+    pub loras: Vec<LoraReport>,
+}
 
 /// A pipeline that is loaded, as it is shown.
 #[derive(Debug, Clone, PartialEq)]

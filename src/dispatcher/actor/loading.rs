@@ -4,7 +4,10 @@
 //! current mode had to go first and the new one fails, the old one is loaded again; where that
 //! fails, too, the daemon is degraded until a switch succeeds.
 
-use super::{Actor, running::Phase};
+use super::{
+    Actor,
+    running::{Loading, Phase},
+};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome},
     job::{Job, JobState, SwitchOrigin},
@@ -17,15 +20,6 @@ use crate::{
     },
     worker::protocol::{LoadReport, ToWorker},
 };
-
-/// A pipeline on its way.
-pub struct Loading {
-    id: PipelineId,
-    target: Target,
-    estimate: Estimate,
-    /// Those who leave when it is there.
-    after: Vec<PipelineId>,
-}
 
 impl Actor {
     /// Asks the worker what a pipeline would take.

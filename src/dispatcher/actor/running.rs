@@ -11,12 +11,15 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Actor, loading::Loading};
+use super::Actor;
 use crate::{
     dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
     job::{Job, JobId, JobState, Unload},
     queue::{Entry, Target},
-    vram::{Reason, host, ledger::PipelineId},
+    vram::{
+        Reason, host,
+        ledger::{Estimate, PipelineId},
+    },
     worker::protocol::ToWorker,
 };
 
@@ -53,6 +56,15 @@ pub enum Phase {
     /// The worker gives back what these modes had loaded.
     Unloading(Vec<String>),
     Custom(JoinHandle<HandlerResult>),
+}
+
+/// A pipeline on its way.
+pub struct Loading {
+    pub id: PipelineId,
+    pub target: Target,
+    pub estimate: Estimate,
+    /// Those who leave when it is there.
+    pub after: Vec<PipelineId>,
 }
 
 impl Running {

@@ -7,9 +7,12 @@
 
 use std::sync::Arc;
 
-use super::{Fault, Match, Recipient, Sorted, keys::Key, patches::is_readable};
+use super::{
+    Match,
+    file::{LoraFile, Recipient},
+};
 use crate::{
-    engine::checkpoint::{Error, FileIdentity, TensorFile},
+    engine::checkpoint::{Error, FileIdentity},
     modes::LoraRef,
 };
 
@@ -28,12 +31,6 @@ pub struct LoraCache {
     kept: Vec<Kept>,
     hits: u64,
     misses: u64,
-}
-
-/// An open file whose tensors are those of a LoRA, of types that are read.
-pub(super) struct LoraFile {
-    pub file: TensorFile,
-    sorted: Sorted,
 }
 
 struct Kept {
@@ -136,36 +133,4 @@ impl Kept {
         }
         Ok(matched)
     }
-}
-
-impl LoraFile {
-    fn open(lora: &LoraRef) -> Result<Self, Error> {
-        let file = TensorFile::open(&lora.name, &lora.path)?;
-        let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &*entry.dims));
-        let sorted = Sorted::of(tensors, &file.metadata).map_err(|fault| refusal(lora, &fault))?;
-        Ok(Self { file, sorted })
-    }
-
-    fn match_to(&self, lora: &LoraRef, to: &Recipient<'_>) -> Result<Match, Error> {
-        let Self { file, sorted } = self;
-        let refuse = |fault: Fault| refusal(lora, &fault);
-        let matched = sorted.match_to(to.modules(), to.family, &file.metadata).map_err(refuse)?;
-        let mut used = file.entries.iter().filter(|(name, _)| Key::of(name).is_ok());
-        if let Some((tensor, entry)) = used.find(|(_, entry)| !is_readable(entry.dtype)) {
-            let (tensor, dtype) = (tensor.clone(), format!("{:?}", entry.dtype));
-            return Err(refuse(Fault::WrongType { tensor, dtype }));
-        }
-        if let Some(first) = matched.unmatched.first() {
-            let (file, merged, family) = (&lora.name, matched.adapters.len(), to.family);
-            let unmatched = matched.unmatched.len();
-            tracing::warn!(
-                "{file}: {merged} of its modules are merged; {unmatched} have no place in this {family} checkpoint, the first of them '{first}'"
-            );
-        }
-        Ok(matched)
-    }
-}
-
-fn refusal(lora: &LoraRef, fault: &Fault) -> Error {
-    Error::NotSupported { file: lora.name.clone(), what: fault.to_string() }
 }

@@ -10,6 +10,7 @@ mod algorithm;
 mod base;
 mod cache;
 mod delta;
+mod file;
 mod keys;
 mod matching;
 mod patches;
@@ -20,8 +21,9 @@ mod tests;
 
 pub use base::Claim;
 pub use cache::LoraCache;
+pub use file::Recipient;
 pub use matching::Match;
-pub use patches::{PatchKey, Patches, Recipient};
+pub use patches::{PatchKey, Patches};
 pub use sorted::Sorted;
 
 /// What is wrong with a LoRA, by its names and shapes alone. Tensors are named as in the file.

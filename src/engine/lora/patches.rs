@@ -1,12 +1,14 @@
 //! The LoRAs of a pipeline, merged into one weight after another while it is loaded.
 
-use std::{cell::LazyCell, sync::Arc};
+use std::sync::Arc;
 
-use safetensors::Dtype;
-
-use super::{LoraCache, Match, adapter::Adapter, cache::LoraFile};
+use super::{
+    LoraCache, Match,
+    adapter::Adapter,
+    file::{LoraFile, Recipient},
+};
 use crate::{
-    engine::checkpoint::{self, Error, FileIdentity, Module},
+    engine::checkpoint::{self, Error, FileIdentity},
     modes::{LoraRef, LoraReport, OnLoraError},
 };
 
@@ -22,29 +24,6 @@ struct Lora {
     file: Arc<LoraFile>,
     strength: f32,
     matched: Arc<Match>,
-}
-
-/// The checkpoint that LoRAs are merged into, as they see it.
-pub struct Recipient<'a> {
-    pub(super) family: &'a str,
-    pub(super) files: Vec<FileIdentity>,
-    modules: LazyCell<Vec<Module>, Box<dyn FnOnce() -> Vec<Module> + 'a>>,
-}
-
-impl<'a> Recipient<'a> {
-    /// A checkpoint of a family of that name. Its modules are listed if somebody asks: who has seen
-    /// these files before knows where the LoRAs belong. (With no files, nobody has.)
-    pub fn new(
-        family: &'a str,
-        files: Vec<FileIdentity>,
-        modules: impl FnOnce() -> Vec<Module> + 'a,
-    ) -> Self {
-        Self { family, files, modules: LazyCell::new(Box::new(modules)) }
-    }
-
-    pub(super) fn modules(&self) -> &[Module] {
-        &self.modules
-    }
 }
 
 /// What was done to a tensor: the files that changed it, and how strongly. Weights of the same
@@ -102,7 +81,7 @@ impl Patches {
     /// its module.
     pub fn apply(&self, tensor: &str, dims: &[usize], numbers: &mut [f32]) {
         for (lora, adapter, half) in self.touching(tensor) {
-            let read = |name: &str| lora.read(name);
+            let read = |name: &str| lora.file.read(name);
             match half {
                 Half::Weight => adapter.add_to_weight(numbers, dims, lora.strength, &read),
                 Half::Bias => adapter.add_to_bias(numbers, lora.strength, &read),
@@ -146,28 +125,4 @@ impl Patches {
             changes.then_some((lora, adapter, half))
         })
     }
-}
-
-impl Lora {
-    /// The numbers of a tensor, which is known to be there and of a type that is read.
-    fn read(&self, name: &str) -> Vec<f32> {
-        let entry = &self.file.file.entries[name];
-        let bytes = self.file.file.bytes(entry);
-        match entry.dtype {
-            Dtype::F64 => numbers(bytes, |bytes| f64::from_le_bytes(bytes) as f32),
-            Dtype::I64 => numbers(bytes, |bytes| i64::from_le_bytes(bytes) as f32),
-            Dtype::I32 => numbers(bytes, |bytes| i32::from_le_bytes(bytes) as f32),
-            dtype => checkpoint::to_f32(dtype, bytes),
-        }
-    }
-}
-
-/// Besides the types of weights, those that an alpha is stored as now and then.
-pub(super) fn is_readable(dtype: Dtype) -> bool {
-    checkpoint::float_bytes(dtype).is_some()
-        || matches!(dtype, Dtype::F64 | Dtype::I64 | Dtype::I32)
-}
-
-fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
 }

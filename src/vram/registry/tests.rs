@@ -6,7 +6,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use super::*;
 use crate::{
     modes::{CheckpointRef, Defaults, Eviction, Mode, Watch},
-    vram::ledger::Segment,
+    vram::ledger::{Component, Segment},
 };
 
 const PIPELINES: usize = 6;
