@@ -33,6 +33,21 @@ impl FromStr for JobId {
     }
 }
 
+/// What is agreed on for a job, besides what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Terms {
+    /// -10 to 10; the greater one comes first.
+    #[serde(default)]
+    pub priority: i8,
+    /// The caller's own, to find it by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+impl Terms {
+    pub const PRIORITIES: std::ops::RangeInclusive<i8> = -10..=10;
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -33,7 +33,7 @@ use super::{
     table::{Clock, SharedJobs},
 };
 use crate::{
-    job::{Job, JobId, SwitchOrigin},
+    job::{Job, JobId, SwitchOrigin, Terms},
     modes::{Modes, ModesDiff},
     queue::{Entry, Queue, Target},
     vram::{VramRegistry, probe, probe::Readings},
@@ -48,6 +48,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 pub enum Command {
     Submit {
         job: Box<Job>,
+        terms: Terms,
         /// Who drops the other end has lost interest: the ticket in it cancels the job.
         reply: oneshot::Sender<Result<Ticket, SubmitError>>,
         /// For the ticket to cancel with.

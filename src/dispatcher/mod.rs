@@ -27,7 +27,7 @@ pub use self::{
     table::JobView,
 };
 use crate::{
-    job::{Job, JobId},
+    job::{Job, JobId, Terms},
     modes::{Modes, ModesDiff, did_you_mean},
     request::RequestField,
     vram,
@@ -80,9 +80,14 @@ impl Handle {
     /// Puts a job into the queue, and before a generation the switch that it needs: both or
     /// neither. If the caller loses interest before this returns, the job is cancelled.
     pub async fn submit(&self, job: Job) -> Result<Ticket, SubmitError> {
+        self.submit_with(job, Terms::default()).await
+    }
+
+    /// The same, on terms of the caller's.
+    pub async fn submit_with(&self, job: Job, terms: Terms) -> Result<Ticket, SubmitError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(job);
-        let _ = self.commands.send(Command::Submit { job, reply, commands: self.commands.clone() });
+        let (job, commands) = (Box::new(job), self.commands.clone());
+        let _ = self.commands.send(Command::Submit { job, terms, reply, commands });
         answer.await.unwrap_or(Err(SubmitError::ShuttingDown))
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use super::Outcome;
 use crate::{
-    job::{Job, JobId, JobState},
+    job::{Job, JobId, JobState, Terms},
     queue::Entry,
 };
 
@@ -20,6 +20,7 @@ const FINISHED_KEPT: usize = 1000;
 pub struct JobView {
     pub id: JobId,
     pub job: Job,
+    pub terms: Terms,
     pub state: JobState,
     /// How many times it was begun: 2 if the worker died in the first attempt.
     pub attempts: u32,
@@ -65,6 +66,7 @@ impl SharedJobs {
         let view = JobView {
             id: entry.id,
             job: entry.job,
+            terms: entry.terms,
             state: JobState::Queued,
             attempts: 0,
             jobs_before: 0,
@@ -165,7 +167,7 @@ mod tests {
 
     fn custom() -> Entry {
         let job = Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null };
-        Entry { id: JobId::new(), job }
+        Entry { id: JobId::new(), job, terms: Terms::default() }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    job::{Job, JobId, SwitchOrigin},
+    job::{Job, JobId, SwitchOrigin, Terms},
     modes::{Modes, ModesDiff, PipelineSpec},
     request::Source,
 };
@@ -45,6 +45,7 @@ impl Target {
 pub struct Entry {
     pub id: JobId,
     pub job: Job,
+    pub terms: Terms,
 }
 
 /// What was put into the queue for a job.
@@ -138,6 +139,7 @@ impl Queue {
     pub fn submit(
         &mut self,
         job: Job,
+        terms: Terms,
         mut new_id: impl FnMut() -> JobId,
     ) -> Result<Submitted, Refused> {
         let switch = match &job {
@@ -172,7 +174,7 @@ impl Queue {
         if brought > 0 && held + brought > MAX_SOURCE_BYTES {
             return Err(Refused::TooMuchToHold);
         }
-        let mut entry = |job| Entry { id: new_id(), job };
+        let mut entry = |job| Entry { id: new_id(), job, terms: terms.clone() };
         let submitted = Submitted { switch: switch.map(&mut entry), job: entry(job) };
         self.waiting.extend(submitted.switch.clone());
         self.waiting.push_back(submitted.job.clone());
@@ -217,6 +219,7 @@ impl Queue {
                 asked_by: SwitchOrigin::Reload,
                 timeout_secs: None,
             },
+            terms: Terms::default(),
         });
         self.waiting.extend(switch.clone());
         Configured { superseded, switch }

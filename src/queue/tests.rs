@@ -84,7 +84,7 @@ fn queue(limit: usize, loaded: &str) -> Queue {
 /// Submits the words in turn; those that are refused leave no trace.
 fn submit_all(queue: &mut Queue, words: &str) {
     for word in words.split_whitespace() {
-        let _ = queue.submit(job(word), JobId::new);
+        let _ = queue.submit(job(word), Terms::default(), JobId::new);
     }
 }
 
@@ -101,7 +101,7 @@ fn waiting_images_take_a_bounded_amount_of_memory() {
         }
     };
     let mut queue = queue(64, "a");
-    let mut submit = |job| queue.submit(job, JobId::new).map(|_| ());
+    let mut submit = |job| queue.submit(job, Terms::default(), JobId::new).map(|_| ());
     for (job, expected) in [
         (drawn_over(&quarter, None), Ok(())),
         (drawn_over(&eighth, Some(&eighth)), Ok(())),
@@ -113,7 +113,7 @@ fn waiting_images_take_a_bounded_amount_of_memory() {
     }
     // What runs does not wait any more.
     queue.start_next();
-    assert!(queue.submit(drawn_over(&quarter, None), JobId::new).is_ok());
+    assert!(queue.submit(drawn_over(&quarter, None), Terms::default(), JobId::new).is_ok());
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_the_running_job_leaves_loaded_counts() {
 fn the_same_mode_over_another_file_is_another_target() {
     let mut queue = queue(64, "a");
     let generation = Job::Generation { request: request("a"), pipeline: pipeline("a-v2") };
-    let submitted = queue.submit(generation, JobId::new).unwrap();
+    let submitted = queue.submit(generation, Terms::default(), JobId::new).unwrap();
     assert_eq!(words(&submitted.switch), ">a");
     assert_eq!(words(&queue.waiting), ">a a");
 }
@@ -177,7 +177,7 @@ fn a_switch_and_its_generation_go_in_together_or_not_at_all() {
     ] {
         let mut queue = queue(limit, "a");
         submit_all(&mut queue, before);
-        let result = queue.submit(job(last), JobId::new);
+        let result = queue.submit(job(last), Terms::default(), JobId::new);
         assert_eq!(result.err(), refused.then_some(Refused::Full), "'{before}' then '{last}'");
         assert_eq!(words(&queue.waiting), line, "'{before}' then '{last}'");
     }
@@ -217,7 +217,7 @@ fn cancelling_takes_along_the_switches_that_nobody_needs_any_more() {
 #[test]
 fn what_does_not_wait_cannot_be_taken_out() {
     let mut queue = queue(64, "a");
-    let id = queue.submit(job("a"), JobId::new).unwrap().job.id;
+    let id = queue.submit(job("a"), Terms::default(), JobId::new).unwrap().job.id;
     queue.start_next();
     assert!(queue.cancel(id).is_empty());
     assert!(queue.cancel(JobId::new()).is_empty());
@@ -296,7 +296,7 @@ fn a_switch_to_what_is_there_needs_no_job() {
     ] {
         let mut queue = queue(64, loaded);
         submit_all(&mut queue, before);
-        let result = queue.submit(job(switch), JobId::new);
+        let result = queue.submit(job(switch), Terms::default(), JobId::new);
         let context = format!("'{loaded}' loaded, '{before}' waiting, then '{switch}'");
         assert_eq!(result.err(), needless.then_some(Refused::AlreadyLoaded), "{context}");
         assert_eq!(queue.selected_mode(), selected, "{context}");

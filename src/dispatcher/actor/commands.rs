@@ -10,7 +10,7 @@ use tokio::{
 use super::{Actor, Command, DRAIN_LIMIT};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
-    job::{Job, JobId, SwitchOrigin},
+    job::{Job, JobId, SwitchOrigin, Terms},
     modes::Modes,
     queue::{self, Configured, Entry, Refused},
 };
@@ -18,8 +18,8 @@ use crate::{
 impl Actor {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
-            Command::Submit { job, reply, commands } => {
-                let result = self.submit(*job, commands);
+            Command::Submit { job, terms, reply, commands } => {
+                let result = self.submit(*job, terms, commands);
                 self.publish();
                 let _ = reply.send(result);
             }
@@ -73,7 +73,7 @@ impl Actor {
 
     /// Puts a job of the daemon's own into queue and table.
     pub(super) fn append(&mut self, job: Job) {
-        let entry = Entry { id: JobId::new(), job };
+        let entry = Entry { id: JobId::new(), job, terms: Terms::default() };
         self.jobs.insert(entry.clone());
         self.queue.append(entry);
     }
@@ -81,6 +81,7 @@ impl Actor {
     fn submit(
         &mut self,
         job: Job,
+        terms: Terms,
         commands: mpsc::UnboundedSender<Command>,
     ) -> Result<Ticket, SubmitError> {
         if self.drain_until.is_some() {
@@ -95,7 +96,7 @@ impl Actor {
                 None
             }
         };
-        let id = self.enqueue(job).map_err(|refused| match refused {
+        let id = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
                 retry_after_secs: self.pace.retry_after_secs(),
@@ -115,8 +116,8 @@ impl Actor {
     }
 
     /// Puts a job, and what it brings along, into queue and table.
-    fn enqueue(&mut self, job: Job) -> Result<JobId, Refused> {
-        let submitted = self.queue.submit(job, JobId::new)?;
+    fn enqueue(&mut self, job: Job, terms: Terms) -> Result<JobId, Refused> {
+        let submitted = self.queue.submit(job, terms, JobId::new)?;
         let id = submitted.job.id;
         submitted
             .switch
