@@ -42,6 +42,12 @@ pub struct Terms {
     /// The caller's own, to find it by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+    /// A generation's prompt as its caller wrote it, tags and all.
+    #[serde(default)]
+    pub prompt: String,
+    /// Whether the images are kept for whoever asks for them later.
+    #[serde(default)]
+    pub keeps_images: bool,
 }
 
 impl Terms {
@@ -109,6 +115,16 @@ impl JobKind {
 }
 
 impl Job {
+    /// The mode that it is about, if it is about one.
+    pub fn mode(&self) -> Option<&str> {
+        match self {
+            Self::Generation { request, .. } => Some(&request.mode),
+            Self::ModeSwitch { mode, .. } | Self::Load { mode, .. } => Some(mode),
+            Self::Unload { what: Unload::Mode { mode, .. } } => Some(mode),
+            Self::Unload { what: Unload::All } | Self::Custom { .. } => None,
+        }
+    }
+
     pub fn kind(&self) -> JobKind {
         match self {
             Self::Generation { .. } => JobKind::Generation,

@@ -14,8 +14,8 @@ use std::{
 
 use diffused::{
     dispatcher::{
-        self, CustomJobs, DispatcherConfig, DispatcherShutdown, DrawnImages, FailureKind, Handle,
-        JobFailure, Outcome, Ticket,
+        self, CustomJobs, DispatcherConfig, DispatcherShutdown, FailureKind, Handle, JobFailure,
+        Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
     modes::{CheckpointRef, Memory, Modes, PipelineSpec, SchedulerId, Size, Watch},
@@ -128,7 +128,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 fn is_image(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Images(DrawnImages { rgb, .. }) if rgb.len() == 8 * 8 * 3)
+    matches!(outcome, Outcome::Images(drawn) if drawn.rgb.len() == 8 * 8 * 3)
 }
 
 #[tokio::test]

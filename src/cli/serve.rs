@@ -139,6 +139,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         dispatcher: handle,
         admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
+        idempotency: Arc::default(),
     });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

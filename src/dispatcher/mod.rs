@@ -96,6 +96,22 @@ impl Handle {
         self.jobs.get(id)
     }
 
+    /// The images of a job that keeps them ([`Terms::keeps_images`]), once they are drawn. The
+    /// oldest go when all together take 512 MiB, and with their jobs.
+    pub fn images(&self, id: JobId) -> Option<Arc<DrawnImages>> {
+        self.jobs.images(id)
+    }
+
+    /// The newest jobs that are `wanted`, up to `limit`, of those older than `before`.
+    pub fn jobs(
+        &self,
+        before: Option<JobId>,
+        limit: usize,
+        wanted: impl Fn(&JobView) -> bool,
+    ) -> Vec<JobView> {
+        self.jobs.list(before, limit, wanted)
+    }
+
     /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its
     /// next step. False if nothing comes of it: the job is unknown, has ended, or is a mode switch
     /// whose pipeline is being loaded, which cannot be stopped.
@@ -167,7 +183,7 @@ impl Drop for Ticket {
 /// What became of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    Images(DrawnImages),
+    Images(Arc<DrawnImages>),
     Switched,
     Loaded,
     /// The modes whose pipelines are not loaded any more.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::Outcome;
+use super::{DrawnImages, Outcome};
 use crate::{
     job::{Job, JobId, JobState, Terms},
     queue::Entry,
@@ -14,6 +14,8 @@ use crate::{
 
 /// How many jobs that have ended are remembered.
 const FINISHED_KEPT: usize = 1000;
+/// What the images may take together that are kept of them.
+const MAX_IMAGE_BYTES: usize = 512 << 20;
 
 /// A job and how it stands. Times are in milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +44,29 @@ struct JobTable {
     views: HashMap<JobId, JobView>,
     /// Those that have ended, oldest first.
     finished: VecDeque<JobId>,
+    /// Of those that keep them, oldest first.
+    images: VecDeque<(JobId, Arc<DrawnImages>)>,
+    image_bytes: usize,
+}
+
+impl JobTable {
+    fn keep(&mut self, id: JobId, images: Arc<DrawnImages>) {
+        self.image_bytes += images.rgb.len();
+        self.images.push_back((id, images));
+        while self.image_bytes > MAX_IMAGE_BYTES
+            && let Some((_, oldest)) = self.images.pop_front()
+        {
+            self.image_bytes -= oldest.rgb.len();
+        }
+    }
+
+    fn forget_images(&mut self, id: JobId) {
+        if let Some(at) = self.images.iter().position(|(of, _)| *of == id)
+            && let Some((_, images)) = self.images.remove(at)
+        {
+            self.image_bytes -= images.rgb.len();
+        }
+    }
 }
 
 impl SharedJobs {
@@ -60,6 +85,33 @@ impl SharedJobs {
     pub fn awaits(&self, is: impl Fn(&Job) -> bool) -> bool {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         table.views.values().any(|view| !view.state.is_terminal() && is(&view.job))
+    }
+
+    pub fn images(&self, id: JobId) -> Option<Arc<DrawnImages>> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let images = table.images.iter().find(|(of, _)| *of == id);
+        images.map(|(_, images)| images.clone())
+    }
+
+    /// The newest first.
+    pub fn list(
+        &self,
+        before: Option<JobId>,
+        limit: usize,
+        wanted: impl Fn(&JobView) -> bool,
+    ) -> Vec<JobView> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let older = |view: &&JobView| before.is_none_or(|before| view.id < before);
+        let mut ids: Vec<JobId> = table
+            .views
+            .values()
+            .filter(older)
+            .filter(|view| wanted(view))
+            .map(|it| it.id)
+            .collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.truncate(limit);
+        ids.iter().filter_map(|id| table.views.get(id).cloned()).collect()
     }
 
     pub fn insert(&self, entry: Entry) {
@@ -121,11 +173,18 @@ impl SharedJobs {
             }
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let keeps = table.views.get(&id).is_some_and(|view| view.terms.keeps_images);
+        if let Outcome::Images(images) = outcome
+            && keeps
+        {
+            table.keep(id, images.clone());
+        }
         table.finished.push_back(id);
         if table.finished.len() > FINISHED_KEPT
             && let Some(oldest) = table.finished.pop_front()
         {
             table.views.remove(&oldest);
+            table.forget_images(oldest);
         }
     }
 
@@ -187,6 +246,64 @@ mod tests {
         assert_eq!(known.iter().position(|known| *known), Some(2));
         assert!(known[2..].iter().all(|known| *known));
         assert!(jobs.get(waiting.id).is_some(), "one that waits is never forgotten");
+    }
+
+    #[test]
+    fn images_are_kept_for_who_asks_later_and_within_bounds() {
+        use crate::{modes::SchedulerId, modes::Size, worker::protocol::DrawnReport};
+        let drawn = |bytes: usize| {
+            let report = DrawnReport {
+                size: Size { width: 8, height: 8 },
+                images: 1,
+                prompt_truncated: None,
+                skipped_loras: vec![],
+                scheduler: SchedulerId::Ddim,
+                encode_ms: 0,
+                denoise_ms: 0,
+                decode_ms: 0,
+                peak_bytes: 0,
+                steps: 1,
+            };
+            Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
+        };
+        let jobs = SharedJobs::default();
+        let finish = |keeps_images: bool, bytes: usize| {
+            let entry = Entry { terms: Terms { keeps_images, ..Terms::default() }, ..custom() };
+            jobs.insert(entry.clone());
+            jobs.finish(entry.id, &drawn(bytes));
+            entry.id
+        };
+        let gone = finish(false, 10);
+        let kept: Vec<JobId> =
+            [10, MAX_IMAGE_BYTES - 15, 10].map(|bytes| finish(true, bytes)).into();
+        assert!(jobs.images(gone).is_none(), "nobody has asked for it to be kept");
+        let there: Vec<bool> = kept.iter().map(|id| jobs.images(*id).is_some()).collect();
+        assert_eq!(there, [false, true, true], "the oldest goes");
+        for _ in 0..FINISHED_KEPT {
+            finish(false, 1);
+        }
+        assert!(kept.iter().all(|id| jobs.images(*id).is_none()), "they go with their jobs");
+    }
+
+    #[test]
+    fn jobs_are_listed_from_the_newest_on() {
+        let jobs = SharedJobs::default();
+        let ids: Vec<JobId> = (0..5)
+            .map(|_| {
+                let entry = custom();
+                jobs.insert(entry.clone());
+                entry.id
+            })
+            .collect();
+        jobs.finish(ids[1], &Outcome::Cancelled);
+        let list = |before, limit, state: Option<JobState>| -> Vec<JobId> {
+            let wanted = |view: &JobView| state.as_ref().is_none_or(|state| view.state == *state);
+            jobs.list(before, limit, wanted).iter().map(|view| view.id).collect()
+        };
+        assert_eq!(list(None, 2, None), [ids[4], ids[3]]);
+        assert_eq!(list(Some(ids[3]), 9, None), [ids[2], ids[1], ids[0]]);
+        assert_eq!(list(Some(ids[3]), 9, Some(JobState::Queued)), [ids[2], ids[0]]);
+        assert_eq!(list(Some(ids[0]), 9, None), []);
     }
 
     #[test]

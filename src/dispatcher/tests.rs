@@ -333,7 +333,7 @@ fn report() -> DrawnReport {
 }
 
 fn drawn() -> Outcome {
-    Outcome::Images(DrawnImages { rgb: vec![1; 8 * 8 * 3], report: report() })
+    Outcome::Images(Arc::new(DrawnImages { rgb: vec![1; 8 * 8 * 3], report: report() }))
 }
 
 fn failed_with(outcome: Outcome) -> (FailureKind, String) {

@@ -114,6 +114,22 @@ pub fn encode(
     })
 }
 
+/// One image of several, as a file; nothing if there is none of that number. Takes its time.
+pub fn encode_one(
+    asked: &Asked,
+    drawn: &DrawnImages,
+    (job, index): (JobId, usize),
+    format: Format,
+) -> Option<Result<Response, EncodeError>> {
+    let (seed, rgb) = asked.request.seeds().zip(drawn.each()).nth(index)?;
+    Some(file(asked, drawn, (seed, rgb), format).map(|file| {
+        let mut headers = headers(&asked.request, drawn, job);
+        headers.insert(X_SEED, seed.into());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+        (headers, Bytes::from(file)).into_response()
+    }))
+}
+
 fn file(
     asked: &Asked,
     drawn: &DrawnImages,

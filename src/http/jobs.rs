@@ -1,119 +1,27 @@
-//! `/api/jobs`: what becomes of a job; jobs of one's own.
+//! `/api/jobs`: what becomes of jobs; jobs of one's own.
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
     body::JsonBody,
-    loras::LoraInfo,
+    job_info::{Accepted, JobInfo, StateName},
     problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobId, JobState, Unload},
+    job::{Job, JobId},
     modes::{did_you_mean, nearest_name},
-    request::{Fields, GenerateRequest, Source},
+    request::{FieldError, Fields, InvalidFields},
 };
-
-/// A job and where it is on its way. Times are in milliseconds since 1970.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct JobInfo {
-    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
-    id: String,
-    #[serde(rename = "type")]
-    kind: JobKind,
-    #[serde(flatten)]
-    place: Place,
-    /// Of a generation, a mode switch, a load, or the unloading of one mode.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mode: Option<String>,
-    /// Of a mode switch: how long it may wait for the jobs before it, if that was said.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_secs: Option<u32>,
-    /// Of a generation: what is drawn, all defaults filled in.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request: Option<RequestInfo>,
-    /// Of a generation: the mode's LoRAs and the request's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    loras: Option<Vec<LoraInfo>>,
-    /// Of a custom job.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    /// How often it was begun: 2 if the worker died under it once.
-    attempts: u32,
-    created_unix_ms: u64,
-    started_unix_ms: Option<u64>,
-    finished_unix_ms: Option<u64>,
-    /// What a custom job returned.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
-}
-
-/// Where a job is on its way.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Place {
-    state: StateName,
-    /// While running: the denoising steps that are done, and how many there are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    step: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    steps: Option<u32>,
-    /// While loading: how much of it has been read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    percent: Option<u8>,
-    /// While queued: how many jobs come before it, the running one included.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    jobs_before: Option<usize>,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-/// A request, but for the bytes of its images.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct RequestInfo {
-    #[serde(flatten)]
-    request: GenerateRequest,
-    /// That an image is drawn over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<SourceInfo>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct SourceInfo {
-    denoise_strength: f32,
-    /// Whether there is a mask.
-    mask: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum JobKind {
-    Generation,
-    ModeSwitch,
-    Load,
-    Unload,
-    Custom,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum StateName {
-    Queued,
-    Loading,
-    Running,
-    Done,
-    Failed,
-    Cancelled,
-}
 
 /// What is known of a job. Finished ones are forgotten after a while.
 #[utoipa::path(get, path = "/api/jobs/{id}", tag = "jobs",
@@ -126,93 +34,134 @@ pub async fn show(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<JobInfo>, Problem> {
+    Ok(Json(info(&api, find(&api, &id)?)))
+}
+
+/// The job of that name.
+pub fn find(api: &Api, id: &str) -> Result<JobView, Problem> {
     let view = id.parse().ok().and_then(|id: JobId| api.dispatcher.job(id));
-    let unknown = || Problem::new(Kind::UnknownJob, "there is no such job, or it is long finished");
-    view.map(|view| Json(view.into())).ok_or_else(unknown)
+    view.ok_or_else(|| {
+        Problem::new(Kind::UnknownJob, "there is no such job, or it is long finished")
+    })
 }
 
-impl From<JobView> for JobInfo {
-    fn from(view: JobView) -> Self {
-        // No arm takes the pipeline along: it holds paths on disk.
-        let (mut mode, mut request, mut loras, mut name) = (None, None, None, None);
-        let mut timeout_secs = None;
-        let kind = match view.job {
-            Job::Generation { request: asked, pipeline } => {
-                mode = Some(asked.mode.clone());
-                request = Some(RequestInfo::from(asked));
-                loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
-                JobKind::Generation
+fn info(api: &Api, view: JobView) -> JobInfo {
+    let images = api.dispatcher.images(view.id).map(|images| images.report.images);
+    JobInfo::of(view, images)
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Only those in one of these states, separated by commas.
+    #[param(example = "queued,running")]
+    state: Option<String>,
+    /// Only those of that mode.
+    mode: Option<String>,
+    /// Only those with that tag.
+    tag: Option<String>,
+    /// What `next_cursor` of the page before says.
+    cursor: Option<String>,
+    /// How many at most, 1 to 200 [50].
+    limit: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobList {
+    /// The newest first.
+    jobs: Vec<JobInfo>,
+    /// For the next page; `null` where this is the last one.
+    next_cursor: Option<String>,
+}
+
+/// The jobs that wait, run, or have ended lately.
+#[utoipa::path(get, path = "/api/jobs", tag = "jobs", params(ListQuery),
+    responses(
+        (status = 200, body = JobList),
+        (status = 422, description = "Invalid parameters"),
+    ))]
+pub async fn list(
+    State(api): State<Api>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<JobList>, Problem> {
+    let Wanted { states, cursor, limit } = Wanted::read(&query)?;
+    let ListQuery { mode, tag, .. } = query;
+    let wanted = |view: &JobView| {
+        (states.is_empty() || states.contains(&StateName::of(&view.state)))
+            && mode.as_deref().is_none_or(|mode| view.job.mode() == Some(mode))
+            && tag.as_ref().is_none_or(|tag| view.terms.tags.contains(tag))
+    };
+    // One more than are shown tells whether there is another page.
+    let mut views = api.dispatcher.jobs(cursor, limit + 1, wanted);
+    let is_last = views.len() <= limit;
+    views.truncate(limit);
+    let next_cursor = views.last().filter(|_| !is_last).map(|view| view.id.to_string());
+    let jobs = views.into_iter().map(|view| info(&api, view)).collect();
+    Ok(Json(JobList { jobs, next_cursor }))
+}
+
+/// A query that was understood.
+struct Wanted {
+    states: Vec<StateName>,
+    cursor: Option<JobId>,
+    limit: usize,
+}
+
+impl Wanted {
+    const MAX: usize = 200;
+
+    fn read(query: &ListQuery) -> Result<Self, InvalidFields> {
+        let mut errors = Vec::new();
+        let states = query.state.as_deref().unwrap_or_default();
+        let mut wanted = Self { states: Vec::new(), cursor: None, limit: 50 };
+        for name in states.split(',').filter(|name| !name.is_empty()) {
+            match StateName::ALL.into_iter().find(|state| state.name() == name.trim()) {
+                Some(state) => wanted.states.push(state),
+                None => {
+                    let all = StateName::ALL.map(StateName::name).join(", ");
+                    let detail = format!("there is no state '{name}' (there are: {all})");
+                    errors.push(FieldError::of("state", detail));
+                }
             }
-            Job::ModeSwitch { mode: to, timeout_secs: limit, .. } => {
-                (mode, timeout_secs) = (Some(to), limit);
-                JobKind::ModeSwitch
-            }
-            Job::Load { mode: of, pipeline: _ } => {
-                mode = Some(of);
-                JobKind::Load
-            }
-            Job::Unload { what: Unload::All } => JobKind::Unload,
-            Job::Unload { what: Unload::Mode { mode: of, pipeline: _ } } => {
-                mode = Some(of);
-                JobKind::Unload
-            }
-            Job::Custom { name: of, args: _ } => {
-                name = Some(of);
-                JobKind::Custom
-            }
-        };
-        Self {
-            id: view.id.to_string(),
-            kind,
-            place: Place::of(view.state, view.jobs_before),
-            mode,
-            timeout_secs,
-            request,
-            loras,
-            name,
-            attempts: view.attempts,
-            created_unix_ms: view.created_unix_ms,
-            started_unix_ms: view.started_unix_ms,
-            finished_unix_ms: view.finished_unix_ms,
-            result: view.result,
         }
-    }
-}
-
-impl Place {
-    fn of(state: JobState, jobs_before: usize) -> Self {
-        let at = |state| Self {
-            state,
-            step: None,
-            steps: None,
-            percent: None,
-            jobs_before: None,
-            reason: None,
-        };
-        match state {
-            JobState::Queued => Self { jobs_before: Some(jobs_before), ..at(StateName::Queued) },
-            JobState::Loading { percent } => {
-                Self { percent: Some(percent), ..at(StateName::Loading) }
+        if let Some(cursor) = &query.cursor {
+            wanted.cursor = cursor.parse().ok();
+            if wanted.cursor.is_none() {
+                errors.push(FieldError::of("cursor", "is none that next_cursor has given"));
             }
-            JobState::Running { step, steps } => {
-                Self { step: Some(step), steps: Some(steps), ..at(StateName::Running) }
-            }
-            JobState::Done => at(StateName::Done),
-            JobState::Failed { reason } => Self { reason: Some(reason), ..at(StateName::Failed) },
-            JobState::Cancelled => at(StateName::Cancelled),
         }
+        if let Some(limit) = &query.limit {
+            match limit.parse() {
+                Ok(limit @ 1..=Self::MAX) => wanted.limit = limit,
+                _ => {
+                    let detail = format!("is no number from 1 to {}", Self::MAX);
+                    errors.push(FieldError::of("limit", detail));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(wanted) } else { Err(InvalidFields(errors)) }
     }
 }
 
-impl From<GenerateRequest> for RequestInfo {
-    fn from(mut request: GenerateRequest) -> Self {
-        let source = request.source.take();
-        let source = source.map(|Source { image: _, mask, denoise_strength }| SourceInfo {
-            denoise_strength,
-            mask: mask.is_some(),
-        });
-        Self { request, source }
+/// Cancels a job: one that waits leaves the queue, one that runs stops at its next step.
+#[utoipa::path(delete, path = "/api/jobs/{id}", tag = "jobs",
+    params(("id" = String, Path, description = "From X-Job-Id or Location")),
+    responses(
+        (status = 200, description = "Cancelled", body = JobInfo),
+        (status = 202, description = "It will be at its next step", body = JobInfo),
+        (status = 404, description = "No such job"),
+        (status = 409, description = "It has ended, or loads a mode, which cannot be stopped"),
+    ))]
+pub async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let view = find(&api, &id)?;
+    if !api.dispatcher.cancel(view.id).await {
+        let state = StateName::of(&find(&api, &id)?.state).name();
+        let detail = format!("the job is {state}: it has ended, or cannot be stopped");
+        return Err(Problem::new(Kind::Conflict, detail));
     }
+    let view = find(&api, &id)?;
+    let status = if view.state.is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(info(&api, view))).into_response())
 }
 
 #[derive(Debug, ToSchema)]
@@ -222,13 +171,6 @@ pub struct CustomRequest {
     name: String,
     /// Anything; the handler knows what to do with it.
     args: Option<Value>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Accepted {
-    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
-    id: String,
-    state: StateName,
 }
 
 /// Queues a job for a handler that this daemon was built with.

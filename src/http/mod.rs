@@ -13,12 +13,14 @@ use axum::{
     routing::{get, post},
 };
 
+pub use idempotency::IdempotencyKeys;
 pub use inventory::Inspections;
 
 use crate::{config::ModeConfigManager, dispatcher::Handle};
 
 mod accept;
 mod answer;
+mod asking;
 mod body;
 mod config;
 mod edit;
@@ -26,7 +28,10 @@ mod figures;
 mod generate;
 mod guards;
 mod health;
+mod idempotency;
+mod images;
 mod inventory;
+mod job_info;
 mod jobs;
 mod loras;
 mod metrics;
@@ -36,6 +41,7 @@ mod openapi;
 mod problem;
 mod residency;
 mod status;
+mod submit;
 
 /// A prompt is a few hundred bytes.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -50,6 +56,7 @@ pub struct Api {
     /// What a caller must have who changes the configuration; `None`: everybody may.
     pub admin_key: Option<Arc<str>>,
     pub inspections: Inspections,
+    pub idempotency: Arc<IdempotencyKeys>,
 }
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.
@@ -78,8 +85,11 @@ pub fn router(api: Api) -> Router {
             get(edit::show).post(edit::create).put(edit::put).delete(edit::delete),
         )
         .route("/api/modes/reload", post(config::reload))
+        .route("/api/jobs", get(jobs::list).post(submit::submit).layer(generate_limit))
         .route("/api/jobs/custom", post(jobs::submit_custom))
-        .route("/api/jobs/{id}", get(jobs::show))
+        .route("/api/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/api/jobs/{id}/image", get(images::first))
+        .route("/api/jobs/{id}/image/{index}", get(images::nth))
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -9,9 +9,9 @@ use utoipa::{
 };
 
 use super::{
-    config, edit, generate, health, inventory, jobs, metrics, models, modes,
+    config, edit, generate, health, images, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    residency, status,
+    residency, status, submit,
 };
 
 #[derive(OpenApi)]
@@ -37,7 +37,12 @@ use super::{
         edit::put,
         edit::delete,
         config::reload,
+        jobs::list,
         jobs::show,
+        jobs::cancel,
+        images::first,
+        images::nth,
+        submit::submit,
         jobs::submit_custom,
         status::models_status,
         status::vram,

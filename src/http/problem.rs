@@ -43,6 +43,8 @@ pub enum Kind {
     UnknownMode,
     UnknownJob,
     NoCurrentMode,
+    Gone,
+    IdempotencyKeyReused,
     UnknownHandler,
     AdminKeyNeeded,
     Conflict,
@@ -78,6 +80,10 @@ impl Kind {
             Self::NotFound => (S::NOT_FOUND, "not-found", "No such address"),
             Self::UnknownMode => (S::NOT_FOUND, "unknown-mode", "No such mode"),
             Self::UnknownJob => (S::NOT_FOUND, "unknown-job", "No such job"),
+            Self::Gone => (S::GONE, "gone", "No longer there"),
+            Self::IdempotencyKeyReused => {
+                (S::UNPROCESSABLE_ENTITY, "idempotency-key-reused", "Key used for another request")
+            }
             Self::NoCurrentMode => (S::NOT_FOUND, "no-current-mode", "No mode is current"),
             Self::UnknownHandler => (S::NOT_FOUND, "unknown-handler", "No such custom job"),
             Self::AdminKeyNeeded => (S::UNAUTHORIZED, "admin-key-needed", "Admin key needed"),

@@ -210,6 +210,27 @@ impl<'a> Fields<'a> {
         values
     }
 
+    /// A list of texts, none of them empty.
+    pub fn texts(&mut self, name: &str, most: usize) -> Vec<String> {
+        let Some(value) = self.get(name) else { return Vec::new() };
+        let texts = value.as_array().map(|items| items.iter().map(Value::as_str).collect());
+        let texts: Option<Vec<&str>> = texts.flatten();
+        match texts {
+            Some(texts) if texts.len() > most => {
+                self.error(name, format!("has {} entries; {most} are the most", texts.len()));
+            }
+            Some(texts) if texts.iter().any(|it| it.is_empty() || it.len() > MAX_TEXT_BYTES) => {
+                let limits = format!("each entry has 1 to {MAX_TEXT_BYTES} bytes");
+                self.error(name, limits);
+            }
+            Some(texts) => return texts.into_iter().map(str::to_owned).collect(),
+            None => {
+                self.wrong_type::<()>(name, "a list of texts", value);
+            }
+        }
+        Vec::new()
+    }
+
     /// The JSON pointer of a field.
     pub fn pointer(&self, name: &str) -> String {
         below(&self.at, name)

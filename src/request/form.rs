@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON: numbers and lists.
-const JSON_FIELDS: [&str; 9] = [
+const JSON_FIELDS: [&str; 10] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -14,6 +14,7 @@ const JSON_FIELDS: [&str; 9] = [
     "eta",
     "clip_skip",
     "loras",
+    "tags",
     "denoise_strength",
 ];
 /// Fields in which an empty text says something.

@@ -67,6 +67,9 @@ pub struct Overrides {
     /// How much of the init image becomes noise: 0 nothing, 1 all. By default 0.8, with a mask 1.
     #[schema(minimum = 0, maximum = 1)]
     pub denoise_strength: Option<f32>,
+    /// Words of yours to find the job by: up to 16.
+    #[schema(example = json!(["covers", "draft"]))]
+    pub tags: Vec<String>,
 }
 
 /// A LoRA that a caller wants.
@@ -110,7 +113,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -128,7 +131,11 @@ const FIELDS: [&str; 17] = [
     "init_image",
     "mask_image",
     "denoise_strength",
+    "tags",
 ];
+
+/// As many as a job may have.
+const MAX_TAGS: usize = 16;
 
 /// More in one request are a mistake.
 const MAX_LORAS: usize = 16;
@@ -173,6 +180,7 @@ impl Overrides {
             init_image: image(&mut fields, "init_image", files.init_image),
             mask_image: image(&mut fields, "mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
+            tags: fields.texts("tags", MAX_TAGS),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

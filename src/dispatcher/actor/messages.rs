@@ -1,5 +1,7 @@
 //! What the worker says, and what becomes of its job when it dies.
 
+use std::sync::Arc;
+
 use super::{
     Actor,
     running::{MAX_ATTEMPTS, Phase, Running},
@@ -133,7 +135,7 @@ fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
         let message = "the worker sent incomplete images".to_owned();
         return Outcome::Failed(JobFailure { kind: FailureKind::Internal, message });
     }
-    Outcome::Images(DrawnImages { rgb, report })
+    Outcome::Images(Arc::new(DrawnImages { rgb, report }))
 }
 
 /// After the last attempt.

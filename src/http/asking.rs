@@ -1,0 +1,140 @@
+//! What a body asks for: its mode, its images and LoRAs found, nothing open any more.
+
+use std::sync::Arc;
+
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+use super::{Api, answer::Asked, body::GenerateBody, problem::Problem};
+use crate::{
+    config::{find_lora, with_loras},
+    image,
+    job::Terms,
+    modes::{Mode, Modes, PipelineSpec, UnknownMode},
+    request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
+};
+
+/// Images of requests are unpacked by two at a time: one may take half a gigabyte.
+static UNPACKING: Semaphore = Semaphore::const_new(2);
+
+/// A generation, and on which terms.
+pub struct Understood {
+    pub asked: Asked,
+    pub terms: Terms,
+}
+
+/// Resolves a body against the modes of this moment; finds everything that is wrong with it.
+pub async fn understand(api: &Api, body: GenerateBody) -> Result<Understood, Problem> {
+    let overrides = {
+        // What was sent goes before the job waits: it may be much, and is all in the overrides.
+        let GenerateBody { fields, files, room: _room } = body;
+        Overrides::parse_with(&fields, files)?
+    };
+    let modes = api.config.current();
+    let selected = &api.dispatcher.status().selected_mode;
+    let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?.clone();
+    ask(&modes, &mode, overrides).await
+}
+
+/// The mode that is named; else the one that was last switched to, if a reload has left it.
+fn mode_for<'a>(
+    modes: &'a Modes,
+    named: Option<&str>,
+    selected: &str,
+) -> Result<&'a Arc<Mode>, UnknownMode> {
+    match named {
+        Some(name) => modes.get(name),
+        None => modes.get(selected).or_else(|_| modes.get(&modes.default_mode)),
+    }
+}
+
+async fn ask(
+    modes: &Arc<Modes>,
+    mode: &Arc<Mode>,
+    overrides: Overrides,
+) -> Result<Understood, Problem> {
+    let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
+    let prompt = overrides.prompt.clone();
+    let terms = Terms { tags: overrides.tags.clone(), prompt: prompt.clone(), ..Terms::default() };
+    let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
+    // 32 bits: what torch's generator takes of a seed.
+    let seed = getrandom::u32().map_err(Problem::internal)?;
+    let context = Context { mode, max_pixels: modes.max_pixels, init_image };
+    let request = overrides.resolve(context, || seed.into())?;
+    let asked = Asked { prompt, request, pipeline, lora_pointers };
+    Ok(Understood { asked, terms })
+}
+
+/// What only a look at the request's images and at the disk can tell.
+struct Found {
+    /// Width and height of the init image.
+    init_image: Option<(u32, u32)>,
+    /// The mode's with the request's own LoRAs.
+    pipeline: PipelineSpec,
+}
+
+async fn look_up(
+    modes: &Arc<Modes>,
+    mode: &Arc<Mode>,
+    overrides: Overrides,
+) -> Result<(Overrides, Found), Problem> {
+    let unpacking = match overrides.init_image {
+        Some(_) => Some(UNPACKING.acquire().await.map_err(Problem::internal)?),
+        None => None,
+    };
+    let (modes, mode) = (modes.clone(), mode.clone());
+    let looking = spawn_blocking(move || {
+        let _unpacking = unpacking;
+        find(&modes, &mode, &overrides).map(|found| (overrides, found))
+    });
+    Ok(looking.await.map_err(Problem::internal)??)
+}
+
+/// Reads the images to their ends and looks for the LoRAs; finds everything that is wrong.
+fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, InvalidFields> {
+    let mut errors = Vec::new();
+    let mut dimensions = |name, image: &Option<EncodedImage>| {
+        let error = match image::dimensions(&image.as_ref()?.0) {
+            Ok(dimensions) => return Some(dimensions),
+            Err(error) => error.to_string(),
+        };
+        errors.push(FieldError::of(name, error));
+        None
+    };
+    let init_image = dimensions("init_image", &overrides.init_image);
+    dimensions("mask_image", &overrides.mask_image);
+    let mut loras = Vec::new();
+    for wish in &overrides.loras {
+        match find_lora(modes, mode, &wish.name, wish.strength) {
+            Ok(lora) => loras.push(lora),
+            Err(error) => {
+                let pointer = wish.pointer.clone();
+                errors.push(FieldError { pointer, detail: error.to_string() });
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(InvalidFields(errors));
+    }
+    Ok(Found { init_image, pipeline: with_loras(mode.pipeline.clone(), loras) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::modes;
+
+    #[test]
+    fn the_mode_is_the_named_the_selected_or_the_default_one() {
+        let modes = modes("{a: {model: a}, b: {model: b}}", "b");
+        for (named, selected, expected) in [
+            (Some("a"), "b", Ok("a")),
+            (None, "a", Ok("a")),
+            (None, "gone", Ok("b")),
+            (Some("gone"), "a", Err(())),
+        ] {
+            let mode = mode_for(&modes, named, selected);
+            let name = mode.as_ref().map(|mode| mode.name.as_str()).map_err(|_| ());
+            assert_eq!(name, expected, "{named:?} {selected}");
+        }
+    }
+}

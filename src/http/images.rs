@@ -1,0 +1,156 @@
+//! `GET /api/jobs/{id}/image`: what was drawn, in the form that is asked for.
+
+use axum::{
+    extract::{Path, Query, State},
+    http::HeaderMap,
+    response::Response,
+};
+use serde::Deserialize;
+use tokio::task::spawn_blocking;
+use utoipa::IntoParams;
+
+use super::{
+    Api,
+    accept::{self, Form},
+    answer::{self, Asked},
+    generate::ImageFile,
+    job_info::StateName,
+    jobs::find,
+    problem::{Kind, Problem},
+};
+use crate::{
+    dispatcher::JobView,
+    image::Format,
+    job::{Job, JobState},
+    request::{FieldError, InvalidFields},
+};
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ImageQuery {
+    /// `png`, `jpeg` or `webp`; by `Accept` where it is not named.
+    format: Option<String>,
+    /// Of a JPEG, 1 to 100 [92].
+    quality: Option<String>,
+}
+
+/// The first image of a job that was submitted by POST /api/jobs.
+#[utoipa::path(get, path = "/api/jobs/{id}/image", tag = "jobs",
+    params(("id" = String, Path, description = "From Location"), ImageQuery,
+           ("Accept" = Option<String>, Header, description = "`image/png`, `image/jpeg` or `image/webp`")),
+    responses(
+        (status = 200, description = "The image, with its parameters embedded",
+         content((ImageFile = "image/png"), (ImageFile = "image/jpeg"), (ImageFile = "image/webp"))),
+        (status = 404, description = "No such job or image"),
+        (status = 406, description = "No acceptable format"),
+        (status = 409, description = "Not drawn yet, failed or cancelled"),
+        (status = 410, description = "It was not kept, or not for so long"),
+        (status = 422, description = "Invalid parameters"),
+    ))]
+pub async fn first(
+    state: State<Api>,
+    Path(id): Path<String>,
+    query: Query<ImageQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    nth(state, Path((id, "0".to_owned())), query, headers).await
+}
+
+/// One of a job's images, counted from 0.
+#[utoipa::path(get, path = "/api/jobs/{id}/image/{index}", tag = "jobs",
+    params(("id" = String, Path, description = "From Location"),
+           ("index" = u32, Path, description = "In the order of their seeds, from 0"), ImageQuery,
+           ("Accept" = Option<String>, Header, description = "`image/png`, `image/jpeg` or `image/webp`")),
+    responses(
+        (status = 200, description = "The image, with its parameters embedded",
+         content((ImageFile = "image/png"), (ImageFile = "image/jpeg"), (ImageFile = "image/webp"))),
+        (status = 404, description = "No such job or image"),
+        (status = 406, description = "No acceptable format"),
+        (status = 409, description = "Not drawn yet, failed or cancelled"),
+        (status = 410, description = "It was not kept, or not for so long"),
+        (status = 422, description = "Invalid parameters"),
+    ))]
+pub async fn nth(
+    State(api): State<Api>,
+    Path((id, index)): Path<(String, String)>,
+    Query(query): Query<ImageQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let view = find(&api, &id)?;
+    let format = match query.format()? {
+        Some(format) => format,
+        None => match accept::form(&headers, 1)? {
+            Form::Image(format) | Form::Json(format) => format,
+        },
+    };
+    let Some(drawn) = api.dispatcher.images(view.id) else { return Err(not_there(&view)) };
+    let id = view.id;
+    let Some(asked) = asked(view) else { return Err(no_image()) };
+    let index: usize = index.parse().map_err(|_| no_image())?;
+    let encoding = spawn_blocking(move || answer::encode_one(&asked, &drawn, (id, index), format));
+    let encoded = encoding.await.map_err(Problem::internal)?;
+    encoded.ok_or_else(no_image)?.map_err(Problem::internal)
+}
+
+impl ImageQuery {
+    fn format(&self) -> Result<Option<Format>, InvalidFields> {
+        let invalid =
+            |name: &str, detail: &str| Err(InvalidFields(vec![FieldError::of(name, detail)]));
+        let quality = match self.quality.as_deref().map(str::parse) {
+            None => None,
+            Some(Ok(quality @ 1..=100)) => Some(quality),
+            Some(_) => return invalid("quality", "is no number from 1 to 100"),
+        };
+        let format = match self.format.as_deref() {
+            None if quality.is_none() => return Ok(None),
+            None | Some("jpeg" | "jpg") => Format::Jpeg { quality: quality.unwrap_or(92) },
+            Some("png") => Format::Png,
+            Some("webp") => Format::WebP,
+            Some(_) => return invalid("format", "is none of png, jpeg and webp"),
+        };
+        match (format, quality) {
+            (Format::Png | Format::WebP, Some(_)) => {
+                invalid("quality", "is a JPEG's: png and webp lose nothing")
+            }
+            _ => Ok(Some(format)),
+        }
+    }
+}
+
+/// What the job was asked for; nothing if it draws none.
+fn asked(view: JobView) -> Option<Asked> {
+    match view.job {
+        Job::Generation { request, pipeline } => {
+            Some(Asked { prompt: view.terms.prompt, request, pipeline, lora_pointers: Vec::new() })
+        }
+        Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
+    }
+}
+
+fn no_image() -> Problem {
+    Problem::new(Kind::NotFound, "the job has no image of that number")
+}
+
+/// Why there is no image of a job.
+fn not_there(view: &JobView) -> Problem {
+    let state = StateName::of(&view.state).name();
+    match &view.state {
+        JobState::Failed { reason } => {
+            Problem::new(Kind::Conflict, format!("the job has failed: {reason}"))
+        }
+        JobState::Done if view.terms.keeps_images => {
+            Problem::new(Kind::Gone, "the images were kept for a while, and had to make room")
+        }
+        JobState::Done => {
+            let detail = "the job keeps no images: POST /generate answers with them, POST /api/jobs \
+                          keeps them";
+            Problem::new(Kind::Gone, detail)
+        }
+        JobState::Cancelled
+        | JobState::Queued
+        | JobState::Loading { .. }
+        | JobState::Running { .. } => {
+            Problem::new(Kind::Conflict, format!("there is no image: the job is {state}"))
+        }
+    }
+}

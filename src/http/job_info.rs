@@ -1,0 +1,237 @@
+//! A job as clients see it.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::loras::LoraInfo;
+use crate::{
+    dispatcher::JobView,
+    job::{Job, JobState, Unload},
+    request::{GenerateRequest, Source},
+};
+
+/// A job and where it is on its way. Times are in milliseconds since 1970.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobInfo {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    id: String,
+    #[serde(rename = "type")]
+    kind: JobKind,
+    #[serde(flatten)]
+    place: Place,
+    /// Of a generation, a mode switch, a load, or the unloading of one mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<String>,
+    /// Of a mode switch: how long it may wait for the jobs before it, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_secs: Option<u32>,
+    /// Of a generation: what is drawn, all defaults filled in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<RequestInfo>,
+    /// Of a generation: the mode's LoRAs and the request's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loras: Option<Vec<LoraInfo>>,
+    /// Of a custom job.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// How often it was begun: 2 if the worker died under it once.
+    attempts: u32,
+    created_unix_ms: u64,
+    started_unix_ms: Option<u64>,
+    finished_unix_ms: Option<u64>,
+    /// What a custom job returned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+    /// The caller's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    /// How many images there are at `/api/jobs/{id}/image/0` and on; absent where none are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images: Option<u32>,
+}
+
+/// Where a job is on its way.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Place {
+    state: StateName,
+    /// While running: the denoising steps that are done, and how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<u32>,
+    /// While loading: how much of it has been read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<u8>,
+    /// While queued: how many jobs come before it, the running one included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs_before: Option<usize>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// A request, but for the bytes of its images.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RequestInfo {
+    #[serde(flatten)]
+    request: GenerateRequest,
+    /// That an image is drawn over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SourceInfo>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SourceInfo {
+    denoise_strength: f32,
+    /// Whether there is a mask.
+    mask: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    Generation,
+    ModeSwitch,
+    Load,
+    Unload,
+    Custom,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StateName {
+    Queued,
+    Loading,
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+impl JobInfo {
+    /// With its images, if they are there.
+    pub fn of(view: JobView, images: Option<u32>) -> Self {
+        Self { images, ..Self::from(view) }
+    }
+}
+
+impl StateName {
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Loading, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
+
+    pub fn of(state: &JobState) -> Self {
+        match state {
+            JobState::Queued => Self::Queued,
+            JobState::Loading { .. } => Self::Loading,
+            JobState::Running { .. } => Self::Running,
+            JobState::Done => Self::Done,
+            JobState::Failed { .. } => Self::Failed,
+            JobState::Cancelled => Self::Cancelled,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Loading => "loading",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl From<JobView> for JobInfo {
+    fn from(view: JobView) -> Self {
+        // No arm takes the pipeline along: it holds paths on disk.
+        let (mut mode, mut request, mut loras, mut name) = (None, None, None, None);
+        let mut timeout_secs = None;
+        let kind = match view.job {
+            Job::Generation { request: asked, pipeline } => {
+                mode = Some(asked.mode.clone());
+                request = Some(RequestInfo::from(asked));
+                loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
+                JobKind::Generation
+            }
+            Job::ModeSwitch { mode: to, timeout_secs: limit, .. } => {
+                (mode, timeout_secs) = (Some(to), limit);
+                JobKind::ModeSwitch
+            }
+            Job::Load { mode: of, pipeline: _ } => {
+                mode = Some(of);
+                JobKind::Load
+            }
+            Job::Unload { what: Unload::All } => JobKind::Unload,
+            Job::Unload { what: Unload::Mode { mode: of, pipeline: _ } } => {
+                mode = Some(of);
+                JobKind::Unload
+            }
+            Job::Custom { name: of, args: _ } => {
+                name = Some(of);
+                JobKind::Custom
+            }
+        };
+        Self {
+            id: view.id.to_string(),
+            kind,
+            place: Place::of(view.state, view.jobs_before),
+            mode,
+            timeout_secs,
+            request,
+            loras,
+            name,
+            attempts: view.attempts,
+            created_unix_ms: view.created_unix_ms,
+            started_unix_ms: view.started_unix_ms,
+            finished_unix_ms: view.finished_unix_ms,
+            result: view.result,
+            tags: view.terms.tags,
+            images: None,
+        }
+    }
+}
+
+impl Place {
+    fn of(state: JobState, jobs_before: usize) -> Self {
+        let at = |state| Self {
+            state,
+            step: None,
+            steps: None,
+            percent: None,
+            jobs_before: None,
+            reason: None,
+        };
+        match state {
+            JobState::Queued => Self { jobs_before: Some(jobs_before), ..at(StateName::Queued) },
+            JobState::Loading { percent } => {
+                Self { percent: Some(percent), ..at(StateName::Loading) }
+            }
+            JobState::Running { step, steps } => {
+                Self { step: Some(step), steps: Some(steps), ..at(StateName::Running) }
+            }
+            JobState::Done => at(StateName::Done),
+            JobState::Failed { reason } => Self { reason: Some(reason), ..at(StateName::Failed) },
+            JobState::Cancelled => at(StateName::Cancelled),
+        }
+    }
+}
+
+impl From<GenerateRequest> for RequestInfo {
+    fn from(mut request: GenerateRequest) -> Self {
+        let source = request.source.take();
+        let source = source.map(|Source { image: _, mask, denoise_strength }| SourceInfo {
+            denoise_strength,
+            mask: mask.is_some(),
+        });
+        Self { request, source }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Accepted {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    pub id: String,
+    pub state: StateName,
+}

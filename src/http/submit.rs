@@ -1,0 +1,118 @@
+//! `POST /api/jobs`: a request in, a job's name out; the images are fetched when they are drawn.
+
+use axum::{
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue},
+    response::Response,
+};
+
+use super::{
+    Api,
+    asking::{Understood, understand},
+    body::GenerateBody,
+    generate::GenerateForm,
+    idempotency::{self, Fingerprint},
+    job_info::{Accepted, StateName},
+    jobs::accepted,
+    problem::Problem,
+};
+use crate::{
+    job::{Job, Terms},
+    request::{EncodedImage, Overrides},
+};
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const RESPOND_ASYNC: &str = "respond-async";
+
+/// Queues a generation and answers at once. Its images are kept for GET /api/jobs/{id}/image; hanging
+/// up cancels nothing.
+#[utoipa::path(
+    post, path = "/api/jobs", tag = "jobs",
+    request_body(content((Overrides = "application/json"), (GenerateForm = "multipart/form-data"))),
+    params(("Idempotency-Key" = Option<String>, Header, description =
+        "Any text: the same one with the same body gives the first one's job")),
+    responses(
+        (status = 202, description = "Queued; Location has the job", body = Accepted),
+        (status = 400, description = "The body is not JSON or not a form"),
+        (status = 404, description = "No such mode"),
+        (status = 408, description = "The body took too long"),
+        (status = 413, description = "Body over 64 MiB"),
+        (status = 415, description = "Neither application/json nor multipart/form-data"),
+        (status = 422, description = "Invalid fields, or an Idempotency-Key that stands for another \
+                                      request"),
+        (status = 429, description = "The queue is full; see Retry-After"),
+        (status = 503, description = "Shutting down; see Retry-After"),
+    )
+)]
+pub async fn submit(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    body: GenerateBody,
+) -> Result<Response, Problem> {
+    answer_later(&api, &headers, body).await
+}
+
+/// The same, of a request that could have been answered with its images.
+pub async fn later(
+    api: &Api,
+    headers: &HeaderMap,
+    body: GenerateBody,
+) -> Result<Response, Problem> {
+    let mut response = answer_later(api, headers, body).await?;
+    response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
+    Ok(response)
+}
+
+/// Whether the client would rather not wait (RFC 7240).
+pub fn prefers_async(headers: &HeaderMap) -> bool {
+    let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let mut words = preferences.flat_map(|value| value.split([',', ';']));
+    words.any(|word| word.trim().eq_ignore_ascii_case(RESPOND_ASYNC))
+}
+
+async fn answer_later(
+    api: &Api,
+    headers: &HeaderMap,
+    body: GenerateBody,
+) -> Result<Response, Problem> {
+    let key = idempotency::key(headers)?;
+    let fingerprint = key.as_ref().map(|_| of_body(&body)).unwrap_or_default();
+    let Understood { asked, terms } = understand(api, body).await?;
+    let submit = async {
+        let terms = Terms { keeps_images: true, ..terms };
+        let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
+        Ok(api.dispatcher.submit_with(job, terms).await?.detach())
+    };
+    let id = api.idempotency.submit_once(key, fingerprint, submit).await?;
+    let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
+    Ok(accepted(id, Accepted { id: id.to_string(), state }))
+}
+
+fn of_body(body: &GenerateBody) -> Fingerprint {
+    let fields = body.fields.to_string();
+    let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
+    let files = [file(&body.files.init_image), file(&body.files.mask_image)];
+    let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
+    idempotency::fingerprint([fields.as_bytes()].into_iter().chain(files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_prefers_not_to_wait() {
+        for (value, expected) in [
+            ("respond-async", true),
+            ("wait=10, Respond-Async", true),
+            ("respond-async; wait=5", true),
+            ("return=minimal", false),
+            ("respond-asynchronously", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("prefer", HeaderValue::from_static(value));
+            assert_eq!(prefers_async(&headers), expected, "{value}");
+        }
+        assert!(!prefers_async(&HeaderMap::new()));
+    }
+}
