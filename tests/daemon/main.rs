@@ -9,6 +9,7 @@ mod configuration;
 mod custom;
 mod families;
 mod faults;
+mod jobs;
 mod life;
 mod loras;
 mod process;
