@@ -63,6 +63,7 @@ pub struct ListQuery {
     /// What `next_cursor` of the page before says.
     cursor: Option<String>,
     /// How many at most, 1 to 200 [50].
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Option<String>,
 }
 

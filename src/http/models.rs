@@ -25,7 +25,7 @@ pub struct ModelList {
     /// `null` if none is.
     current_mode: Option<String>,
     /// Every mode, by name. Modes whose pipelines are equal share one.
-    modes: Vec<ModelInfo>,
+    modes: Vec<ModeModel>,
     /// Pipelines that are loaded and that no mode declares: what the LoRAs of requests made of
     /// one, or what a mode was before the file was changed.
     others: Vec<OtherModel>,
@@ -33,7 +33,7 @@ pub struct ModelList {
 
 /// A mode and its pipeline.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ModelInfo {
+pub struct ModeModel {
     name: String,
     /// Relative to `model_root`.
     #[schema(example = "sd15/dreamlike.safetensors")]
@@ -107,10 +107,10 @@ pub async fn list(State(api): State<Api>) -> Json<ModelList> {
 /// The current mode with the pipeline that it draws with now, the last request's LoRAs in it.
 #[utoipa::path(get, path = "/api/models/current", tag = "models",
     responses(
-        (status = 200, body = ModelInfo),
+        (status = 200, body = ModeModel),
         (status = 404, description = "No mode is current"),
     ))]
-pub async fn current(State(api): State<Api>) -> Result<Json<ModelInfo>, Problem> {
+pub async fn current(State(api): State<Api>) -> Result<Json<ModeModel>, Problem> {
     let (modes, status) = (api.config.current(), api.dispatcher.status());
     current_model(&modes, &status).map(Json).ok_or_else(|| {
         let detail = match &status.degraded {
@@ -153,13 +153,13 @@ impl ModelList {
         let others = others.filter(|model| !is_declared(&model.loaded.pipeline));
         Self {
             current_mode: status.current_mode.clone(),
-            modes: modes.modes.values().map(|mode| ModelInfo::of(mode, status)).collect(),
+            modes: modes.modes.values().map(|mode| ModeModel::of(mode, status)).collect(),
             others: others.map(|model| OtherModel::of(model, &status.vram)).collect(),
         }
     }
 }
 
-impl ModelInfo {
+impl ModeModel {
     /// With the pipeline that the mode declares.
     pub fn of(mode: &Mode, status: &Status) -> Self {
         let model = find(&mode.pipeline, &status.vram);
@@ -209,12 +209,12 @@ fn find<'a>(pipeline: &PipelineSpec, vram: &'a Snapshot) -> Option<&'a ResidentM
 }
 
 /// The mode may be gone from the file, and its pipeline be another one by a request's LoRAs.
-fn current_model(modes: &Modes, status: &Status) -> Option<ModelInfo> {
+fn current_model(modes: &Modes, status: &Status) -> Option<ModeModel> {
     let name = status.current_mode.as_ref()?;
     let model = status.vram.models.iter().find(|model| model.active)?;
     let pipeline = &model.loaded.pipeline;
     let mode = modes.modes.get(name);
-    Some(ModelInfo {
+    Some(ModeModel {
         name: name.clone(),
         model: pipeline.checkpoint.name.clone(),
         vae: vae_name(pipeline),

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::{http::header, response::IntoResponse};
 use utoipa::{
     Modify, OpenApi,
-    openapi::{Content, Ref, RefOr, path::Operation},
+    openapi::{Content, Ref, RefOr, ResponseBuilder, path::Operation},
 };
 
 use super::{
@@ -73,8 +73,27 @@ impl Modify for ProblemResponses {
         for item in document.paths.paths.values_mut() {
             let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete]
                 .map(Option::as_mut);
-            operations.into_iter().flatten().for_each(describe_problems);
+            for operation in operations.into_iter().flatten() {
+                describe_bodies(operation);
+                describe_problems(operation);
+            }
         }
+    }
+}
+
+/// What can be wrong with any body, where an operation has not said it in words of its own.
+fn describe_bodies(operation: &mut Operation) {
+    if operation.request_body.is_none() {
+        return;
+    }
+    for (status, description) in [
+        ("400", "The body is not what its content-type says"),
+        ("408", "The body took too long"),
+        ("413", "The body is too large"),
+        ("415", "The body has another content-type"),
+    ] {
+        let response = || ResponseBuilder::new().description(description).build().into();
+        operation.responses.responses.entry(status.to_owned()).or_insert_with(response);
     }
 }
 
@@ -102,6 +121,51 @@ pub async fn document() -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of two types with one name only one would be described, and nobody would say so.
+    #[test]
+    fn every_described_type_has_a_name_of_its_own() {
+        let mut names = Vec::new();
+        let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    names.extend(described_types(&std::fs::read_to_string(path).unwrap()));
+                }
+            }
+        }
+        assert!(names.len() > 40, "{names:?}");
+        names.sort();
+        let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
+        assert_eq!(twice, None);
+    }
+
+    /// The types that derive `ToSchema`, by the names that they are described under.
+    fn described_types(source: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut lines = source.lines();
+        while let Some(line) = lines.next() {
+            if !(line.starts_with("#[derive(") && line.contains("ToSchema")) {
+                continue;
+            }
+            let mut alias = None;
+            for line in lines.by_ref() {
+                if let Some(rest) = line.strip_prefix("#[schema(as = ") {
+                    alias = rest.split([')', ',']).next().map(str::to_owned);
+                }
+                let name = line.strip_prefix("pub struct ").or(line.strip_prefix("pub enum "));
+                if let Some(name) = name {
+                    let end = name.find(|c: char| !c.is_alphanumeric()).unwrap_or(name.len());
+                    names.push(alias.unwrap_or_else(|| name[..end].to_owned()));
+                    break;
+                }
+            }
+        }
+        names
+    }
 
     #[test]
     fn every_reference_leads_somewhere_and_every_error_is_a_problem() {

@@ -15,7 +15,7 @@ use super::{
     body::JsonBody,
     guards::{Admin, WithFile},
     jobs::accepted,
-    models::{ModelInfo, Residency},
+    models::{ModeModel, Residency},
     problem::{Problem, X_JOB_ID},
 };
 use crate::{
@@ -42,7 +42,7 @@ pub struct LoadRequest {
 pub struct LoadAnswer {
     status: LoadStatus,
     #[serde(flatten)]
-    model: ModelInfo,
+    model: ModeModel,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -90,7 +90,7 @@ pub async fn load(
     let (name, wait) = fields.finish((name.unwrap_or_default(), wait.unwrap_or(false)))?;
     let modes = api.config.current();
     let mode = modes.get(&name)?;
-    let answer = |status, now: &Status| LoadAnswer { status, model: ModelInfo::of(mode, now) };
+    let answer = |status, now: &Status| LoadAnswer { status, model: ModeModel::of(mode, now) };
     let now = api.dispatcher.status();
     // What an unloading takes that waits is as good as gone.
     let stays = !api.dispatcher.awaits(|job| matches!(job, Job::Unload { .. }));
@@ -209,6 +209,7 @@ pub struct SwitchRequest {
     wait: Option<bool>,
     /// How long it may wait for the jobs before it, 1 to 86400; if they take longer, nothing is
     /// switched. Not named: as long as they take.
+    #[schema(minimum = 1, maximum = 86_400)]
     timeout_secs: Option<u32>,
 }
 
