@@ -119,7 +119,8 @@ impl Actor {
         jobs: SharedJobs,
     ) -> (Self, watch::Receiver<Arc<Status>>) {
         let modes = config.modes;
-        let queue = Queue::new(config.queue_max, modes.default_mode.clone());
+        let mut queue = Queue::new(config.queue_max, modes.default_mode.clone());
+        queue.set_order(modes.order);
         let registry = VramRegistry::new(&modes);
         let (worker_pid, pid_for_probe) = watch::channel(None);
         let readings = probe::watch(pid_for_probe);
@@ -209,6 +210,9 @@ impl Actor {
     fn start_what_can_be_started(&mut self) {
         // A job may be done as soon as it is begun: a switch to what is loaded.
         while self.running.is_none() {
+            for entry in self.queue.at(self.clock.now_ms()).bring_forward() {
+                self.conclude(&entry, Outcome::Cancelled);
+            }
             let Some(entry) = self.queue.start_next().cloned() else { return };
             self.begin(entry);
         }

@@ -16,8 +16,8 @@ use super::*;
 use crate::{
     job::{JobState, SwitchOrigin},
     modes::{
-        CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, PipelineSpec, SchedulerId,
-        Size, Watch,
+        CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, Order, PipelineSpec,
+        SchedulerId, Size, Watch,
     },
     request::{EncodedImage, GenerateRequest, Source},
     vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
@@ -286,6 +286,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         max_pixels: 1 << 20,
         watch: Watch::Off,
         memory,
+        order: Order::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
     })
 }
