@@ -2,7 +2,7 @@
 //!
 //! It wakes for these reasons, and never waits for anything else (see [`Wake`]):
 //!
-//! - a command: somebody submits, cancels, has changed the modes or shuts down;
+//! - a command: somebody submits, cancels, holds the work back, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
 //! - memory was measured anew;
@@ -62,6 +62,14 @@ pub enum Command {
     Configure {
         diff: ModesDiff,
         modes: Arc<Modes>,
+    },
+    Pause {
+        paused: bool,
+        reply: oneshot::Sender<()>,
+    },
+    /// All that waits is to be cancelled.
+    Clear {
+        reply: oneshot::Sender<usize>,
     },
     Drain,
 }
@@ -247,6 +255,7 @@ impl Actor {
             current_mode: self.queue.loaded().map(|loaded| loaded.mode.clone()),
             selected_mode: self.queue.selected_mode().to_owned(),
             queue_size: self.queue.waiting(),
+            paused: self.queue.is_paused(),
             running: self.running.as_ref().map(Running::id),
             vram: self.registry.snapshot(&self.readings.borrow()),
             counters: self.counters.clone(),

@@ -5,6 +5,7 @@ mod cancelling;
 mod ends;
 mod faults;
 mod order;
+mod priority;
 mod residency;
 
 use std::{collections::BTreeMap, convert::Infallible, future::ready, io, time::Duration};

@@ -16,7 +16,7 @@ use crate::{
     config::{find_lora, with_loras},
     dispatcher::{FailureKind, JobFailure, Outcome},
     image,
-    job::{Job, JobId},
+    job::{Job, JobId, Terms},
     modes::{Mode, Modes, PipelineSpec, UnknownMode},
     request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
 };
@@ -94,10 +94,12 @@ pub async fn generate(
     let modes = api.config.current();
     let selected = &api.dispatcher.status().selected_mode;
     let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?.clone();
+    let terms = Terms { priority: overrides.priority.unwrap_or_default(), ..Terms::default() };
     let asked = ask(&modes, &mode, overrides).await?;
 
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
-    let ticket = api.dispatcher.submit(Job::Generation { request, pipeline }).await?;
+    let job = Job::Generation { request, pipeline };
+    let ticket = api.dispatcher.submit_with(job, terms).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
     match ticket.outcome().await {

@@ -49,6 +49,8 @@ pub struct JobInfo {
     name: Option<String>,
     /// How often it was begun: 2 if the worker died under it once.
     attempts: u32,
+    /// -10 to 10; the greater one comes first.
+    priority: i8,
     created_unix_ms: u64,
     started_unix_ms: Option<u64>,
     finished_unix_ms: Option<u64>,
@@ -171,6 +173,7 @@ impl From<JobView> for JobInfo {
             loras,
             name,
             attempts: view.attempts,
+            priority: view.terms.priority,
             created_unix_ms: view.created_unix_ms,
             started_unix_ms: view.started_unix_ms,
             finished_unix_ms: view.finished_unix_ms,

@@ -34,6 +34,7 @@ mod models;
 mod modes;
 mod openapi;
 mod problem;
+mod queue;
 mod residency;
 mod status;
 
@@ -80,6 +81,9 @@ pub fn router(api: Api) -> Router {
         .route("/api/modes/reload", post(config::reload))
         .route("/api/jobs/custom", post(jobs::submit_custom))
         .route("/api/jobs/{id}", get(jobs::show))
+        .route("/api/queue/pause", post(queue::pause))
+        .route("/api/queue/resume", post(queue::resume))
+        .route("/api/queue/clear", post(queue::clear))
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

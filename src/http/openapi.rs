@@ -11,7 +11,7 @@ use utoipa::{
 use super::{
     config, edit, generate, health, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    residency, status,
+    queue, residency, status,
 };
 
 #[derive(OpenApi)]
@@ -39,6 +39,9 @@ use super::{
         config::reload,
         jobs::show,
         jobs::submit_custom,
+        queue::pause,
+        queue::resume,
+        queue::clear,
         status::models_status,
         status::vram,
         health::health,

@@ -1,5 +1,7 @@
 //! What a caller sent, and how it becomes a request that leaves nothing open.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -67,6 +69,9 @@ pub struct Overrides {
     /// How much of the init image becomes noise: 0 nothing, 1 all. By default 0.8, with a mask 1.
     #[schema(minimum = 0, maximum = 1)]
     pub denoise_strength: Option<f32>,
+    /// When it is drawn, and not what: the greater one comes first. By default 0.
+    #[schema(minimum = -10, maximum = 10)]
+    pub priority: Option<i8>,
 }
 
 /// A LoRA that a caller wants.
@@ -110,7 +115,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 18] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -128,6 +133,7 @@ const FIELDS: [&str; 17] = [
     "init_image",
     "mask_image",
     "denoise_strength",
+    "priority",
 ];
 
 /// More in one request are a mistake.
@@ -138,6 +144,8 @@ impl Overrides {
     pub const MAX_IMAGES: u32 = 8;
     /// What all images of a request may have together.
     pub const MAX_TOTAL_PIXELS: u64 = 4 * 2048 * 2048;
+
+    pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
 
     /// Reads a request's JSON, or finds everything that is wrong with it. A `null` counts as absent.
     pub fn parse(body: &Value) -> Result<Self, InvalidFields> {
@@ -173,6 +181,7 @@ impl Overrides {
             init_image: image(&mut fields, "init_image", files.init_image),
             mask_image: image(&mut fields, "mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
+            priority: fields.whole_number("priority", Self::PRIORITIES),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

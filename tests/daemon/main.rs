@@ -12,6 +12,7 @@ mod faults;
 mod life;
 mod loras;
 mod process;
+mod queue;
 #[path = "../parity/recipe.rs"]
 #[expect(dead_code, reason = "only single files are needed here")]
 mod recipe;

@@ -1,4 +1,4 @@
-//! What is asked of the dispatcher: submitted, cancelled, configured, drained.
+//! What is asked of the dispatcher: submitted, cancelled, paused, configured, drained.
 
 use std::time::Duration;
 
@@ -44,6 +44,20 @@ impl Actor {
                     Some(entry) => self.jobs.insert(entry),
                     None => self.try_to_heal(&modes),
                 }
+            }
+            Command::Pause { paused, reply } => {
+                tracing::info!("{}", if paused { "paused" } else { "not paused" });
+                self.queue.set_paused(paused);
+                self.publish();
+                let _ = reply.send(());
+            }
+            Command::Clear { reply } => {
+                let removed = self.queue.drain();
+                for entry in &removed {
+                    self.conclude(entry, Outcome::Cancelled);
+                }
+                self.publish();
+                let _ = reply.send(removed.len());
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
