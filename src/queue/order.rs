@@ -5,9 +5,9 @@
 //!
 //! **`affinity`** lets a generation for what is loaded overtake the others of its priority that
 //! came before it. Where none is there, the first one goes; so what is loaded changes only for the
-//! job that has waited longest, and at most as often as in `fifo`. Once that job has waited for
-//! `max_wait`, it is next whatever is loaded. (It alone has to be looked at: those behind it have
-//! waited less.)
+//! job that has waited longest, and, while all have one priority, at most as often as in `fifo`: each
+//! change begins one of the runs that `fifo` has. Once that job has waited for `max_wait`, it is next
+//! whatever is loaded. (It alone has to be looked at: those behind it have waited less.)
 //!
 //! **What a mode switch means in this:**
 //! - One by a user or a reload, and whatever loads or unloads, is a *barrier*: it keeps its place

@@ -172,7 +172,8 @@ enum Event {
     Work,
 }
 
-const GENERATIONS: [&str; 4] = ["a", "b", "c", "b+x"];
+/// Among them what is a barrier and is never refused.
+const EQUALS: [&str; 6] = ["a", "b", "c", "b+x", "*", "%"];
 const JOBS: [&str; 9] = ["a", "b", "c", "b+x", "*", "!a", "!b", "%", "a"];
 
 fn days(
@@ -293,9 +294,10 @@ fn whatever_happens_the_order_is_as_promised_and_all_is_done_once() {
     });
 }
 
+/// Of one priority: where higher ones come in between, `fifo` may happen to stand at their mode.
 #[test]
 fn affinity_never_switches_more_often_than_fifo() {
-    check(days(&GENERATIONS, 0..=0), |events| {
+    check(days(&EQUALS, 0..=0), |events| {
         let [fifo, affinity] = [FIFO, AFFINITY].map(|order| {
             let mut day = Day::new(order);
             for event in events {
