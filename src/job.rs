@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{modes::PipelineSpec, request::GenerateRequest};
+use crate::{
+    modes::PipelineSpec,
+    request::{GenerateRequest, Overrides},
+};
 
 /// Names a job everywhere: in the API, in the log and in every message to the worker.
 /// Time-ordered (UUID version 7).
@@ -51,7 +54,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    pub const PRIORITIES: std::ops::RangeInclusive<i8> = -10..=10;
+    pub const PRIORITIES: std::ops::RangeInclusive<i8> = Overrides::PRIORITIES;
 }
 
 /// What is to be done.

@@ -10,15 +10,21 @@ use serde::{Deserialize, Serialize};
 mod diff;
 mod memory;
 mod names;
+mod order;
 mod size;
+mod time;
 
 pub use diff::ModesDiff;
-pub use memory::{IdleUnload, InvalidTime, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes};
-pub use names::{
-    Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId, Spacing,
-    UnknownName, Watch, did_you_mean, nearest_name,
+pub use memory::{
+    IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes,
 };
+pub use names::{
+    Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId,
+    Scheduling, Spacing, UnknownName, Watch, did_you_mean, nearest_name,
+};
+pub use order::Order;
 pub use size::{InvalidSize, Size};
+pub use time::{InvalidTime, Time};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +37,7 @@ pub struct Modes {
     pub max_pixels: u64,
     pub watch: Watch,
     pub memory: Memory,
+    pub order: Order,
     pub modes: BTreeMap<String, Arc<Mode>>,
 }
 

@@ -18,7 +18,7 @@ use diffused::{
         Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
-    modes::{CheckpointRef, Memory, Modes, PipelineSpec, SchedulerId, Size, Watch},
+    modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Watch},
     request::GenerateRequest,
     vram::ledger::{Estimate, Held, PipelineId},
     worker::{
@@ -100,6 +100,7 @@ fn modes() -> Arc<Modes> {
         max_pixels: 1 << 20,
         watch: Watch::Off,
         memory: Memory::default(),
+        order: Order::default(),
         modes: Default::default(),
     })
 }

@@ -79,7 +79,8 @@ fn summary(status: &Value, width: usize) -> String {
     lines.push(("worker", format!("{allocated} allocated, {weights} of it weights{restarts}")));
     lines.push(("mode", name(&status["current_mode"])));
     let running = u64::from(status["running_job"].is_string());
-    lines.push(("queue", format!("{running} running, {} waiting", count("queue_size"))));
+    let paused = if status["paused"] == true { "; paused" } else { "" };
+    lines.push(("queue", format!("{running} running, {} waiting{paused}", count("queue_size"))));
     if let Some(reason) = status["degraded"].as_str() {
         lines.push(("degraded", reason.to_owned()));
     }

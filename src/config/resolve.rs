@@ -21,11 +21,22 @@ use crate::modes::{
 };
 
 pub mod memory;
+mod order;
 
 use memory::MemorySection;
+use order::order;
 
-pub const ROOT_KEYS: [&str; 7] =
-    ["model_root", "lora_root", "default_mode", "max_pixels", "watch", "memory", "modes"];
+pub const ROOT_KEYS: [&str; 9] = [
+    "model_root",
+    "lora_root",
+    "default_mode",
+    "max_pixels",
+    "watch",
+    "scheduling",
+    "max_wait",
+    "memory",
+    "modes",
+];
 pub const MODE_KEYS: [&str; 18] = [
     "model",
     "vae",
@@ -126,6 +137,7 @@ impl Resolver {
             .and_then(|field| field.whole_number(64..=Size::MAX_PIXELS as u32, &mut self.errors))
             .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
+        let order = order(&table, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
@@ -146,7 +158,8 @@ impl Resolver {
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
         let memory = section.memory.clone();
-        let modes = Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, modes };
+        let modes =
+            Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, order, modes };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
     }

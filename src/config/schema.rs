@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::modes::{
     Defaults, Eviction, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError, Prediction,
-    PromptSyntax, SchedulerId, Size, Spacing, Watch,
+    PromptSyntax, SchedulerId, Scheduling, Size, Spacing, Watch,
 };
 
 /// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
@@ -24,6 +24,8 @@ pub fn schema() -> String {
             "default_mode": text("The mode that is loaded at the start, and drawn with where a request names none."),
             "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
+            "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
+            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", r"^\s*0*[1-9][0-9]*\s*[smh]\s*$"),
             "memory": memory(),
             "modes": {
                 "description": "The modes by their names.",

@@ -2,7 +2,7 @@
 //!
 //! It wakes for these reasons, and never waits for anything else (see [`Wake`]):
 //!
-//! - a command: somebody submits, cancels, has changed the modes or shuts down;
+//! - a command: somebody submits, cancels, holds the work back, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
 //! - memory was measured anew;
@@ -63,6 +63,14 @@ pub enum Command {
         diff: ModesDiff,
         modes: Arc<Modes>,
     },
+    Pause {
+        paused: bool,
+        reply: oneshot::Sender<()>,
+    },
+    /// All that waits is to be cancelled.
+    Clear {
+        reply: oneshot::Sender<usize>,
+    },
     Drain,
 }
 
@@ -119,7 +127,8 @@ impl Actor {
         jobs: SharedJobs,
     ) -> (Self, watch::Receiver<Arc<Status>>) {
         let modes = config.modes;
-        let queue = Queue::new(config.queue_max, modes.default_mode.clone());
+        let mut queue = Queue::new(config.queue_max, modes.default_mode.clone());
+        queue.set_order(modes.order);
         let registry = VramRegistry::new(&modes);
         let (worker_pid, pid_for_probe) = watch::channel(None);
         let readings = probe::watch(pid_for_probe);
@@ -209,6 +218,9 @@ impl Actor {
     fn start_what_can_be_started(&mut self) {
         // A job may be done as soon as it is begun: a switch to what is loaded.
         while self.running.is_none() {
+            for entry in self.queue.at(self.clock.now_ms()).bring_forward() {
+                self.conclude(&entry, Outcome::Cancelled);
+            }
             let Some(entry) = self.queue.start_next().cloned() else { return };
             self.begin(entry);
         }
@@ -243,6 +255,7 @@ impl Actor {
             current_mode: self.queue.loaded().map(|loaded| loaded.mode.clone()),
             selected_mode: self.queue.selected_mode().to_owned(),
             queue_size: self.queue.waiting(),
+            paused: self.queue.is_paused(),
             running: self.running.as_ref().map(Running::id),
             vram: self.registry.snapshot(&self.readings.borrow()),
             counters: self.counters.clone(),

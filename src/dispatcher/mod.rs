@@ -121,6 +121,26 @@ impl Handle {
         answer.await.unwrap_or(false)
     }
 
+    /// While it is paused, nothing is begun; the running job goes on.
+    ///
+    /// # Errors
+    /// The daemon is shutting down.
+    pub async fn set_paused(&self, paused: bool) -> Result<(), SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Pause { paused, reply });
+        answer.await.map_err(|_| SubmitError::ShuttingDown)
+    }
+
+    /// Cancels all jobs that wait, and says how many.
+    ///
+    /// # Errors
+    /// The daemon is shutting down.
+    pub async fn clear(&self) -> Result<usize, SubmitError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Clear { reply });
+        answer.await.map_err(|_| SubmitError::ShuttingDown)
+    }
+
     /// The modes are now those. Where what is loaded, or will be, is not what its mode says any
     /// more, it is loaded anew behind all that waits; a job that is submitted after this stands
     /// behind that. What was accepted before is drawn as it was accepted.
@@ -287,6 +307,8 @@ pub struct Status {
     pub selected_mode: String,
     /// How many jobs wait, without the running one.
     pub queue_size: usize,
+    /// Whether nothing is begun.
+    pub paused: bool,
     pub running: Option<JobId>,
     pub vram: vram::Snapshot,
     pub counters: Counters,

@@ -74,8 +74,11 @@ impl SharedJobs {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut view = table.views.get(&id)?.clone();
         if view.state == JobState::Queued {
-            // Ids grow with time, and the line is one of first in, first out.
-            let before = table.views.values().filter(|other| other.id < id);
+            // Ids grow with time. (With affinity, it may be fewer in the end.)
+            let turn = |of: &JobView| {
+                (of.state == JobState::Queued, std::cmp::Reverse(of.terms.priority), of.id)
+            };
+            let before = table.views.values().filter(|other| turn(other) < turn(&view));
             view.jobs_before = before.filter(|other| !other.state.is_terminal()).count();
         }
         Some(view)
@@ -226,7 +229,7 @@ mod tests {
 
     fn custom() -> Entry {
         let job = Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null };
-        Entry { id: JobId::new(), job, terms: Terms::default() }
+        Entry { id: JobId::new(), job, terms: Terms::default(), arrived_ms: 0 }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod cancelling;
 mod ends;
 mod faults;
 mod order;
+mod priority;
 mod residency;
 
 use std::{collections::BTreeMap, convert::Infallible, future::ready, io, time::Duration};
@@ -16,8 +17,8 @@ use super::*;
 use crate::{
     job::{JobState, SwitchOrigin},
     modes::{
-        CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, PipelineSpec, SchedulerId,
-        Size, Watch,
+        CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, Order, PipelineSpec,
+        SchedulerId, Size, Watch,
     },
     request::{EncodedImage, GenerateRequest, Source},
     vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
@@ -286,6 +287,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         max_pixels: 1 << 20,
         watch: Watch::Off,
         memory,
+        order: Order::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
     })
 }

@@ -54,7 +54,12 @@ async fn ask(
 ) -> Result<Understood, Problem> {
     let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
     let prompt = overrides.prompt.clone();
-    let terms = Terms { tags: overrides.tags.clone(), prompt: prompt.clone(), ..Terms::default() };
+    let terms = Terms {
+        priority: overrides.priority.unwrap_or(0),
+        tags: overrides.tags.clone(),
+        prompt: prompt.clone(),
+        keeps_images: false,
+    };
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
     let seed = getrandom::u32().map_err(Problem::internal)?;

@@ -43,6 +43,8 @@ pub struct JobInfo {
     /// What a custom job returned.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
+    /// The greater one comes first.
+    priority: i8,
     /// The caller's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tags: Vec<String>,
@@ -187,6 +189,7 @@ impl From<JobView> for JobInfo {
             started_unix_ms: view.started_unix_ms,
             finished_unix_ms: view.finished_unix_ms,
             result: view.result,
+            priority: view.terms.priority,
             tags: view.terms.tags,
             images: None,
         }

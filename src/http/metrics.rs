@@ -45,6 +45,8 @@ fn jobs(text: &mut Exposition, status: &Status) {
     text.gauge("diffused_jobs_running", "Jobs that are being done.").add(&[], running);
     let waiting = status.queue_size as u64;
     text.gauge("diffused_jobs_waiting", "Jobs that wait.").add(&[], waiting);
+    let help = "Whether nothing is begun until the queue is resumed: 1 or 0.";
+    text.gauge("diffused_paused", help).add(&[], status.paused.into());
     let mut ended = text.counter("diffused_jobs_total", "Jobs that have ended.");
     for kind in JobKind::ALL {
         for ending in Ending::ALL {

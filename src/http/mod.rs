@@ -39,6 +39,7 @@ mod models;
 mod modes;
 mod openapi;
 mod problem;
+mod queue;
 mod residency;
 mod status;
 mod submit;
@@ -90,6 +91,9 @@ pub fn router(api: Api) -> Router {
         .route("/api/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/api/jobs/{id}/image", get(images::first))
         .route("/api/jobs/{id}/image/{index}", get(images::nth))
+        .route("/api/queue/pause", post(queue::pause))
+        .route("/api/queue/resume", post(queue::resume))
+        .route("/api/queue/clear", post(queue::clear))
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -11,7 +11,7 @@ use utoipa::{
 use super::{
     config, edit, generate, health, images, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    residency, status, submit,
+    queue, residency, status, submit,
 };
 
 #[derive(OpenApi)]
@@ -44,6 +44,9 @@ use super::{
         images::nth,
         submit::submit,
         jobs::submit_custom,
+        queue::pause,
+        queue::resume,
+        queue::clear,
         status::models_status,
         status::vram,
         health::health,

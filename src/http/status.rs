@@ -20,6 +20,8 @@ pub struct ModelsStatus {
     selected_mode: String,
     /// Jobs that wait.
     queue_size: usize,
+    /// Whether nothing is begun until the queue is resumed.
+    paused: bool,
     /// The job that is being done; `null` if none is.
     running_job: Option<String>,
     /// Why no mode is current, where a switch failed and the mode before it could not be loaded
@@ -104,6 +106,7 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
         current_mode: status.current_mode.clone(),
         selected_mode: status.selected_mode.clone(),
         queue_size: status.queue_size,
+        paused: status.paused,
         running_job: status.running.map(|id| id.to_string()),
         degraded: status.degraded.clone(),
         vram: VramStatus::from(&status.vram),

@@ -73,6 +73,8 @@ impl Modes {
             ("max_pixels", self.max_pixels != new.max_pixels),
             ("watch", self.watch != new.watch),
             ("memory", self.memory != new.memory),
+            ("scheduling", self.order.scheduling != new.order.scheduling),
+            ("max_wait", self.order.max_wait != new.order.max_wait),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Eviction;
+use super::{Eviction, Time};
 
 /// The section `memory`. One gb is 2^30 bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,7 +80,7 @@ pub enum IdleUnload {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not a time: write 90s, 10m or 2h, or off")]
-pub struct InvalidTime(String);
+pub struct InvalidIdleUnload(String);
 
 impl IdleUnload {
     pub fn after(self) -> Option<Duration> {
@@ -92,26 +92,14 @@ impl IdleUnload {
 }
 
 impl FromStr for IdleUnload {
-    type Err = InvalidTime;
+    type Err = InvalidIdleUnload;
 
-    fn from_str(text: &str) -> Result<Self, InvalidTime> {
-        let invalid = || InvalidTime(text.to_owned());
-        let text = text.trim();
-        if text == "off" {
+    fn from_str(text: &str) -> Result<Self, InvalidIdleUnload> {
+        if text.trim() == "off" {
             return Ok(Self::Never);
         }
-        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(0));
-        let seconds = match unit.trim() {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            _ => return Err(invalid()),
-        };
-        let number: u32 = number.parse().map_err(|_| invalid())?;
-        match number {
-            0 => Err(invalid()),
-            number => Ok(Self::After(Duration::from_secs(u64::from(number) * seconds))),
-        }
+        let time: Time = text.parse().map_err(|_| InvalidIdleUnload(text.to_owned()))?;
+        Ok(Self::After(time.duration()))
     }
 }
 

@@ -83,6 +83,16 @@ named! {
 }
 
 named! {
+    /// Which of the waiting jobs is next; `queue::order` has the rules.
+    Scheduling: "choice" {
+        /// In the order of arrival.
+        Fifo = "fifo",
+        /// Those of the mode that is loaded first, as long as nobody waits too long.
+        Affinity = "affinity",
+    }
+}
+
+named! {
     /// What happens where a LoRA cannot be merged into the checkpoint.
     OnLoraError: "choice" {
         /// The mode cannot be loaded.

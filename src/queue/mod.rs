@@ -1,80 +1,29 @@
-//! The order of the work: one bounded first-in, first-out line for all kinds of jobs.
+//! The order of the work: one bounded line for all kinds of jobs.
 //!
-//! Owns which job is next and which mode switches stand between the jobs. Decides purely: it must
-//! not know a clock, a disk, a log or the worker; the dispatcher tells it what happened and does
-//! what it decides.
+//! Owns which job is next (`order` has the rules) and which mode switches stand between the jobs.
+//! Decides purely: it must not know a clock, a disk, a log or the worker; the dispatcher tells it
+//! what time it is and what happened, and does what it decides.
 
 use std::collections::VecDeque;
 
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
-    modes::{Modes, ModesDiff, PipelineSpec},
+    modes::{Modes, ModesDiff, Order},
     request::Source,
 };
+
+mod entry;
+mod order;
 
 #[cfg(test)]
 mod tests;
 
+pub use entry::{Configured, Entry, Refused, Submitted, Target};
+pub use order::Mended;
+use order::{is_for_generations, mend, overtaking, place_of, remove_needless_switches};
+
 /// What the images that waiting jobs draw over may take together. Those of one job take a quarter.
 pub const MAX_SOURCE_BYTES: usize = 256 << 20;
-
-/// A mode and the pipeline that it needs: what a worker can have loaded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Target {
-    pub mode: String,
-    pub pipeline: PipelineSpec,
-}
-
-impl Target {
-    /// What must be loaded for that job, if anything must.
-    pub fn of(job: &Job) -> Option<Self> {
-        match job {
-            Job::Generation { request, pipeline } => {
-                Some(Self { mode: request.mode.clone(), pipeline: pipeline.clone() })
-            }
-            Job::ModeSwitch { mode, pipeline, .. } => {
-                Some(Self { mode: mode.clone(), pipeline: pipeline.clone() })
-            }
-            Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
-        }
-    }
-}
-
-/// A job and its name.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
-    pub id: JobId,
-    pub job: Job,
-    pub terms: Terms,
-}
-
-/// What was put into the queue for a job.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Submitted {
-    /// The switch that a generation needed; it stands before it.
-    pub switch: Option<Entry>,
-    pub job: Entry,
-}
-
-/// What a change of the modes did to the queue.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Configured {
-    /// Taken out.
-    pub superseded: Option<Entry>,
-    /// Put in.
-    pub switch: Option<Entry>,
-}
-
-/// Why nothing was put into the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// As many jobs wait as may.
-    Full,
-    /// What the waiting jobs draw over takes as much memory as it may, [`MAX_SOURCE_BYTES`].
-    TooMuchToHold,
-    /// A user's switch to what is loaded, and stays it until its turn would come.
-    AlreadyLoaded,
-}
 
 /// The line of waiting jobs, the one that is being worked on, and what is loaded.
 #[derive(Debug)]
@@ -85,6 +34,9 @@ pub struct Queue {
     loaded: Option<Target>,
     /// The mode of the last user's switch that succeeded, or the one that was selected at start.
     settled_mode: String,
+    order: Order,
+    now_ms: u64,
+    paused: bool,
 }
 
 impl Queue {
@@ -97,7 +49,30 @@ impl Queue {
             running: None,
             loaded: None,
             settled_mode: selected_mode,
+            order: Order::default(),
+            now_ms: 0,
+            paused: false,
         }
+    }
+
+    /// What time it is, in milliseconds since whenever; it is never set back.
+    pub fn at(&mut self, now_ms: u64) -> &mut Self {
+        self.now_ms = now_ms;
+        self
+    }
+
+    /// What the order goes by, from now on.
+    pub fn set_order(&mut self, order: Order) {
+        self.order = order;
+    }
+
+    /// While it is paused nothing becomes the running job.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
     }
 
     /// How many jobs may wait.
@@ -135,37 +110,16 @@ impl Queue {
             .unwrap_or(&self.settled_mode)
     }
 
-    /// Puts a job at the end, and before a generation the switch that it needs: both or neither.
+    /// Puts a job behind those of its priority, and before a generation the switch that it needs:
+    /// both or neither.
     pub fn submit(
         &mut self,
         job: Job,
         terms: Terms,
         mut new_id: impl FnMut() -> JobId,
     ) -> Result<Submitted, Refused> {
-        let switch = match &job {
-            Job::Generation { request, pipeline } => {
-                let target = Target { mode: request.mode.clone(), pipeline: pipeline.clone() };
-                (self.at_the_end().as_ref() != Some(&target)).then_some(Job::ModeSwitch {
-                    mode: target.mode,
-                    pipeline: target.pipeline,
-                    asked_by: SwitchOrigin::Generation,
-                    timeout_secs: None,
-                })
-            }
-            Job::ModeSwitch { mode, pipeline, asked_by: SwitchOrigin::User, .. } => {
-                let target = Target { mode: mode.clone(), pipeline: pipeline.clone() };
-                if self.selects_without_a_switch(&target) {
-                    return Err(Refused::AlreadyLoaded);
-                }
-                None
-            }
-            Job::ModeSwitch {
-                asked_by: SwitchOrigin::Generation | SwitchOrigin::Reload, ..
-            }
-            | Job::Load { .. }
-            | Job::Unload { .. }
-            | Job::Custom { .. } => None,
-        };
+        let place = self.place_for(terms.priority);
+        let switch = self.switch_before(&job, place)?;
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
         }
@@ -174,11 +128,43 @@ impl Queue {
         if brought > 0 && held + brought > MAX_SOURCE_BYTES {
             return Err(Refused::TooMuchToHold);
         }
-        let mut entry = |job| Entry { id: new_id(), job, terms: terms.clone() };
-        let submitted = Submitted { switch: switch.map(&mut entry), job: entry(job) };
-        self.waiting.extend(submitted.switch.clone());
-        self.waiting.push_back(submitted.job.clone());
-        Ok(submitted)
+        let arrived_ms = self.now_ms;
+        let mut entry = |job| Entry { id: new_id(), job, terms: terms.clone(), arrived_ms };
+        let (switch, job) = (switch.map(&mut entry), entry(job));
+        let is_the_last = place == self.waiting.len();
+        let new = switch.iter().chain([&job]).cloned().enumerate();
+        new.for_each(|(at, entry)| self.waiting.insert(place + at, entry));
+        let mended = match is_the_last {
+            true => Mended::default(),
+            false => {
+                let there = self.at_the_front();
+                mend(&mut self.waiting, there, new_id)
+            }
+        };
+        Ok(Submitted { switch, job, mended })
+    }
+
+    /// The switch that a job needs at that place; and a user's switch may need no job at all.
+    fn switch_before(&mut self, job: &Job, place: usize) -> Result<Option<Job>, Refused> {
+        let target = Target::of(job);
+        match job {
+            Job::Generation { .. } if target == self.there_at(place) => Ok(None),
+            Job::Generation { .. } => {
+                Ok(target.map(|target| target.into_switch(SwitchOrigin::Generation)))
+            }
+            Job::ModeSwitch { asked_by: SwitchOrigin::User, .. } => {
+                match target.is_some_and(|target| self.selects_without_a_switch(&target)) {
+                    true => Err(Refused::AlreadyLoaded),
+                    false => Ok(None),
+                }
+            }
+            Job::ModeSwitch {
+                asked_by: SwitchOrigin::Generation | SwitchOrigin::Reload, ..
+            }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. } => Ok(None),
+        }
     }
 
     /// The modes were changed. Where what will be loaded when all that waits has been done is not
@@ -192,6 +178,7 @@ impl Queue {
         modes: &Modes,
         new_id: impl FnOnce() -> JobId,
     ) -> Configured {
+        self.order = modes.order;
         if !modes.modes.contains_key(&self.settled_mode) {
             self.settled_mode.clone_from(&modes.default_mode);
         }
@@ -204,22 +191,20 @@ impl Queue {
             | Job::Custom { .. } => false,
         });
         let superseded = if is_superseded { self.waiting.pop_back() } else { None };
-        let there = self.at_the_end();
+        let there = self.there_at(self.waiting.len());
         let stale = there.filter(|there| is_superseded || diff.touches(&there.mode));
         let wanted = stale.as_ref().and_then(|there| {
             let mode = modes.modes.get(&there.mode);
             let mode = mode.or_else(|| modes.modes.get(&modes.default_mode))?;
             Some(Target { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
         });
+        // Behind all that waits, whatever its priority.
+        let priority = self.waiting.back().map_or(0, |last| last.terms.priority.min(0));
         let switch = wanted.filter(|wanted| Some(wanted) != stale.as_ref()).map(|wanted| Entry {
             id: new_id(),
-            job: Job::ModeSwitch {
-                mode: wanted.mode,
-                pipeline: wanted.pipeline,
-                asked_by: SwitchOrigin::Reload,
-                timeout_secs: None,
-            },
-            terms: Terms::default(),
+            job: wanted.into_switch(SwitchOrigin::Reload),
+            terms: Terms { priority, ..Terms::default() },
+            arrived_ms: self.now_ms,
         });
         self.waiting.extend(switch.clone());
         Configured { superseded, switch }
@@ -238,8 +223,12 @@ impl Queue {
     }
 
     /// Puts a job of the daemon's own at the end, however many wait.
-    pub fn append(&mut self, entry: Entry) {
-        self.waiting.push_back(entry);
+    pub fn append(&mut self, id: JobId, job: Job) -> Entry {
+        let priority = self.waiting.back().map_or(0, |last| last.terms.priority.min(0));
+        let terms = Terms { priority, ..Terms::default() };
+        let entry = Entry { id, job, terms, arrived_ms: self.now_ms };
+        self.waiting.push_back(entry.clone());
+        entry
     }
 
     /// Takes out the generations at the front that need what a switch has just failed to load.
@@ -252,9 +241,22 @@ impl Queue {
         self.waiting.drain(..count).collect()
     }
 
-    /// Makes the next job the running one, if none runs yet.
+    /// Brings the job to the front whose turn it is to overtake. Returns the switches that nobody
+    /// needs any more, since it goes first.
+    pub fn bring_forward(&mut self) -> Vec<Entry> {
+        if self.running.is_some() || self.paused {
+            return Vec::new();
+        }
+        let loaded = self.loaded.as_ref();
+        let at = overtaking(&self.waiting, self.order, loaded, self.now_ms);
+        let Some(job) = at.and_then(|at| self.waiting.remove(at)) else { return Vec::new() };
+        self.waiting.push_front(job);
+        remove_needless_switches(&mut self.waiting, self.loaded.clone())
+    }
+
+    /// Makes the first job the running one, if none runs yet.
     pub fn start_next(&mut self) -> Option<&Entry> {
-        if self.running.is_some() {
+        if self.running.is_some() || self.paused {
             return None;
         }
         self.running = self.waiting.pop_front();
@@ -288,10 +290,20 @@ impl Queue {
         running.or_else(|| self.loaded.clone())
     }
 
-    /// What will be loaded when all that waits has been done.
-    fn at_the_end(&self) -> Option<Target> {
-        let last = self.waiting.iter().rev().find_map(|entry| Target::of(&entry.job));
+    /// What will be loaded when the turn comes of what is put in at that place.
+    fn there_at(&self, place: usize) -> Option<Target> {
+        let before = self.waiting.iter().take(place).rev();
+        let last = before.map(|entry| Target::of(&entry.job)).find(Option::is_some).flatten();
         last.or_else(|| self.at_the_front())
+    }
+
+    /// Where a job of that priority belongs: not between the running switch and its generation.
+    fn place_for(&self, priority: i8) -> usize {
+        let begun = self.running.as_ref().filter(|running| is_for_generations(&running.job));
+        let target = begun.and_then(|running| Target::of(&running.job));
+        let next = self.waiting.front().and_then(|next| Target::of(&next.job));
+        let first = usize::from(target.is_some() && target == next);
+        place_of(&self.waiting, priority).max(first)
     }
 
     /// Whether a user's switch to that target needs no job: it is loaded, and nothing that waits
@@ -312,38 +324,9 @@ impl Queue {
     }
 }
 
-/// Takes out the switches that stand in line for generations only and are needed by none: no
-/// generation follows before the next switch, or its target is there already at that point.
-/// `loaded` is what is there when the first entry's turn comes.
-fn remove_needless_switches(waiting: &mut VecDeque<Entry>, loaded: Option<Target>) -> Vec<Entry> {
-    let mut there = loaded;
-    let mut removed = Vec::new();
-    let mut behind = std::mem::take(waiting);
-    while let Some(entry) = behind.pop_front() {
-        let target = Target::of(&entry.job);
-        if is_for_generations(&entry.job) && (target == there || !is_awaited(&behind)) {
-            removed.push(entry);
-        } else {
-            there = target.or(there);
-            waiting.push_back(entry);
-        }
-    }
-    removed
-}
-
 fn source_bytes(job: &Job) -> usize {
     match job {
         Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
         Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => 0,
     }
-}
-
-fn is_for_generations(job: &Job) -> bool {
-    matches!(job, Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. })
-}
-
-/// Whether of the jobs behind a switch a generation comes before the next switch.
-fn is_awaited(behind: &VecDeque<Entry>) -> bool {
-    let next = behind.iter().map(|entry| &entry.job).find(|job| Target::of(job).is_some());
-    matches!(next, Some(Job::Generation { .. }))
 }

@@ -2,10 +2,12 @@
 //! that was put before it, `!b` a switch by a user, `~b` one by a reload, `*` a custom job and `%` that all is unloaded; `b+x`
 //! is the mode with the LoRA x, which a request has brought along or the configuration has.
 
+mod order;
+
 use super::*;
 use crate::{
     job::Unload,
-    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, Size, Watch},
+    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Watch},
     request::{EncodedImage, GenerateRequest},
 };
 
@@ -321,6 +323,7 @@ fn modes(words: &str) -> Modes {
         max_pixels: 1 << 20,
         watch: Watch::Auto,
         memory: Memory::default(),
+        order: Order::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
     }
 }

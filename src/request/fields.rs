@@ -129,13 +129,14 @@ impl<'a> Fields<'a> {
 
     pub fn whole_number<T>(&mut self, name: &str, range: RangeInclusive<T>) -> Option<T>
     where
-        T: TryFrom<u64> + PartialOrd + Display,
+        T: TryFrom<i128> + PartialOrd + Display,
     {
         let value = self.get(name)?;
         if !value.is_number() {
             return self.wrong_type(name, "a whole number", value);
         }
-        let number = value.as_u64().and_then(|n| T::try_from(n).ok());
+        let number = value.as_u64().map(i128::from).or_else(|| value.as_i64().map(i128::from));
+        let number = number.and_then(|number| T::try_from(number).ok());
         match number.filter(|n| range.contains(n)) {
             Some(number) => Some(number),
             None => {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON: numbers and lists.
-const JSON_FIELDS: [&str; 10] = [
+const JSON_FIELDS: [&str; 11] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -13,6 +13,7 @@ const JSON_FIELDS: [&str; 10] = [
     "seed",
     "eta",
     "clip_skip",
+    "priority",
     "loras",
     "tags",
     "denoise_strength",

@@ -1,5 +1,7 @@
 //! What a caller sent, and how it becomes a request that leaves nothing open.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -70,6 +72,9 @@ pub struct Overrides {
     /// Words of yours to find the job by: up to 16.
     #[schema(example = json!(["covers", "draft"]))]
     pub tags: Vec<String>,
+    /// When it is drawn, and not what: the greater one comes first. By default 0.
+    #[schema(minimum = -10, maximum = 10)]
+    pub priority: Option<i8>,
 }
 
 /// A LoRA that a caller wants.
@@ -113,7 +118,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 19] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -132,6 +137,7 @@ const FIELDS: [&str; 18] = [
     "mask_image",
     "denoise_strength",
     "tags",
+    "priority",
 ];
 
 /// As many as a job may have.
@@ -145,6 +151,8 @@ impl Overrides {
     pub const MAX_IMAGES: u32 = 8;
     /// What all images of a request may have together.
     pub const MAX_TOTAL_PIXELS: u64 = 4 * 2048 * 2048;
+
+    pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
 
     /// Reads a request's JSON, or finds everything that is wrong with it. A `null` counts as absent.
     pub fn parse(body: &Value) -> Result<Self, InvalidFields> {
@@ -181,6 +189,7 @@ impl Overrides {
             mask_image: image(&mut fields, "mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
             tags: fields.texts("tags", MAX_TAGS),
+            priority: fields.whole_number("priority", Self::PRIORITIES),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

@@ -244,7 +244,7 @@ fn the_document_lists_what_is_there() {
     let daemon = Daemon::start();
     let document = daemon.get("/openapi.json").json();
     let paths = document["paths"].as_object().unwrap();
-    assert_eq!(paths.len(), 25);
+    assert_eq!(paths.len(), 28);
     for (path, methods) in paths {
         for method in methods.as_object().unwrap().keys() {
             let answer = daemon.send(&method.to_uppercase(), path, &[], b"");

@@ -13,6 +13,7 @@ mod jobs;
 mod life;
 mod loras;
 mod process;
+mod queue;
 #[path = "../parity/recipe.rs"]
 #[expect(dead_code, reason = "only single files are needed here")]
 mod recipe;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     config::raw,
-    modes::{LongPrompts, Prediction, PromptSyntax, SchedulerId, Spacing},
+    modes::{LongPrompts, Order, Prediction, PromptSyntax, SchedulerId, Scheduling, Spacing, Time},
 };
 
 fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
@@ -288,4 +288,22 @@ fn a_file_of_another_shape() {
     modes.yaml:4:9: error: modes.a.default_size: 512x512 is more than the 4096 pixels of max_pixels
     modes.yaml:4:52: error: modes.b.default_size: 64x72 is more than the 4096 pixels of max_pixels
     "#);
+}
+
+#[test]
+fn the_order_of_work() {
+    let file = "model_root: m\ndefault_mode: a\nmodes: {a: {model: x}}\n";
+    for (lines, scheduling, seconds) in [
+        ("", Scheduling::Fifo, 30),
+        ("scheduling:\nmax_wait: ~", Scheduling::Fifo, 30),
+        ("scheduling: affinity", Scheduling::Affinity, 30),
+        ("max_wait: 2m", Scheduling::Fifo, 120),
+    ] {
+        let order = resolved(&format!("{file}{lines}\n")).unwrap().modes.order;
+        assert_eq!(order, Order { scheduling, max_wait: Time::of_secs(seconds) }, "{lines}");
+    }
+    insta::assert_snapshot!(errors(&format!("{file}scheduling: affine\nmax_wait: off\n")), @"
+    modes.yaml:4:13: error: scheduling: there is no choice 'affine'; did you mean 'affinity'? (there are: fifo, affinity)
+    modes.yaml:5:11: error: max_wait: 'off' is not a time: write 90s, 10m or 2h
+    ");
 }

@@ -163,7 +163,7 @@ fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
     let places: [(&[&str], InFile); 4] = [
         (&MODE_KEYS, in_mode),
-        (&["max_pixels", "watch", "lora_root", "memory"], at_the_top),
+        (&["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "memory"], at_the_top),
         (&MEMORY_KEYS, in_memory),
         (&LORA_CACHE_KEYS, in_lora_cache),
     ];
@@ -193,6 +193,8 @@ fn it_allows_what_the_parser_takes() {
         "0s",
         "10d",
         "lru",
+        "fifo",
+        "affinity",
         "memory_pressure",
         "{max_models: 2}",
         "{max_models: 0}",

@@ -1,4 +1,4 @@
-//! What is asked of the dispatcher: submitted, cancelled, configured, drained.
+//! What is asked of the dispatcher: submitted, cancelled, paused, configured, drained.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
     job::{Job, JobId, SwitchOrigin, Terms},
     modes::Modes,
-    queue::{self, Configured, Entry, Refused},
+    queue::{self, Configured, Refused, Submitted},
 };
 
 impl Actor {
@@ -35,8 +35,8 @@ impl Actor {
             Command::Configure { diff, modes } => {
                 self.registry.configure(&diff, &modes);
                 self.lost.retain(|target| !diff.touches(&target.mode));
-                let Configured { superseded, switch } =
-                    self.queue.configure(&diff, &modes, JobId::new);
+                let queue = self.queue.at(self.clock.now_ms());
+                let Configured { superseded, switch } = queue.configure(&diff, &modes, JobId::new);
                 if let Some(entry) = superseded {
                     self.conclude(&entry, Outcome::Cancelled);
                 }
@@ -44,6 +44,20 @@ impl Actor {
                     Some(entry) => self.jobs.insert(entry),
                     None => self.try_to_heal(&modes),
                 }
+            }
+            Command::Pause { paused, reply } => {
+                tracing::info!("{}", if paused { "paused" } else { "not paused" });
+                self.queue.set_paused(paused);
+                self.publish();
+                let _ = reply.send(());
+            }
+            Command::Clear { reply } => {
+                let removed = self.queue.drain();
+                for entry in &removed {
+                    self.conclude(entry, Outcome::Cancelled);
+                }
+                self.publish();
+                let _ = reply.send(removed.len());
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
@@ -73,9 +87,8 @@ impl Actor {
 
     /// Puts a job of the daemon's own into queue and table.
     pub(super) fn append(&mut self, job: Job) {
-        let entry = Entry { id: JobId::new(), job, terms: Terms::default() };
-        self.jobs.insert(entry.clone());
-        self.queue.append(entry);
+        let entry = self.queue.at(self.clock.now_ms()).append(JobId::new(), job);
+        self.jobs.insert(entry);
     }
 
     fn submit(
@@ -117,13 +130,14 @@ impl Actor {
 
     /// Puts a job, and what it brings along, into queue and table.
     fn enqueue(&mut self, job: Job, terms: Terms) -> Result<JobId, Refused> {
-        let submitted = self.queue.submit(job, terms, JobId::new)?;
-        let id = submitted.job.id;
-        submitted
-            .switch
-            .into_iter()
-            .chain([submitted.job])
-            .for_each(|entry| self.jobs.insert(entry));
+        let queue = self.queue.at(self.clock.now_ms());
+        let Submitted { switch, job, mended } = queue.submit(job, terms, JobId::new)?;
+        let id = job.id;
+        let new = switch.into_iter().chain([job]).chain(mended.added);
+        new.for_each(|entry| self.jobs.insert(entry));
+        for entry in mended.removed {
+            self.conclude(&entry, Outcome::Cancelled);
+        }
         Ok(id)
     }
 

@@ -169,7 +169,9 @@ impl Actor {
         if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
             return;
         }
-        self.load_lost();
+        if !self.queue.is_paused() {
+            self.load_lost();
+        }
         if self.running.is_none() {
             self.unload_idle();
         }

@@ -119,7 +119,7 @@ fn config() -> ConfigStatus {
 
 #[test]
 fn the_text_is_what_a_strict_reader_reads() {
-    let mut status = Status { degraded: Some("gone".into()), ..Status::default() };
+    let mut status = Status { paused: true, degraded: Some("gone".into()), ..Status::default() };
     status.counters.jobs.insert((JobKind::Load, Ending::Failed), 3);
     status.counters.waits = Times { count: 2, total: Duration::from_millis(2500) };
     let denoise = Times { count: 1, total: Duration::from_millis(125) };
@@ -150,6 +150,7 @@ fn the_text_is_what_a_strict_reader_reads() {
         ("diffused_evictions_total{reason=\"max_models\"}", 0.0),
         ("diffused_device_bytes{kind=\"total\"}", f64::from(1 << 30) * 16.0),
         ("diffused_lora_cache_misses_total", 4.0),
+        ("diffused_paused", 1.0),
         ("diffused_degraded", 1.0),
         ("diffused_config_reloads_total{by=\"api\",outcome=\"applied\"}", 0.0),
     ] {
@@ -160,6 +161,6 @@ fn the_text_is_what_a_strict_reader_reads() {
 #[test]
 fn a_daemon_that_has_done_nothing_has_all_families() {
     let Read { types, series } = read(&exposition(&Status::default(), &config()));
-    assert_eq!(types.len(), 18, "{types:?}");
+    assert_eq!(types.len(), 19, "{types:?}");
     assert!(series.values().all(|value| *value == 0.0), "{series:?}");
 }

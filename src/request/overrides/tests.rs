@@ -362,3 +362,18 @@ fn seeds_follow_each_other() {
     let request = GenerateRequest { n: 3, seed: u64::MAX - 1, ..GenerateRequest::of("a", "") };
     assert_eq!(request.seeds().collect::<Vec<_>>(), [u64::MAX - 1, u64::MAX, 0]);
 }
+
+#[test]
+fn a_priority_says_when_and_not_what() {
+    let with = |priority: Value| json!({"prompt": "x", "priority": priority});
+    for (value, expected) in [(json!(-10), Some(-10)), (json!(10), Some(10)), (Value::Null, None)] {
+        let overrides = Overrides::parse(&with(value)).unwrap();
+        assert_eq!(overrides.priority, expected);
+        assert_eq!(overrides.resolve(context(&mode()), || 7), resolved(json!({"prompt": "x"})));
+    }
+    for value in [json!(11), json!(-11), json!(300), json!(1.5), json!(i64::MIN), json!(u64::MAX)] {
+        let told = format!("/priority {value} is not a whole number from -10 to 10");
+        assert_eq!(errors(with(value)), [told]);
+    }
+    assert_eq!(errors(with(json!("1"))), ["/priority expected a whole number, found a string"]);
+}

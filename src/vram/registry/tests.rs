@@ -5,7 +5,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, Defaults, Eviction, Mode, Watch},
+    modes::{CheckpointRef, Defaults, Eviction, Mode, Order, Watch},
     vram::ledger::{Component, Segment},
 };
 
@@ -35,6 +35,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         max_pixels: 1 << 20,
         watch: Watch::Off,
         memory,
+        order: Order::default(),
         modes: pinned.iter().enumerate().map(mode).collect(),
     }
 }
