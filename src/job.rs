@@ -118,6 +118,16 @@ impl Job {
             Self::Custom { .. } => JobKind::Custom,
         }
     }
+
+    /// The mode that it is about, where it is about one.
+    pub fn mode(&self) -> Option<&str> {
+        match self {
+            Self::Generation { request, .. } => Some(&request.mode),
+            Self::ModeSwitch { mode, .. } | Self::Load { mode, .. } => Some(mode),
+            Self::Unload { what: Unload::Mode { mode, .. } } => Some(mode),
+            Self::Unload { what: Unload::All } | Self::Custom { .. } => None,
+        }
+    }
 }
 
 /// Why a mode switch is in the queue.
@@ -153,6 +163,17 @@ pub enum JobState {
 }
 
 impl JobState {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Loading { .. } => "loading",
+            Self::Running { .. } => "running",
+            Self::Done => "done",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing more will happen to the job.
     pub fn is_terminal(&self) -> bool {
         match self {

@@ -3,6 +3,7 @@
 
 mod cancelling;
 mod ends;
+mod events;
 mod faults;
 mod order;
 mod residency;

@@ -22,6 +22,7 @@ mod answer;
 mod body;
 mod config;
 mod edit;
+mod events;
 mod figures;
 mod generate;
 mod guards;
@@ -80,6 +81,8 @@ pub fn router(api: Api) -> Router {
         .route("/api/modes/reload", post(config::reload))
         .route("/api/jobs/custom", post(jobs::submit_custom))
         .route("/api/jobs/{id}", get(jobs::show))
+        .route("/api/jobs/{id}/events", get(events::of_job))
+        .route("/api/events", get(events::all))
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -9,7 +9,7 @@ use utoipa::{
 };
 
 use super::{
-    config, edit, generate, health, inventory, jobs, metrics, models, modes,
+    config, edit, events, generate, health, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
     residency, status,
 };
@@ -39,6 +39,8 @@ use super::{
         config::reload,
         jobs::show,
         jobs::submit_custom,
+        events::of_job,
+        events::all,
         status::models_status,
         status::vram,
         health::health,
@@ -48,7 +50,7 @@ use super::{
         status::welcome,
         document,
     ),
-    components(schemas(ProblemBody)),
+    components(schemas(ProblemBody, events::MissedInfo)),
     modifiers(&ProblemResponses),
     tags(
         (name = "images", description = "Drawing"),

@@ -7,6 +7,7 @@ mod checkpoints;
 mod commands;
 mod configuration;
 mod custom;
+mod events;
 mod families;
 mod faults;
 mod life;
