@@ -15,7 +15,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -50,6 +50,8 @@ pub struct DispatcherConfig {
     /// Modes that are loaded before anybody asks.
     pub preload: Vec<String>,
     pub custom: CustomJobs,
+    /// How long the running job may take to end when the daemon shuts down.
+    pub drain_timeout: Duration,
 }
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
@@ -310,7 +312,7 @@ pub struct DispatcherShutdown {
 
 impl DispatcherShutdown {
     /// From now on nothing is accepted, and what waits fails. Returns when the running job has
-    /// ended, which it has a minute for, and the worker with it.
+    /// ended, which it has `drain_timeout` for, and the worker with it.
     pub async fn drain(self) {
         let _ = self.commands.send(Command::Drain);
         if let Err(error) = self.task.await {

@@ -264,6 +264,7 @@ fn config() -> DispatcherConfig {
         switch_to_default: false,
         preload: Vec::new(),
         custom: CustomJobs::new(),
+        drain_timeout: Duration::from_secs(60),
     }
 }
 

@@ -12,6 +12,7 @@ mod families;
 mod faults;
 mod life;
 mod loras;
+mod operations;
 mod process;
 #[path = "../parity/recipe.rs"]
 #[expect(dead_code, reason = "only single files are needed here")]
