@@ -3,7 +3,6 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -216,11 +215,9 @@ fn a_stop_ends_the_streams_behind_the_last_job() {
     let of_job = Stream::of(&daemon, &id, None);
     daemon.signal("-TERM");
     assert_eq!(of_job.rest().last().unwrap().name, "done");
-    let ended = Instant::now();
     assert_eq!(stream.rest().last().unwrap().name, "done");
     assert_eq!(daemon.ended().code(), Some(0));
-    // Else it would have been after five seconds, when answers are given up.
-    assert!(ended.elapsed() < Duration::from_secs(4));
+    // As it says when answers are given up.
     assert!(!daemon.log().contains("did not take their answers"), "{}", daemon.log());
     let mut said = String::new();
     silent.read_to_string(&mut said).unwrap();

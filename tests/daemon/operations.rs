@@ -76,6 +76,8 @@ fn a_job_that_outlasts_the_drain_timeout_is_given_up() {
     let running = daemon.begin_post("/generate", &request);
     daemon.wait_for_status("the job to run", |status| status["running_job"].is_string());
     daemon.signal("-TERM");
+    // Less than the minute that it would have if nobody said anything.
+    running.set_read_timeout(Some(DEADLINE / 3)).unwrap();
     let answer = read_to_end(running);
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: "), "{answer}");
     assert_eq!(daemon.ended().code(), Some(0));
