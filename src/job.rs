@@ -118,16 +118,6 @@ impl JobKind {
 }
 
 impl Job {
-    /// The mode that it is about, if it is about one.
-    pub fn mode(&self) -> Option<&str> {
-        match self {
-            Self::Generation { request, .. } => Some(&request.mode),
-            Self::ModeSwitch { mode, .. } | Self::Load { mode, .. } => Some(mode),
-            Self::Unload { what: Unload::Mode { mode, .. } } => Some(mode),
-            Self::Unload { what: Unload::All } | Self::Custom { .. } => None,
-        }
-    }
-
     pub fn kind(&self) -> JobKind {
         match self {
             Self::Generation { .. } => JobKind::Generation,
@@ -135,6 +125,16 @@ impl Job {
             Self::Load { .. } => JobKind::Load,
             Self::Unload { .. } => JobKind::Unload,
             Self::Custom { .. } => JobKind::Custom,
+        }
+    }
+
+    /// The mode that it is about, where it is about one.
+    pub fn mode(&self) -> Option<&str> {
+        match self {
+            Self::Generation { request, .. } => Some(&request.mode),
+            Self::ModeSwitch { mode, .. } | Self::Load { mode, .. } => Some(mode),
+            Self::Unload { what: Unload::Mode { mode, .. } } => Some(mode),
+            Self::Unload { what: Unload::All } | Self::Custom { .. } => None,
         }
     }
 }
@@ -172,6 +172,17 @@ pub enum JobState {
 }
 
 impl JobState {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Loading { .. } => "loading",
+            Self::Running { .. } => "running",
+            Self::Done => "done",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether nothing more will happen to the job.
     pub fn is_terminal(&self) -> bool {
         match self {

@@ -63,6 +63,7 @@ impl Daemon {
             switch_to_default: false,
             preload: Vec::new(),
             custom: CustomJobs::new(),
+            drain_timeout: Duration::from_secs(60),
         });
         Self { handle, shutdown, folder }
     }

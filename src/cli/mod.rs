@@ -16,6 +16,7 @@ mod client;
 mod key;
 mod lock;
 mod models;
+mod notify;
 mod serve;
 mod signals;
 mod status;

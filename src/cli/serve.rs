@@ -15,6 +15,7 @@ use super::{
     EXIT_CONFIG,
     key::{KeyError, admin_key},
     lock::{StateDir, StateDirError},
+    notify::ServiceManager,
     signals::{self, Event},
 };
 use crate::{
@@ -57,6 +58,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 64, env = "QUEUE_MAX",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub queue_max: u32,
+    /// How many seconds the running job has to end when the daemon is stopped
+    #[arg(long, value_name = "SECS", default_value_t = 60, env = "DRAIN_TIMEOUT",
+          value_parser = clap::value_parser!(u64).range(..=86_400))]
+    drain_timeout: u64,
 }
 
 impl Arguments {
@@ -126,14 +131,18 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         preload,
         modes,
         custom,
+        drain_timeout: Duration::from_secs(arguments.drain_timeout),
     });
     let dispatcher_too = handle.clone();
     config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
     config::watch(config.clone())?;
     announce(&listener)?;
+    let manager = ServiceManager::of_environment();
+    manager.ready();
 
     let (stopped, stop) = oneshot::channel();
-    tokio::spawn(obey(events, config.clone(), dispatcher, stopped));
+    let served = Served { config: config.clone(), dispatcher, stopped, manager };
+    tokio::spawn(obey(events, served));
     let router = http::router(Api {
         config,
         dispatcher: handle,
@@ -185,27 +194,35 @@ fn preloaded(modes: &Modes, asked: &[String]) -> Result<Vec<String>, UnknownMode
     Ok(names)
 }
 
-/// Does what signals say. The first stop finishes the running job, while new ones are still
-/// answered (with 503), and then lets the server go; the second ends the process.
-async fn obey(
-    mut events: mpsc::UnboundedReceiver<Event>,
+/// What signals change.
+struct Served {
     config: Arc<ModeConfigManager>,
     dispatcher: DispatcherShutdown,
+    /// Lets the server go.
     stopped: oneshot::Sender<()>,
-) {
+    manager: ServiceManager,
+}
+
+/// Does what signals say. The first stop finishes the running job, while new ones are still
+/// answered (with 503), and then lets the server go; the second ends the process.
+async fn obey(mut events: mpsc::UnboundedReceiver<Event>, served: Served) {
+    let Served { config, dispatcher, stopped, manager } = served;
     while let Some(event) = events.recv().await {
         match event {
             Event::Reload => {
+                manager.reloading();
                 let config = config.clone();
                 // What comes of it, the manager says.
                 let reload = tokio::task::spawn_blocking(move || config.reload(Origin::Signal));
                 if let Err(panicked) = reload.await {
                     tracing::error!("{panicked}");
                 }
+                manager.ready();
             }
             Event::Stop => break,
         }
     }
+    manager.stopping();
     tracing::info!("finishing the running job; a second signal ends at once");
     tokio::spawn(async move {
         dispatcher.drain().await;

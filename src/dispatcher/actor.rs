@@ -40,9 +40,6 @@ use crate::{
     worker::supervisor::{self, Supervisor},
 };
 
-/// How long the running job may take to end when the daemon shuts down.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
-
 /// What is asked of the dispatcher.
 #[derive(Debug)]
 pub enum Command {
@@ -115,6 +112,8 @@ pub struct Actor {
     pace: Pace,
     counters: Counters,
     status: watch::Sender<Arc<Status>>,
+    /// How long the running job may take to end when the daemon shuts down.
+    drain_timeout: Duration,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
 }
@@ -153,6 +152,7 @@ impl Actor {
             pace: Pace::default(),
             counters: Counters::default(),
             status,
+            drain_timeout: config.drain_timeout,
             drain_until: None,
         };
         // Nobody waits for these; if one fails, the log has the reason.

@@ -2,19 +2,20 @@
 //!
 //! Owns the queue, the job table and the worker, in one task (`actor`) that is reached through
 //! a [`Handle`]. Whatever that task is busy with, it answers at once; and what can be read
-//! ([`Handle::status`], [`Handle::job`]) is published, so that readers do not even ask it.
+//! ([`Handle::status`], [`Handle::job`], [`Handle::events`]) is published, so that readers do not even ask it.
 //! Knows nothing of HTTP, configuration files or the engine.
 
 mod actor;
 mod counters;
 mod custom;
+mod events;
 mod pace;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -24,6 +25,7 @@ use tokio::{
 pub use self::{
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, JobContext},
+    events::{Change, Event, EventId, Events, JobEvents},
     table::JobView,
 };
 use crate::{
@@ -48,6 +50,8 @@ pub struct DispatcherConfig {
     /// Modes that are loaded before anybody asks.
     pub preload: Vec<String>,
     pub custom: CustomJobs,
+    /// How long the running job may take to end when the daemon shuts down.
+    pub drain_timeout: Duration,
 }
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
@@ -61,7 +65,11 @@ fn start_with(config: DispatcherConfig, worker: Supervisor) -> (Handle, Dispatch
     let jobs = SharedJobs::default();
     let custom_names = config.custom.names();
     let (actor, status) = Actor::new(config, worker, to_do, jobs.clone());
-    let task = tokio::spawn(actor.run());
+    let end_of_events = jobs.events().ends_with_this();
+    let task = tokio::spawn(async move {
+        let _end_of_events = end_of_events;
+        actor.run().await;
+    });
     let handle = Handle { commands: commands.clone(), jobs, status, custom_names };
     (handle, DispatcherShutdown { commands, task })
 }
@@ -110,6 +118,17 @@ impl Handle {
         wanted: impl Fn(&JobView) -> bool,
     ) -> Vec<JobView> {
         self.jobs.list(before, limit, wanted)
+    }
+
+    /// What happens to all jobs: from now on, or behind that event.
+    pub fn events(&self, after: Option<EventId>) -> Events {
+        self.jobs.events().follow(after)
+    }
+
+    /// What happens to one job, until it has ended: first how it stands, or what happened behind
+    /// that event. `None`: nobody knows the job.
+    pub fn job_events(&self, id: JobId, after: Option<EventId>) -> Option<JobEvents> {
+        JobEvents::of(&self.jobs, id, after)
     }
 
     /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its
@@ -331,7 +350,7 @@ pub struct DispatcherShutdown {
 
 impl DispatcherShutdown {
     /// From now on nothing is accepted, and what waits fails. Returns when the running job has
-    /// ended, which it has a minute for, and the worker with it.
+    /// ended, which it has `drain_timeout` for, and the worker with it.
     pub async fn drain(self) {
         let _ = self.commands.send(Command::Drain);
         if let Err(error) = self.task.await {

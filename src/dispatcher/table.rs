@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{DrawnImages, Outcome};
+use super::{
+    DrawnImages, Outcome,
+    events::{Change, SharedLog},
+};
 use crate::{
     job::{Job, JobId, JobState, Terms},
     queue::Entry,
@@ -47,6 +50,8 @@ struct JobTable {
     /// Of those that keep them, oldest first.
     images: VecDeque<(JobId, Arc<DrawnImages>)>,
     image_bytes: usize,
+    /// Written under this table's lock, so that the two agree for whoever holds it.
+    events: SharedLog,
 }
 
 impl JobTable {
@@ -117,6 +122,18 @@ impl SharedJobs {
         ids.iter().filter_map(|id| table.views.get(id).cloned()).collect()
     }
 
+    /// What happens to the jobs, one after the other.
+    pub fn events(&self) -> SharedLog {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).events.clone()
+    }
+
+    /// How a job stands, as the event after which whatever happens next has its number.
+    pub fn present(&self, id: JobId) -> Option<Change> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let view = table.views.get(&id)?;
+        Some(Change::of(table.events.last(), id, &view.job, &view.state))
+    }
+
     pub fn insert(&self, entry: Entry) {
         let view = JobView {
             id: entry.id,
@@ -130,7 +147,9 @@ impl SharedJobs {
             finished_unix_ms: None,
             result: None,
         };
-        self.0.write().unwrap_or_else(PoisonError::into_inner).views.insert(view.id, view);
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        table.events.record(view.id, &view.job, &view.state);
+        table.views.insert(view.id, view);
     }
 
     /// An attempt at the job begins; says how long it has waited, at the first one.
@@ -193,8 +212,10 @@ impl SharedJobs {
 
     fn update(&self, id: JobId, change: impl FnOnce(&mut JobView)) {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = table.views.get_mut(&id) {
+        let JobTable { views, events, .. } = &mut *table;
+        if let Some(view) = views.get_mut(&id) {
             change(view);
+            events.record(id, &view.job, &view.state);
         }
     }
 }
@@ -218,7 +239,7 @@ impl Clock {
     }
 }
 
-fn unix_ms() -> u64 {
+pub fn unix_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since_epoch.map_or(0, |duration| duration.as_millis() as u64)
 }

@@ -3,6 +3,7 @@
 
 mod cancelling;
 mod ends;
+mod events;
 mod faults;
 mod order;
 mod priority;
@@ -264,6 +265,7 @@ fn config() -> DispatcherConfig {
         switch_to_default: false,
         preload: Vec::new(),
         custom: CustomJobs::new(),
+        drain_timeout: Duration::from_secs(60),
     }
 }
 

@@ -24,6 +24,7 @@ mod asking;
 mod body;
 mod config;
 mod edit;
+mod events;
 mod figures;
 mod generate;
 mod guards;
@@ -94,6 +95,8 @@ pub fn router(api: Api) -> Router {
         .route("/api/queue/pause", post(queue::pause))
         .route("/api/queue/resume", post(queue::resume))
         .route("/api/queue/clear", post(queue::clear))
+        .route("/api/jobs/{id}/events", get(events::of_job))
+        .route("/api/events", get(events::all))
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

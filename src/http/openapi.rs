@@ -9,7 +9,7 @@ use utoipa::{
 };
 
 use super::{
-    config, edit, generate, health, images, inventory, jobs, metrics, models, modes,
+    config, edit, events, generate, health, images, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
     queue, residency, status, submit,
 };
@@ -47,6 +47,8 @@ use super::{
         queue::pause,
         queue::resume,
         queue::clear,
+        events::of_job,
+        events::all,
         status::models_status,
         status::vram,
         health::health,
@@ -56,7 +58,7 @@ use super::{
         status::welcome,
         document,
     ),
-    components(schemas(ProblemBody)),
+    components(schemas(ProblemBody, events::MissedInfo)),
     modifiers(&ProblemResponses),
     tags(
         (name = "images", description = "Drawing"),

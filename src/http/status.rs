@@ -133,6 +133,7 @@ pub async fn welcome() -> impl IntoResponse {
         "  POST /generate            {\"prompt\": \"a red fox in the snow\"} -> a PNG\n",
         "  GET  /api/modes           what can be asked for\n",
         "  GET  /api/models/status   what is loaded and what waits\n",
+        "  GET  /api/events          what happens to the jobs, as it happens\n",
         "  GET  /openapi.json        the whole API\n\n",
         "The README has the rest.\n",
     );

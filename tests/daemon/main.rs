@@ -7,11 +7,13 @@ mod checkpoints;
 mod commands;
 mod configuration;
 mod custom;
+mod events;
 mod families;
 mod faults;
 mod jobs;
 mod life;
 mod loras;
+mod operations;
 mod process;
 mod queue;
 #[path = "../parity/recipe.rs"]

@@ -71,6 +71,8 @@ pub fn command_of(program: &Path, folder: &Path) -> Command {
         "PORT",
         "QUEUE_MAX",
         "PRELOAD",
+        "DRAIN_TIMEOUT",
+        "NOTIFY_SOCKET",
         "DIFFUSED_URL",
         "COLUMNS",
         "RUST_LOG",

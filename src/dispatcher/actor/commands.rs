@@ -7,7 +7,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Actor, Command, DRAIN_LIMIT};
+use super::{Actor, Command};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
     job::{Job, JobId, SwitchOrigin, Terms},
@@ -60,7 +60,7 @@ impl Actor {
                 let _ = reply.send(removed.len());
             }
             Command::Drain => {
-                self.drain_until.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT);
+                self.drain_until.get_or_insert_with(|| Instant::now() + self.drain_timeout);
                 for entry in self.queue.drain() {
                     self.conclude(&entry, Outcome::Failed(JobFailure::shutting_down()));
                 }

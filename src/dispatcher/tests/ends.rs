@@ -90,3 +90,14 @@ async fn a_shutdown_does_not_wait_for_a_switch() {
     within(daemon.shutdown.drain()).await;
     assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::ShuttingDown);
 }
+
+#[tokio::test]
+async fn a_shutdown_gives_up_a_job_that_takes_too_long() {
+    let mut daemon = Daemon::start_with(|config| config.drain_timeout = Duration::ZERO);
+    let mut worker = daemon.worker().await;
+    let ticket = daemon.submit(generation("a")).await;
+    worker.load("a").await;
+    worker.expect_generate("a").await;
+    within(daemon.shutdown.drain()).await;
+    assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::ShuttingDown);
+}
