@@ -27,10 +27,8 @@ use tokio::{
 
 use self::running::{Running, custom_end};
 use super::{
-    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket,
-    custom::HandlerResult,
-    pace::Pace,
-    table::{Clock, SharedJobs},
+    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket, clock::Clock,
+    custom::HandlerResult, pace::Pace, table::SharedJobs,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},

@@ -22,9 +22,9 @@ use std::{
 
 use tokio::sync::watch;
 
-pub use self::follow::{Events, JobEvents};
+pub use self::follow::Events;
 use self::log::Log;
-use super::table::unix_ms;
+use super::clock::unix_ms;
 use crate::job::{Job, JobId, JobKind, JobState};
 
 /// Names an event, for all time: numbers begin at 1 with each start of the daemon.

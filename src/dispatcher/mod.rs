@@ -6,9 +6,11 @@
 //! Knows nothing of HTTP, configuration files or the engine.
 
 mod actor;
+mod clock;
 mod counters;
 mod custom;
 mod events;
+mod job_events;
 mod pace;
 mod table;
 
@@ -25,7 +27,8 @@ use tokio::{
 pub use self::{
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, JobContext},
-    events::{Change, Event, EventId, Events, JobEvents},
+    events::{Change, Event, EventId, Events},
+    job_events::JobEvents,
     table::JobView,
 };
 use crate::{

@@ -3,11 +3,12 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
 
 use super::{
     DrawnImages, Outcome,
+    clock::unix_ms,
     events::{Change, SharedLog},
 };
 use crate::{
@@ -218,30 +219,6 @@ impl SharedJobs {
             events.record(id, &view.job, &view.state);
         }
     }
-}
-
-/// The time of day at the start, and what a clock says that is never set back.
-pub struct Clock {
-    started_unix_ms: u64,
-    started: Instant,
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self { started_unix_ms: unix_ms(), started: Instant::now() }
-    }
-}
-
-impl Clock {
-    /// Milliseconds since the Unix epoch.
-    pub fn now_ms(&self) -> u64 {
-        self.started_unix_ms + self.started.elapsed().as_millis() as u64
-    }
-}
-
-pub fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since_epoch.map_or(0, |duration| duration.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
+use utoipa::ToSchema;
 
 use super::{Api, answer::Asked, body::GenerateBody, problem::Problem};
 use crate::{
@@ -15,6 +16,28 @@ use crate::{
 
 /// Images of requests are unpacked by two at a time: one may take half a gigabyte.
 static UNPACKING: Semaphore = Semaphore::const_new(2);
+
+/// The bytes of an image file.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes a body that is bytes")]
+pub struct ImageFile(Vec<u8>);
+
+/// The fields of a JSON body as a form's parts: images as files, `loras` as JSON. A part that is
+/// empty counts as absent.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub struct GenerateForm {
+    /// The same as the field of that name in a JSON body; so for every other field.
+    prompt: Option<String>,
+    #[schema(value_type = Option<String>, format = Binary)]
+    init_image: Option<Vec<u8>>,
+    #[schema(value_type = Option<String>, format = Binary)]
+    mask_image: Option<Vec<u8>>,
+    /// A JSON object with fields that have no part of their own.
+    #[schema(value_type = Option<Overrides>)]
+    request: Option<String>,
+}
 
 /// A generation, and on which terms.
 pub struct Understood {

@@ -31,6 +31,19 @@ use crate::{
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: &str = "last-event-id";
 
+/// An event as the stream has it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what is written by hand")]
+pub struct SentEvent {
+    /// What `Last-Event-ID` says to resume behind it.
+    #[schema(example = "1767225600000-17")]
+    id: Option<String>,
+    /// A job's state, or `missed`.
+    event: Option<String>,
+    /// JSON: `EventInfo`, of `missed` `MissedInfo`.
+    data: Option<String>,
+}
+
 /// The `data` of an event that is named for a job's state.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EventInfo {
@@ -106,7 +119,7 @@ impl FromRequestParts<Api> for After {
     ),
     responses(
         (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo",
-         body = EventInfo, content_type = "text/event-stream"),
+         body = SentEvent, content_type = "text/event-stream"),
         (status = 400, description = "That is no event's id"),
     ))]
 pub async fn all(State(api): State<Api>, After(after): After) -> Response {
@@ -130,7 +143,7 @@ pub async fn all(State(api): State<Api>, After(after): After) -> Response {
     ),
     responses(
         (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo",
-         body = EventInfo, content_type = "text/event-stream"),
+         body = SentEvent, content_type = "text/event-stream"),
         (status = 204, description = "Nothing happened behind that event, and nothing will"),
         (status = 400, description = "That is no event's id"),
         (status = 404, description = "No such job"),

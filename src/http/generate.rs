@@ -2,12 +2,11 @@
 
 use axum::{extract::State, http::HeaderMap, response::Response};
 use tokio::task::spawn_blocking;
-use utoipa::ToSchema;
 
 use super::{
     Api, accept,
     answer::{self, Asked, GenerateAnswer},
-    asking::{Understood, understand},
+    asking::{GenerateForm, ImageFile, Understood, understand},
     body::GenerateBody,
     problem::Problem,
     submit,
@@ -17,28 +16,6 @@ use crate::{
     job::{Job, JobId},
     request::Overrides,
 };
-
-/// The bytes of an image file.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[expect(dead_code, reason = "describes a body that is bytes")]
-pub struct ImageFile(Vec<u8>);
-
-/// The fields of a JSON body as a form's parts: images as files, `loras` as JSON. A part that is
-/// empty counts as absent.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read by hand")]
-pub struct GenerateForm {
-    /// The same as the field of that name in a JSON body; so for every other field.
-    prompt: Option<String>,
-    #[schema(value_type = Option<String>, format = Binary)]
-    init_image: Option<Vec<u8>>,
-    #[schema(value_type = Option<String>, format = Binary)]
-    mask_image: Option<Vec<u8>>,
-    /// A JSON object with fields that have no part of their own.
-    #[schema(value_type = Option<Overrides>)]
-    request: Option<String>,
-}
 
 /// Draws images and answers with them. Hanging up cancels the job.
 #[utoipa::path(

@@ -13,7 +13,7 @@ use super::{
     Api,
     accept::{self, Form},
     answer::{self, Asked},
-    generate::ImageFile,
+    asking::ImageFile,
     job_info::StateName,
     jobs::find,
     problem::{Kind, Problem},

@@ -8,9 +8,8 @@ use axum::{
 
 use super::{
     Api,
-    asking::{Understood, understand},
+    asking::{GenerateForm, Understood, understand},
     body::GenerateBody,
-    generate::GenerateForm,
     idempotency::{self, Fingerprint},
     job_info::{Accepted, StateName},
     jobs::accepted,

@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::{
-    dispatcher::{Outcome, table::SharedJobs},
+    dispatcher::{Outcome, job_events::JobEvents, table::SharedJobs},
     job::Terms,
     queue::Entry,
 };
