@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     modes::PipelineSpec,
@@ -93,7 +94,8 @@ pub enum Unload {
 }
 
 /// The kinds of jobs, without what they carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum JobKind {
     Generation,
     ModeSwitch,
@@ -172,6 +174,8 @@ pub enum JobState {
 }
 
 impl JobState {
+    pub const NAMES: [&str; 6] = ["queued", "loading", "running", "done", "failed", "cancelled"];
+
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued => "queued",

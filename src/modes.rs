@@ -16,7 +16,7 @@ mod time;
 
 pub use diff::ModesDiff;
 pub use memory::{
-    IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes,
+    IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
 };
 pub use names::{
     Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId,

@@ -34,7 +34,7 @@ use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
     modes::{Modes, ModesDiff},
     queue::{Entry, Queue, Target},
-    vram::{VramRegistry, probe, probe::Readings},
+    vram::{VramRegistry, host, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
 
@@ -99,6 +99,8 @@ pub struct Actor {
     readings: watch::Receiver<Readings>,
     /// What the worker process had of its own in RAM when it was ready, in bytes.
     memory_at_start: Option<u64>,
+    /// How many processes the kernel had ended for want of memory by then, or at our own start.
+    oom_kills_at_start: u64,
     /// Why no mode is current, after a switch that could not be taken back.
     degraded: Option<String>,
     /// Until when switches may wait.
@@ -143,6 +145,7 @@ impl Actor {
             worker_pid,
             readings,
             memory_at_start: None,
+            oom_kills_at_start: host::oom_kills(),
             degraded: None,
             switch_limits: HashMap::new(),
             lost: Vec::new(),

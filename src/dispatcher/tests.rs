@@ -6,6 +6,7 @@ mod ends;
 mod events;
 mod faults;
 mod order;
+mod out_of_memory;
 mod priority;
 mod residency;
 

@@ -12,6 +12,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use crate::modes::gib;
+
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
@@ -33,10 +35,6 @@ pub struct OutOfMemory {
     /// What is allocated and what was asked for, together.
     pub needed_bytes: u64,
     pub limit_bytes: u64,
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }
 
 /// What this process has allocated and not freed.

@@ -6,7 +6,9 @@ use super::problem::{Kind, Problem};
 use crate::image::Format;
 
 /// What can be asked for; where a client is indifferent, the first one.
-const FORMATS: [Format; 3] = [Format::Png, Format::Jpeg { quality: 92 }, Format::WebP];
+const FORMATS: [Format; 3] = [Format::Png, Format::Jpeg { quality: JPEG_QUALITY }, Format::WebP];
+/// Where nobody asks for another one.
+pub const JPEG_QUALITY: u8 = 92;
 const JSON: &str = "application/json";
 
 /// How images are sent.

@@ -19,12 +19,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
-    job_info::{JobKind, StateName},
+    job_info::StateName,
     problem::{Kind, Problem},
 };
 use crate::{
     dispatcher::{Change, Event, EventId},
-    job::{JobId, JobState},
+    job::{JobId, JobKind, JobState},
 };
 
 /// How long a stream is silent at most: a proxy takes a minute of silence for an end.
@@ -50,8 +50,7 @@ pub struct EventInfo {
     #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
     id: String,
     #[serde(rename = "type")]
-    #[schema(value_type = JobKind)]
-    kind: &'static str,
+    kind: JobKind,
     /// Of a generation, a mode switch, a load, or the unloading of one mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
@@ -197,7 +196,7 @@ impl From<&Change> for EventInfo {
             JobState::Failed { reason: why } => reason = Some(why.clone()),
             JobState::Queued | JobState::Done | JobState::Cancelled => {}
         }
-        let (kind, state) = (change.kind.name(), change.state.name());
+        let (kind, state) = (change.kind, change.state.name());
         let (id, mode) = (change.job.to_string(), change.mode.clone());
         Self { id, kind, mode, state, percent, step, steps, reason }
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    modes::LoraReport,
+    modes::{LoraReport, gib},
     vram::{Loaded, ResidentModel, Snapshot, ledger},
 };
 
@@ -130,7 +130,7 @@ impl From<&LoraReport> for MergedLora {
 
 /// Bytes in units of 2^30, three decimals.
 pub fn gb(bytes: u64) -> f64 {
-    round(bytes as f64 / f64::from(1 << 30), 1000.0)
+    round(gib(bytes), 1000.0)
 }
 
 pub fn round(value: f64, parts: f64) -> f64 {

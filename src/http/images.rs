@@ -14,7 +14,6 @@ use super::{
     accept::{self, Form},
     answer::{self, Asked},
     asking::ImageFile,
-    job_info::StateName,
     jobs::find,
     problem::{Kind, Problem},
 };
@@ -103,7 +102,9 @@ impl ImageQuery {
         };
         let format = match self.format.as_deref() {
             None if quality.is_none() => return Ok(None),
-            None | Some("jpeg" | "jpg") => Format::Jpeg { quality: quality.unwrap_or(92) },
+            None | Some("jpeg" | "jpg") => {
+                Format::Jpeg { quality: quality.unwrap_or(accept::JPEG_QUALITY) }
+            }
             Some("png") => Format::Png,
             Some("webp") => Format::WebP,
             Some(_) => return invalid("format", "is none of png, jpeg and webp"),
@@ -133,7 +134,7 @@ fn no_image() -> Problem {
 
 /// Why there is no image of a job.
 fn not_there(view: &JobView) -> Problem {
-    let state = StateName::of(&view.state).name();
+    let state = view.state.name();
     match &view.state {
         JobState::Failed { reason } => {
             Problem::new(Kind::Conflict, format!("the job has failed: {reason}"))

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::loras::LoraInfo;
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobState, Unload},
+    job::{Job, JobKind, JobState},
     request::{GenerateRequest, Source},
 };
 
@@ -92,16 +92,6 @@ pub struct SourceInfo {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum JobKind {
-    Generation,
-    ModeSwitch,
-    Load,
-    Unload,
-    Custom,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
 pub enum StateName {
     Queued,
     Loading,
@@ -119,9 +109,6 @@ impl JobInfo {
 }
 
 impl StateName {
-    pub const ALL: [Self; 6] =
-        [Self::Queued, Self::Loading, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
-
     pub fn of(state: &JobState) -> Self {
         match state {
             JobState::Queued => Self::Queued,
@@ -132,49 +119,22 @@ impl StateName {
             JobState::Cancelled => Self::Cancelled,
         }
     }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Loading => "loading",
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
 }
 
 impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
+        let (kind, mode) = (view.job.kind(), view.job.mode().map(str::to_owned));
+        let (mut request, mut loras, mut name, mut timeout_secs) = (None, None, None, None);
         // No arm takes the pipeline along: it holds paths on disk.
-        let (mut mode, mut request, mut loras, mut name) = (None, None, None, None);
-        let mut timeout_secs = None;
-        let kind = match view.job {
+        match view.job {
             Job::Generation { request: asked, pipeline } => {
-                mode = Some(asked.mode.clone());
                 request = Some(RequestInfo::from(asked));
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
-                JobKind::Generation
             }
-            Job::ModeSwitch { mode: to, timeout_secs: limit, .. } => {
-                (mode, timeout_secs) = (Some(to), limit);
-                JobKind::ModeSwitch
-            }
-            Job::Load { mode: of, pipeline: _ } => {
-                mode = Some(of);
-                JobKind::Load
-            }
-            Job::Unload { what: Unload::All } => JobKind::Unload,
-            Job::Unload { what: Unload::Mode { mode: of, pipeline: _ } } => {
-                mode = Some(of);
-                JobKind::Unload
-            }
-            Job::Custom { name: of, args: _ } => {
-                name = Some(of);
-                JobKind::Custom
-            }
-        };
+            Job::ModeSwitch { timeout_secs: limit, .. } => timeout_secs = limit,
+            Job::Load { .. } | Job::Unload { .. } => {}
+            Job::Custom { name: of, args: _ } => name = Some(of),
+        }
         Self {
             id: view.id.to_string(),
             kind,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobId},
+    job::{Job, JobId, JobState},
     modes::{did_you_mean, nearest_name},
     request::{FieldError, Fields, InvalidFields},
 };
@@ -88,7 +88,7 @@ pub async fn list(
     let Wanted { states, cursor, limit } = Wanted::read(&query)?;
     let ListQuery { mode, tag, .. } = query;
     let wanted = |view: &JobView| {
-        (states.is_empty() || states.contains(&StateName::of(&view.state)))
+        (states.is_empty() || states.iter().any(|state| *state == view.state.name()))
             && mode.as_deref().is_none_or(|mode| view.job.mode() == Some(mode))
             && tag.as_ref().is_none_or(|tag| view.terms.tags.contains(tag))
     };
@@ -103,7 +103,7 @@ pub async fn list(
 
 /// A query that was understood.
 struct Wanted {
-    states: Vec<StateName>,
+    states: Vec<&'static str>,
     cursor: Option<JobId>,
     limit: usize,
 }
@@ -116,10 +116,10 @@ impl Wanted {
         let states = query.state.as_deref().unwrap_or_default();
         let mut wanted = Self { states: Vec::new(), cursor: None, limit: 50 };
         for name in states.split(',').filter(|name| !name.is_empty()) {
-            match StateName::ALL.into_iter().find(|state| state.name() == name.trim()) {
+            match JobState::NAMES.into_iter().find(|state| *state == name.trim()) {
                 Some(state) => wanted.states.push(state),
                 None => {
-                    let all = StateName::ALL.map(StateName::name).join(", ");
+                    let all = JobState::NAMES.join(", ");
                     let detail = format!("there is no state '{name}' (there are: {all})");
                     errors.push(FieldError::of("state", detail));
                 }
@@ -156,7 +156,7 @@ impl Wanted {
 pub async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Problem> {
     let view = find(&api, &id)?;
     if !api.dispatcher.cancel(view.id).await {
-        let state = StateName::of(&find(&api, &id)?.state).name();
+        let state = find(&api, &id)?.state.name();
         let detail = format!("the job is {state}: it has ended, or cannot be stopped");
         return Err(Problem::new(Kind::Conflict, detail));
     }

@@ -47,9 +47,14 @@ pub fn bytes_of_gb(gb: f64) -> u64 {
     (gb * BYTES_OF_A_GB).round() as u64
 }
 
+/// Bytes in units of 2^30.
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / BYTES_OF_A_GB
+}
+
 /// The shortest number of gb that means so many bytes: 0.1 comes back as 0.1.
 pub fn gb_of_bytes(bytes: u64) -> f64 {
-    let gb = bytes as f64 / BYTES_OF_A_GB;
+    let gb = gib(bytes);
     let shortened = |digits: usize| format!("{gb:.digits$}").parse().ok();
     (0..=10).filter_map(shortened).find(|it| bytes_of_gb(*it) == bytes).unwrap_or(gb)
 }

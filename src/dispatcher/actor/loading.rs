@@ -11,7 +11,7 @@ use super::{
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome},
     job::{Job, JobState, SwitchOrigin},
-    modes::LoraReport,
+    modes::{LoraReport, gib},
     queue::Target,
     vram::{
         Loaded, Reason, host,
@@ -229,7 +229,6 @@ impl Actor {
 }
 
 fn no_room_for(mode: &str, no_room: &NoRoom) -> JobFailure {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let message = match *no_room {
         NoRoom::TooLarge { needed_bytes, available_bytes } => format!(
             "mode '{mode}' needs {:.2} GiB, and {:.2} GiB is all there is for models",

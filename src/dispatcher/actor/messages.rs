@@ -9,6 +9,7 @@ use super::{
 use crate::{
     dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome},
     job::{Job, JobState},
+    modes::gib,
     vram::{
         Reason,
         host::{self, HostMemory},
@@ -25,6 +26,7 @@ impl Actor {
             supervisor::Event::Ready { device } => {
                 tracing::info!(device, "the worker is ready");
                 self.registry.set_device(&device);
+                self.oom_kills_at_start = host::oom_kills();
                 self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
                 self.drive();
             }
@@ -63,10 +65,9 @@ impl Actor {
 
     fn on_failed(&mut self, failure: JobFailure) {
         let Some(running) = &mut self.running else { return };
-        let out_of_memory = failure.kind == FailureKind::OutOfMemory;
-        let again = out_of_memory && !std::mem::replace(&mut running.made_room, out_of_memory);
         let is_loading = matches!(running.phase, Phase::Loading(_));
-        if again {
+        if failure.kind == FailureKind::OutOfMemory && !running.made_room {
+            running.made_room = true;
             let leaving = self.registry.evictable(self.clock.now_ms());
             if !leaving.is_empty() {
                 tracing::warn!("{} pipelines leave for a second attempt: {failure}", leaving.len());
@@ -114,7 +115,7 @@ impl Actor {
             return self.finish_running(Outcome::Cancelled);
         }
         if running.attempts == MAX_ATTEMPTS {
-            let failure = worker_died(host::oom_kills() > running.oom_kills);
+            let failure = worker_died(host::oom_kills() > self.oom_kills_at_start);
             return match running.phase {
                 Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
                 _ => self.on_load_failed(failure),
@@ -146,7 +147,6 @@ fn worker_died(out_of_memory: bool) -> JobFailure {
         return JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
     }
     let HostMemory { total_bytes, used_bytes } = host::memory();
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let message = format!(
         "memory ran out, and the kernel ended the worker process, twice in this job's turn; without \
          it {:.2} of {:.2} GiB are used",

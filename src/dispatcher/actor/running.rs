@@ -41,8 +41,6 @@ pub struct Running {
     pub cancelled: bool,
     /// It had its pipeline loaded.
     pub loaded: bool,
-    /// How many processes the kernel had ended for want of memory when it began.
-    pub oom_kills: u64,
     since: Instant,
 }
 
@@ -124,7 +122,6 @@ impl Actor {
             attempts: 1,
             cancelled: false,
             loaded: false,
-            oom_kills: host::oom_kills(),
             since: Instant::now(),
         });
         self.begin_unloading();

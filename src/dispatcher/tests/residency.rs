@@ -4,11 +4,11 @@ use super::*;
 use crate::{job::Unload, modes::Eviction, vram::Reason};
 
 /// Room for 10 bytes of models.
-fn small() -> Memory {
+pub fn small() -> Memory {
     Memory { limit_bytes: Some(10), ..Memory::default() }
 }
 
-fn with(memory: Memory, pinned: &'static [&'static str]) -> impl FnOnce(&mut DispatcherConfig) {
+pub fn with(memory: Memory, pinned: &'static [&'static str]) -> impl FnOnce(&mut DispatcherConfig) {
     move |config| config.modes = modes(memory, pinned)
 }
 
@@ -18,7 +18,7 @@ fn load(mode: &str) -> Job {
 
 impl Daemon {
     /// Switches to that mode, which takes so many bytes, and for which nobody has to go first.
-    async fn switch_to(&self, worker: &mut Worker, mode: &str, bytes: u64) {
+    pub async fn switch_to(&self, worker: &mut Worker, mode: &str, bytes: u64) {
         let ticket = self.submit(switch(mode)).await;
         let (job, gone) = worker.expect_load_of(mode, bytes).await;
         assert_eq!(gone, 0);
@@ -26,11 +26,11 @@ impl Daemon {
         assert_eq!(outcome(ticket).await, Outcome::Switched);
     }
 
-    fn current(&self) -> Option<String> {
+    pub fn current(&self) -> Option<String> {
         self.handle.status().current_mode.clone()
     }
 
-    fn loaded(&self) -> String {
+    pub fn loaded(&self) -> String {
         let status = self.handle.status();
         let mut modes: Vec<&str> =
             status.vram.models.iter().map(|model| model.loaded.mode.as_str()).collect();
@@ -38,7 +38,7 @@ impl Daemon {
         modes.join(" ")
     }
 
-    fn evictions(&self, reason: Reason) -> u64 {
+    pub fn evictions(&self, reason: Reason) -> u64 {
         *self.handle.status().vram.evictions.get(&reason).unwrap_or(&0)
     }
 }
@@ -201,13 +201,19 @@ async fn those_who_wait_behind_a_switch_that_fails_fail_with_it() {
     assert_eq!(outcome(other).await, drawn());
 }
 
-#[tokio::test]
-async fn a_load_that_fails_is_rolled_back() {
+/// The current mode a had to go for b, which then could not be read.
+async fn a_gone_and_b_failed() -> (Daemon, Worker, Ticket) {
     let mut daemon = Daemon::start_with(with(small(), &[]));
     let mut worker = daemon.worker().await;
     daemon.switch_to(&mut worker, "a", 6).await;
     let bad = daemon.submit(switch("b")).await;
     worker.fail_to_load("b", 6, 1).await;
+    (daemon, worker, bad)
+}
+
+#[tokio::test]
+async fn a_load_that_fails_is_rolled_back() {
+    let (daemon, mut worker, bad) = a_gone_and_b_failed().await;
     // What had to go for it comes back, in the same job.
     let (job, _) = worker.expect_load_of("a", 6).await;
     assert_eq!(job, bad.id());
@@ -224,11 +230,7 @@ async fn a_load_that_fails_is_rolled_back() {
 
 #[tokio::test]
 async fn where_the_way_back_fails_too_the_daemon_is_degraded_until_a_switch_succeeds() {
-    let mut daemon = Daemon::start_with(with(small(), &[]));
-    let mut worker = daemon.worker().await;
-    daemon.switch_to(&mut worker, "a", 6).await;
-    let bad = daemon.submit(switch("b")).await;
-    worker.fail_to_load("b", 6, 1).await;
+    let (daemon, mut worker, bad) = a_gone_and_b_failed().await;
     worker.fail_to_prepare("a").await;
     let (kind, message) = failed_with(outcome(bad).await);
     assert_eq!(kind, FailureKind::UnusableModel);
@@ -250,11 +252,7 @@ async fn where_the_way_back_fails_too_the_daemon_is_degraded_until_a_switch_succ
 
 #[tokio::test]
 async fn a_reload_heals_too() {
-    let mut daemon = Daemon::start_with(with(small(), &[]));
-    let mut worker = daemon.worker().await;
-    daemon.switch_to(&mut worker, "a", 6).await;
-    let bad = daemon.submit(switch("b")).await;
-    worker.fail_to_load("b", 6, 1).await;
+    let (daemon, mut worker, bad) = a_gone_and_b_failed().await;
     worker.fail_to_prepare("a").await;
     failed_with(outcome(bad).await);
     // Somebody mends a, and says so.
@@ -322,80 +320,6 @@ async fn a_job_comes_before_what_was_lost() {
     second.load("b").await;
     daemon.until(|status| status.vram.models.len() == 2).await;
     assert_eq!(daemon.current().as_deref(), Some("a"));
-}
-
-fn out_of_memory() -> WorkerError {
-    let message = "it needs 12.00 GiB, and the limit is 10.00 GiB".to_owned();
-    WorkerError { kind: WorkerErrorKind::OutOfMemory, message }
-}
-
-#[tokio::test]
-async fn out_of_memory_in_a_load_makes_room_and_is_tried_once_more() {
-    for succeeds in [true, false] {
-        let mut daemon = Daemon::start_with(with(small(), &["c"]));
-        let mut worker = daemon.worker().await;
-        for mode in ["c", "b", "a"] {
-            daemon.switch_to(&mut worker, mode, 2).await;
-        }
-        let ticket = daemon.submit(switch("d")).await;
-        let (job, _) = worker.expect_load_of("d", 3).await;
-        let held = Some(worker.holding());
-        worker.send(FromWorker::Failed { job, error: out_of_memory(), held: held.clone() }).await;
-        // Neither the pinned one nor the current mode's.
-        worker.unload(1).await;
-        let (job, _) = worker.expect_load_of("d", 3).await;
-        if succeeds {
-            worker.send_loaded(job).await;
-            assert_eq!(outcome(ticket).await, Outcome::Switched);
-            assert_eq!(daemon.loaded(), "a c d");
-        } else {
-            let held = Some(worker.holding());
-            worker.send(FromWorker::Failed { job, error: out_of_memory(), held }).await;
-            let (kind, message) = failed_with(outcome(ticket).await);
-            assert_eq!(kind, FailureKind::OutOfMemory);
-            assert!(message.contains("12.00 GiB"), "{message}");
-            assert_eq!((daemon.loaded().as_str(), daemon.current().as_deref()), ("a c", Some("a")));
-        }
-        assert_eq!(daemon.evictions(Reason::OutOfMemory), 1);
-    }
-}
-
-#[tokio::test]
-async fn out_of_memory_while_drawing_costs_a_retry_or_that_job_alone() {
-    for succeeds in [true, false] {
-        let mut daemon = Daemon::start();
-        let mut worker = daemon.worker().await;
-        for mode in ["b", "a"] {
-            daemon.switch_to(&mut worker, mode, 2).await;
-        }
-        let ticket = daemon.submit(generation("a")).await;
-        let next = daemon.submit(generation("a")).await;
-        let job = worker.expect_generate("a").await;
-        worker.send(FromWorker::Failed { job, error: out_of_memory(), held: None }).await;
-        worker.unload(1).await;
-        assert_eq!(worker.expect_generate("a").await, job);
-        if succeeds {
-            worker.send_image(job).await;
-            assert_eq!(outcome(ticket).await, drawn());
-        } else {
-            worker.send(FromWorker::Failed { job, error: out_of_memory(), held: None }).await;
-            assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::OutOfMemory);
-        }
-        worker.draw("a").await;
-        assert_eq!(outcome(next).await, drawn());
-        assert_eq!(daemon.loaded(), "a");
-    }
-}
-
-#[tokio::test]
-async fn out_of_memory_with_nobody_to_leave_fails_at_once() {
-    let mut daemon = Daemon::start();
-    let mut worker = daemon.worker().await;
-    let ticket = daemon.submit(generation("a")).await;
-    worker.load("a").await;
-    let job = worker.expect_generate("a").await;
-    worker.send(FromWorker::Failed { job, error: out_of_memory(), held: None }).await;
-    assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::OutOfMemory);
 }
 
 #[tokio::test]

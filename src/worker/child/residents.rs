@@ -53,11 +53,14 @@ impl Residents {
             let open = || Prepared::open(&spec, loras);
             with_retries(open, thread::sleep).map_err(|error| unusable(&spec, &error))
         })?;
+        let segments = self.segments(Some((id, prepared.layers())));
+        let held = segments.iter().filter(|segment| segment.users != [id]);
+        let held_bytes: u64 = held.map(|segment| segment.bytes).sum();
         let estimate = Estimate {
             components: prepared.layers().components().into_iter().map(Component::from).collect(),
-            segments: self.segments(Some((id, prepared.layers()))),
+            segments,
             working_bytes: prepared.working_bytes(),
-            other_bytes: memory::allocated_bytes().saturating_sub(self.weights_bytes()),
+            other_bytes: memory::allocated_bytes().saturating_sub(held_bytes),
         };
         self.prepared = Some(Ready { id, spec, prepared, since });
         Ok(estimate)
@@ -121,11 +124,6 @@ impl Residents {
                 misses: loras.misses(),
             },
         }
-    }
-
-    /// All weights, each counted once.
-    fn weights_bytes(&self) -> u64 {
-        self.segments(None).iter().map(|segment| segment.bytes).sum()
     }
 
     /// Whose the layers are, those of one more pipeline among them.
