@@ -49,9 +49,10 @@ pub struct Terms {
     /// A generation's prompt as its caller wrote it, tags and all.
     #[serde(default)]
     pub prompt: String,
-    /// Whether the images are kept for whoever asks for them later.
+    /// Its caller was told that it is queued, and does not wait for it: it outlives the connection,
+    /// and its images are kept for whoever asks for them later.
     #[serde(default)]
-    pub keeps_images: bool,
+    pub durable: bool,
 }
 
 impl Terms {

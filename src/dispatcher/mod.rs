@@ -107,7 +107,7 @@ impl Handle {
         self.jobs.get(id)
     }
 
-    /// The images of a job that keeps them ([`Terms::keeps_images`]), once they are drawn. The
+    /// The images of a job that keeps them ([`Terms::durable`]), once they are drawn. The
     /// oldest go when all together take 512 MiB, and with their jobs.
     pub fn images(&self, id: JobId) -> Option<Arc<DrawnImages>> {
         self.jobs.images(id)

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     job::{Job, JobId, JobState, Terms},
     queue::Entry,
+    worker::protocol::DrawnReport,
 };
 
 /// How many jobs that have ended are remembered.
@@ -37,6 +38,8 @@ pub struct JobView {
     pub finished_unix_ms: Option<u64>,
     /// What a custom job returned. (An image goes to its caller and is not kept.)
     pub result: Option<serde_json::Value>,
+    /// How the images of a generation came about, once they are drawn.
+    pub report: Option<DrawnReport>,
 }
 
 /// The table behind its lock, which is never held for longer than a look or a stroke.
@@ -147,6 +150,7 @@ impl SharedJobs {
             started_unix_ms: None,
             finished_unix_ms: None,
             result: None,
+            report: None,
         };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         table.events.record(view.id, &view.job, &view.state);
@@ -185,8 +189,14 @@ impl SharedJobs {
                 Outcome::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
                 Outcome::Cancelled => JobState::Cancelled,
             };
-            if let Outcome::Custom(value) = outcome {
-                view.result = Some(value.clone());
+            match outcome {
+                Outcome::Custom(value) => view.result = Some(value.clone()),
+                Outcome::Images(images) => view.report = Some(images.report.clone()),
+                Outcome::Switched
+                | Outcome::Loaded
+                | Outcome::Unloaded(_)
+                | Outcome::Failed(_)
+                | Outcome::Cancelled => {}
             }
             // A thousand jobs are remembered; not the megabytes of each.
             if let Job::Generation { request, .. } = &mut view.job
@@ -196,7 +206,7 @@ impl SharedJobs {
             }
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let keeps = table.views.get(&id).is_some_and(|view| view.terms.keeps_images);
+        let keeps = table.views.get(&id).is_some_and(|view| view.terms.durable);
         if let Outcome::Images(images) = outcome
             && keeps
         {
@@ -251,7 +261,7 @@ mod tests {
 
     #[test]
     fn images_are_kept_for_who_asks_later_and_within_bounds() {
-        use crate::{modes::SchedulerId, modes::Size, worker::protocol::DrawnReport};
+        use crate::modes::{SchedulerId, Size};
         let drawn = |bytes: usize| {
             let report = DrawnReport {
                 size: Size { width: 8, height: 8 },
@@ -268,8 +278,8 @@ mod tests {
             Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
         };
         let jobs = SharedJobs::default();
-        let finish = |keeps_images: bool, bytes: usize| {
-            let entry = Entry { terms: Terms { keeps_images, ..Terms::default() }, ..custom() };
+        let finish = |durable: bool, bytes: usize| {
+            let entry = Entry { terms: Terms { durable, ..Terms::default() }, ..custom() };
             jobs.insert(entry.clone());
             jobs.finish(entry.id, &drawn(bytes));
             entry.id

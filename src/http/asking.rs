@@ -81,7 +81,7 @@ async fn ask(
         priority: overrides.priority.unwrap_or(0),
         tags: overrides.tags.clone(),
         prompt: prompt.clone(),
-        keeps_images: false,
+        durable: false,
     };
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.

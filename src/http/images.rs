@@ -139,7 +139,7 @@ fn not_there(view: &JobView) -> Problem {
         JobState::Failed { reason } => {
             Problem::new(Kind::Conflict, format!("the job has failed: {reason}"))
         }
-        JobState::Done if view.terms.keeps_images => {
+        JobState::Done if view.terms.durable => {
             Problem::new(Kind::Gone, "the images were kept for a while, and had to make room")
         }
         JobState::Done => {

@@ -78,7 +78,7 @@ async fn answer_later(
     let fingerprint = key.as_ref().map(|_| of_body(&body)).unwrap_or_default();
     let Understood { asked, terms } = understand(api, body).await?;
     let submit = async {
-        let terms = Terms { keeps_images: true, ..terms };
+        let terms = Terms { durable: true, ..terms };
         let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
         Ok(api.dispatcher.submit_with(job, terms).await?.detach())
     };
