@@ -131,6 +131,21 @@ impl Job {
         }
     }
 
+    /// The same without the images that it draws over: what is left to say once it is done.
+    pub fn forget_images(&mut self) {
+        match self {
+            Self::Generation { request, .. } => {
+                if let Some(source) = &mut request.source {
+                    source.forget_images();
+                }
+            }
+            Self::ModeSwitch { .. }
+            | Self::Load { .. }
+            | Self::Unload { .. }
+            | Self::Custom { .. } => {}
+        }
+    }
+
     /// The mode that it is about, where it is about one.
     pub fn mode(&self) -> Option<&str> {
         match self {

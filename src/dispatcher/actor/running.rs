@@ -13,8 +13,11 @@ use tokio::{
 
 use super::Actor;
 use crate::{
-    dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
+    dispatcher::{
+        FailureKind, JobContext, JobFailure, Outcome, clock::unix_ms, custom::HandlerResult,
+    },
     job::{Job, JobId, JobState, Unload},
+    journal::Record,
     queue::{Entry, Target},
     vram::{
         Reason, host,
@@ -22,9 +25,6 @@ use crate::{
     },
     worker::protocol::ToWorker,
 };
-
-/// How often a job is begun before a worker that dies on it is the job's failure.
-pub const MAX_ATTEMPTS: u32 = 2;
 
 /// The job whose turn it is.
 pub struct Running {
@@ -110,16 +110,18 @@ impl Actor {
                 (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
             }
         };
-        if let Some(waited) = self.jobs.begin(entry.id, state) {
+        let (attempts, waited) = self.jobs.begin(entry.id, state);
+        if let Some(waited) = waited {
             self.counters.waited(waited);
         }
+        self.write_begin(&entry, attempts);
         self.running = Some(Running {
             entry,
             phase,
             before: self.queue.loaded().cloned(),
             failed: None,
             made_room: false,
-            attempts: 1,
+            attempts,
             cancelled: false,
             loaded: false,
             since: Instant::now(),
@@ -260,10 +262,26 @@ impl Actor {
 
     /// The daemon shuts down, and has waited long enough.
     pub(super) fn give_up_running(&mut self) {
-        if let Some(Running { phase: Phase::Custom(handler), .. }) = &self.running {
+        let Some(running) = &self.running else { return };
+        if let Phase::Custom(handler) = &running.phase {
             handler.abort();
         }
-        self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
+        if !self.outlives_us(&running.entry) || running.cancelled {
+            return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
+        }
+        let (id, attempts) = (running.id(), running.attempts - 1);
+        tracing::info!(job = %id, "goes on when the daemon is there again");
+        self.note(Record::PutBack { id, attempts });
+        self.running = None;
+        self.queue.finish_running(false);
+    }
+
+    /// A durable job's attempts are counted on disk: it may be what ends the daemon.
+    pub(super) fn write_begin(&mut self, entry: &Entry, attempts: u32) {
+        if entry.terms.durable {
+            let (id, at_unix_ms) = (entry.id, unix_ms());
+            self.note(Record::Begun { id, attempts, at_unix_ms });
+        }
     }
 
     pub(super) fn on_custom_end(&mut self, result: Result<HandlerResult, JoinError>) {
