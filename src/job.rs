@@ -53,6 +53,17 @@ pub struct Terms {
     /// and its images are kept for whoever asks for them later.
     #[serde(default)]
     pub durable: bool,
+    /// What its caller would repeat to be given this job again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A caller's name for a request, and what stands for the request itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    pub key: String,
+    /// Equal requests have the same.
+    pub fingerprint: String,
 }
 
 impl Terms {

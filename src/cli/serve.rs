@@ -22,7 +22,7 @@ use crate::{
     config::{self, ConfigErrors, ModeConfigManager, Origin},
     dispatcher::{self, CustomJobs, DispatcherConfig, DispatcherShutdown},
     engine,
-    http::{self, Api, Inspections},
+    http::{self, Api, IdempotencyKeys, Inspections},
     journal::JournalError,
     modes::{Modes, Switch, UnknownMode},
 };
@@ -151,12 +151,13 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let (stopped, stop) = oneshot::channel();
     let served = Served { config: config.clone(), dispatcher, stopped, manager };
     tokio::spawn(obey(events, served));
+    let idempotency = Arc::new(IdempotencyKeys::of_jobs(&handle));
     let router = http::router(Api {
         config,
         dispatcher: handle,
         admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
-        idempotency: Arc::default(),
+        idempotency,
     });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
