@@ -140,7 +140,7 @@ impl SharedJobs {
     }
 
     pub fn insert(&self, entry: Entry) {
-        let view = JobView::of(entry, unix_ms());
+        let view = JobView::of(entry);
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         table.events.record(view.id, &view.job, &view.state);
         table.views.insert(view.id, view);
@@ -148,10 +148,9 @@ impl SharedJobs {
 
     /// A job of an earlier daemon.
     pub fn restore(&self, remembered: Remembered) {
-        let Remembered { entry, attempts, created_unix_ms, started_unix_ms, ending, .. } =
-            remembered;
+        let Remembered { entry, attempts, started_unix_ms, ending, notified: _ } = remembered;
         let id = entry.id;
-        let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry, created_unix_ms) };
+        let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry) };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(Ending { state, finished_unix_ms, result, report, image_bytes }) = ending {
             view =
@@ -268,15 +267,15 @@ impl JobTable {
 }
 
 impl JobView {
-    fn of(entry: Entry, created_unix_ms: u64) -> Self {
+    fn of(entry: Entry) -> Self {
         Self {
+            created_unix_ms: entry.arrived_ms,
             id: entry.id,
             job: entry.job,
             terms: entry.terms,
             state: JobState::Queued,
             attempts: 0,
             jobs_before: 0,
-            created_unix_ms,
             started_unix_ms: None,
             finished_unix_ms: None,
             result: None,

@@ -16,7 +16,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
-    job::{IdempotencyKey, Job, Terms},
+    job::{IdempotencyKey, Job, JobId, Terms},
     request::{EncodedImage, Overrides},
 };
 
@@ -77,14 +77,22 @@ async fn answer_later(
     let idempotency = idempotency::key(headers)?
         .map(|key| IdempotencyKey { key, fingerprint: fingerprint_of(&body) });
     let Understood { asked, terms } = understand(api, body).await?;
-    let submit = async {
-        let terms = Terms { durable: true, idempotency: idempotency.clone(), ..terms };
-        let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
-        Ok(api.dispatcher.submit_with(job, terms).await?.detach())
-    };
-    let id = api.idempotency.submit_once(idempotency.clone(), submit).await?;
+    let terms = Terms { durable: true, idempotency, ..terms };
+    let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
+    let id = submit_durable(api, job, terms).await?;
     let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
+}
+
+/// Queues a job that goes on whoever hangs up, from here on; once for each Idempotency-Key.
+pub async fn submit_durable(api: &Api, job: Job, terms: Terms) -> Result<JobId, Problem> {
+    let Api { dispatcher, idempotency, .. } = api.clone();
+    let key = terms.idempotency.clone();
+    let submitting = async move {
+        let submit = async { Ok(dispatcher.submit_with(job, terms).await?.detach()) };
+        idempotency.submit_once(key, submit).await
+    };
+    tokio::spawn(submitting).await.map_err(Problem::internal)?
 }
 
 fn fingerprint_of(body: &GenerateBody) -> String {

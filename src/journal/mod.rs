@@ -32,10 +32,7 @@ use crate::{
 /// Something that happened to a job. Times are in milliseconds since the Unix epoch.
 #[derive(Debug, Clone)]
 pub enum Record {
-    Accepted {
-        entry: Box<Entry>,
-        created_unix_ms: u64,
-    },
+    Accepted(Box<Entry>),
     /// An attempt begins, the first one or another.
     Begun {
         id: JobId,
@@ -96,7 +93,6 @@ pub enum Receipt<T> {
 pub struct Remembered {
     pub entry: Entry,
     pub attempts: u32,
-    pub created_unix_ms: u64,
     pub started_unix_ms: Option<u64>,
     /// `None`: it is to be done.
     pub ending: Option<Ending>,

@@ -164,11 +164,11 @@ fn write_one(transaction: &Transaction, record: &Record) -> rusqlite::Result<()>
         transaction.prepare_cached(sql)?.execute(params).map(|_| ())
     };
     match record {
-        Record::Accepted { entry, created_unix_ms } => execute(
+        Record::Accepted(entry) => execute(
             "INSERT INTO jobs (id, created_ms, job, terms) VALUES (:id, :at, :job, :terms)",
             named_params! {
                 ":id": entry.id.to_string(),
-                ":at": created_unix_ms,
+                ":at": entry.arrived_ms,
                 ":job": json(&entry.job)?,
                 ":terms": json(&entry.terms)?,
             },
@@ -272,7 +272,6 @@ fn remembered_of(row: &Row) -> Result<Remembered, Box<dyn Error>> {
     Ok(Remembered {
         entry,
         attempts: row.get("attempts")?,
-        created_unix_ms,
         started_unix_ms: row.get("started_ms")?,
         ending,
         notified: row.get("notified")?,

@@ -29,7 +29,7 @@ fn entry() -> Entry {
 }
 
 fn accepted(entry: &Entry) -> Record {
-    Record::Accepted { entry: Box::new(entry.clone()), created_unix_ms: 1000 }
+    Record::Accepted(Box::new(entry.clone()))
 }
 
 fn images() -> DrawnImages {

@@ -76,7 +76,7 @@ impl<T: Send + 'static> Journal<T> {
         let inbox = match &record {
             Record::Ended { images: Some(_), .. } => &threads.to_save,
             Record::Ended { images: None, .. }
-            | Record::Accepted { .. }
+            | Record::Accepted(_)
             | Record::Begun { .. }
             | Record::PutBack { .. }
             | Record::Forgotten(_)
@@ -212,7 +212,7 @@ impl<T> Committer<T> {
         self.remove_images(&record);
         let image_bytes = match &record {
             Record::Ended { ending, .. } => ending.image_bytes,
-            Record::Accepted { .. }
+            Record::Accepted(_)
             | Record::Begun { .. }
             | Record::PutBack { .. }
             | Record::Forgotten(_)
@@ -225,7 +225,7 @@ impl<T> Committer<T> {
 
     fn refuse(&mut self, record: Record, token: T, error: &str) {
         match record {
-            Record::Accepted { .. } => {
+            Record::Accepted(_) => {
                 tracing::error!("a job was refused: it cannot be written down: {error}");
             }
             Record::Mark => {}
@@ -253,7 +253,7 @@ impl<T> Committer<T> {
             Record::Forgotten(ids) | Record::ImagesForgotten(ids) => {
                 ids.iter().for_each(|id| self.results.remove(*id));
             }
-            Record::Accepted { .. }
+            Record::Accepted(_)
             | Record::Begun { .. }
             | Record::PutBack { .. }
             | Record::Ended { .. }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     fn accepted(entry: &Entry) -> Record {
-        Record::Accepted { entry: Box::new(entry.clone()), created_unix_ms: 0 }
+        Record::Accepted(Box::new(entry.clone()))
     }
 
     fn said(receipts: &mut UnboundedReceiver<Receipt<u32>>) -> String {

@@ -55,7 +55,7 @@ impl Queue {
         }
     }
 
-    /// What time it is, in milliseconds since whenever; it is never set back.
+    /// What time it is, in milliseconds since the Unix epoch; it is never set back.
     pub fn at(&mut self, now_ms: u64) -> &mut Self {
         self.now_ms = now_ms;
         self

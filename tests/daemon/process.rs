@@ -18,8 +18,12 @@ impl Worker {
     }
 
     pub fn kill(&self) {
-        let status = Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap();
-        assert!(status.success(), "kill -9 {}", self.pid);
+        assert!(self.is_killed(), "kill -9 {}", self.pid);
+    }
+
+    /// The same, of one that may be gone already.
+    pub fn is_killed(&self) -> bool {
+        Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap().success()
     }
 
     /// Whether it runs; one that is dead but not yet waited for does not.

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{Actor, Command, written::Then};
 use crate::{
-    dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket, clock::unix_ms},
+    dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
     job::{Job, JobId, SwitchOrigin, Terms},
     journal::Record,
     modes::{Jobs, Modes},
@@ -117,9 +117,7 @@ impl Actor {
         let ticket = Ticket { id: entry.id, outcome, commands: Some(commands) };
         match durable {
             true => {
-                let record =
-                    Record::Accepted { entry: Box::new(entry), created_unix_ms: unix_ms() };
-                self.write(record, Then::Accept { ticket, reply });
+                self.write(Record::Accepted(Box::new(entry)), Then::Accept { ticket, reply });
             }
             false => {
                 self.publish();
