@@ -20,7 +20,12 @@ mod messages;
 mod running;
 mod written;
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -106,6 +111,8 @@ pub struct Actor {
     receipts: mpsc::UnboundedReceiver<Receipt<Then>>,
     /// How many records are on their way to the disk.
     unwritten: usize,
+    /// Jobs that could not be written down, and are on their way out.
+    refused: HashSet<JobId>,
     /// What has happened cannot be written down: nothing is begun, and nothing accepted.
     is_held: bool,
     /// What is kept of jobs, and how often they are begun.
@@ -162,6 +169,7 @@ impl Actor {
             journal: opened.journal,
             receipts: opened.receipts,
             unwritten: 0,
+            refused: HashSet::new(),
             is_held: false,
             kept: modes.jobs,
             running: None,

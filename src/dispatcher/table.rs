@@ -226,6 +226,12 @@ impl SharedJobs {
         }
     }
 
+    /// A job that was not accepted in the end.
+    pub fn forget(&self, id: JobId) {
+        self.update(id, |view| view.state = JobState::Cancelled);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).views.remove(&id);
+    }
+
     /// Forgets what is older, or more, than may be kept; says what that was.
     pub fn expire(&self, now_unix_ms: u64, retention: &Retention) -> Expired {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);

@@ -240,7 +240,9 @@ fn a_thousand_jobs_and_a_hundred_kills() {
     assert!(seen.iter().all(|(id, job)| jobs[id] == *job), "what has ended does not change");
     for priority in PRIORITIES {
         let of_it = jobs.values().filter(|job| job["priority"] == priority);
-        let ended: Vec<u64> = of_it.map(|job| job["finished_unix_ms"].as_u64().unwrap()).collect();
+        let ended: Vec<u64> = of_it
+            .map(|job| job["finished_unix_ms"].as_u64().unwrap_or_else(|| panic!("{job}")))
+            .collect();
         assert!(ended.is_sorted(), "priority {priority} is out of order");
     }
     // One result each; and the same seed is the same image, whatever came between.

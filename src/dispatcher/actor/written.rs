@@ -87,6 +87,7 @@ impl Actor {
     /// A job could not be written down, and so is not accepted.
     fn take_back(&mut self, ticket: Ticket, reply: oneshot::Sender<Result<Ticket, SubmitError>>) {
         let id = ticket.detach();
+        self.refused.insert(id);
         self.outcomes.remove(&id);
         self.cancel(id);
         self.publish();
@@ -101,7 +102,10 @@ impl Actor {
         at_unix_ms: u64,
         image_bytes: u64,
     ) {
-        self.jobs.finish(id, Ended { outcome: &outcome, at_unix_ms, image_bytes });
+        match self.refused.remove(&id) {
+            true => self.jobs.forget(id),
+            false => self.jobs.finish(id, Ended { outcome: &outcome, at_unix_ms, image_bytes }),
+        }
         if let Some(caller) = self.outcomes.remove(&id) {
             self.to_tell.push((caller, outcome));
         }
