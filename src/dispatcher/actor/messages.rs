@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Actor,
-    running::{Phase, Running},
+    running::{Phase, Running, begun},
     written::times,
 };
 use crate::{
@@ -104,7 +104,7 @@ impl Actor {
         self.reconcile(Default::default());
         let Some(running) = &mut self.running else { return };
         match &mut running.phase {
-            Phase::Custom(_) => return,
+            Phase::AwaitsJournal | Phase::Custom(_) => return,
             // It is all gone.
             Phase::Unloading(modes) => {
                 let modes = std::mem::take(modes);
@@ -126,7 +126,9 @@ impl Actor {
         let entry = running.entry.clone();
         let (attempts, _) = self.jobs.begin(entry.id, JobState::Loading { percent: 0 });
         running.attempts = attempts;
-        self.write_begin(&entry, attempts);
+        if entry.terms.durable {
+            self.note(begun(entry.id, attempts));
+        }
         self.drive();
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::Actor;
+use super::{Actor, written::Then};
 use crate::{
     dispatcher::{
         FailureKind, JobContext, JobFailure, Outcome, clock::unix_ms, custom::HandlerResult,
@@ -46,6 +46,8 @@ pub struct Running {
 
 /// How far it is.
 pub enum Phase {
+    /// Its attempt is being written down.
+    AwaitsJournal,
     /// The worker is being started.
     AwaitsWorker,
     /// The worker loads its pipeline, or the one that was there before.
@@ -87,6 +89,11 @@ impl Running {
     }
 }
 
+/// What is written of an attempt.
+pub fn begun(id: JobId, attempts: u32) -> Record {
+    Record::Begun { id, attempts, at_unix_ms: unix_ms() }
+}
+
 /// The end of the running custom job, if one runs.
 pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, JoinError> {
     match running {
@@ -97,27 +104,20 @@ pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, 
 
 impl Actor {
     pub(super) fn begin(&mut self, entry: Entry) {
-        let (state, phase) = match &entry.job {
+        let state = match &entry.job {
             Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
-                (JobState::Loading { percent: 0 }, Phase::AwaitsWorker)
+                JobState::Loading { percent: 0 }
             }
-            Job::Unload { .. } => {
-                (JobState::Running { step: 0, steps: 1 }, Phase::Unloading(Vec::new()))
-            }
-            Job::Custom { name, args } => {
-                let context = JobContext { id: entry.id };
-                let handler = self.custom.spawn(name, context, args.clone());
-                (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
-            }
+            Job::Unload { .. } | Job::Custom { .. } => JobState::Running { step: 0, steps: 1 },
         };
         let (attempts, waited) = self.jobs.begin(entry.id, state);
         if let Some(waited) = waited {
             self.counters.waited(waited);
         }
-        self.write_begin(&entry, attempts);
+        let (id, durable) = (entry.id, entry.terms.durable);
         self.running = Some(Running {
             entry,
-            phase,
+            phase: Phase::AwaitsJournal,
             before: self.queue.loaded().cloned(),
             failed: None,
             made_room: false,
@@ -126,6 +126,28 @@ impl Actor {
             loaded: false,
             since: Instant::now(),
         });
+        match durable {
+            // It may be what ends the daemon: the attempt counts before it is made.
+            true => self.write(begun(id, attempts), Then::SetOff { id }),
+            false => self.set_off(id),
+        }
+    }
+
+    /// The job's attempt is written down, if it has to be.
+    pub(super) fn set_off(&mut self, job: JobId) {
+        let Some(running) = &mut self.running else { return };
+        if running.id() != job || !matches!(running.phase, Phase::AwaitsJournal) {
+            return;
+        }
+        running.phase = match &running.entry.job {
+            Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
+                Phase::AwaitsWorker
+            }
+            Job::Unload { .. } => Phase::Unloading(Vec::new()),
+            Job::Custom { name, args } => {
+                Phase::Custom(self.custom.spawn(name, JobContext { id: job }, args.clone()))
+            }
+        };
         self.begin_unloading();
         self.drive();
     }
@@ -153,6 +175,9 @@ impl Actor {
     pub(super) fn drive(&mut self) {
         let Some(running) = &mut self.running else { return };
         let Some(goal) = running.goal() else { return };
+        if matches!(running.phase, Phase::AwaitsJournal) {
+            return;
+        }
         if !self.worker.is_ready() {
             running.phase = Phase::AwaitsWorker;
             let id = running.id();
@@ -233,7 +258,7 @@ impl Actor {
     pub(super) fn cancel_running(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
         match (&running.phase, &running.entry.job) {
-            (Phase::AwaitsWorker, _) => {
+            (Phase::AwaitsJournal | Phase::AwaitsWorker, _) => {
                 self.finish_running(Outcome::Cancelled);
                 return true;
             }
@@ -274,14 +299,6 @@ impl Actor {
         self.note(Record::PutBack { id, attempts });
         self.running = None;
         self.queue.finish_running(false);
-    }
-
-    /// A durable job's attempts are counted on disk: it may be what ends the daemon.
-    pub(super) fn write_begin(&mut self, entry: &Entry, attempts: u32) {
-        if entry.terms.durable {
-            let (id, at_unix_ms) = (entry.id, unix_ms());
-            self.note(Record::Begun { id, attempts, at_unix_ms });
-        }
     }
 
     pub(super) fn on_custom_end(&mut self, result: Result<HandlerResult, JoinError>) {

@@ -21,6 +21,7 @@ use crate::{
 pub enum Then {
     Nothing,
     Accept { ticket: Ticket, reply: oneshot::Sender<Result<Ticket, SubmitError>> },
+    SetOff { id: JobId },
     Settle { id: JobId, outcome: Outcome, at_unix_ms: u64 },
     SayCancelled { will_be: bool, reply: oneshot::Sender<bool> },
     SayCleared { count: usize, reply: oneshot::Sender<usize> },
@@ -48,6 +49,7 @@ impl Actor {
                         self.publish();
                         let _ = reply.send(Ok(ticket));
                     }
+                    Then::SetOff { id } => self.set_off(id),
                     Then::Settle { id, outcome, at_unix_ms } => {
                         self.settle(id, outcome, at_unix_ms, image_bytes);
                     }
@@ -61,6 +63,10 @@ impl Actor {
                 match token {
                     Then::Accept { ticket, reply } => self.take_back(ticket, reply),
                     Then::Nothing => self.is_held = true,
+                    Then::SetOff { id } => {
+                        self.is_held = true;
+                        self.set_off(id);
+                    }
                     // What is known of it stays in memory until it can be written.
                     Then::Settle { id, outcome, at_unix_ms } => {
                         self.is_held = true;
@@ -80,7 +86,7 @@ impl Actor {
         match then {
             Then::SayCancelled { will_be, reply } => drop(reply.send(will_be)),
             Then::SayCleared { count, reply } => drop(reply.send(count)),
-            Then::Nothing | Then::Accept { .. } | Then::Settle { .. } => {}
+            Then::Nothing | Then::Accept { .. } | Then::SetOff { .. } | Then::Settle { .. } => {}
         }
     }
 
