@@ -53,6 +53,17 @@ pub struct Terms {
     /// and its images are kept for whoever asks for them later.
     #[serde(default)]
     pub durable: bool,
+    /// What its caller would repeat to be given this job again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// A caller's name for a request, and what stands for the request itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    pub key: String,
+    /// Equal requests have the same.
+    pub fingerprint: String,
 }
 
 impl Terms {
@@ -128,6 +139,21 @@ impl Job {
             Self::Load { .. } => JobKind::Load,
             Self::Unload { .. } => JobKind::Unload,
             Self::Custom { .. } => JobKind::Custom,
+        }
+    }
+
+    /// The same without the images that it draws over: what is left to say once it is done.
+    pub fn forget_images(&mut self) {
+        match self {
+            Self::Generation { request, .. } => {
+                if let Some(source) = &mut request.source {
+                    source.forget_images();
+                }
+            }
+            Self::ModeSwitch { .. }
+            | Self::Load { .. }
+            | Self::Unload { .. }
+            | Self::Custom { .. } => {}
         }
     }
 

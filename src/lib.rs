@@ -9,6 +9,7 @@
 //! | [`modes`], [`request`], [`job`] | plain data: what is declared, what is asked, what is being done |
 //! | [`http`] | the API; the only room that names a status code |
 //! | [`queue`] | the order of the work, decided purely |
+//! | [`journal`] | what is written down, so that no accepted job is lost |
 //! | [`dispatcher`] | takes the next job, drives the worker; the one writer of job state |
 //! | [`worker`] | the child process that owns the device: protocol, supervision, the loop inside |
 //! | [`vram`] | [`vram::VramRegistry`]: what is resident and what it costs |
@@ -25,6 +26,7 @@ pub mod engine;
 pub mod http;
 pub mod image;
 pub mod job;
+pub mod journal;
 pub mod modes;
 pub mod queue;
 pub mod request;

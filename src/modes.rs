@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 mod diff;
+mod jobs;
 mod memory;
 mod names;
 mod order;
@@ -15,12 +16,13 @@ mod size;
 mod time;
 
 pub use diff::ModesDiff;
+pub use jobs::{Jobs, Retention};
 pub use memory::{
     IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
 };
 pub use names::{
     Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId,
-    Scheduling, Spacing, UnknownName, Watch, did_you_mean, nearest_name,
+    Scheduling, Spacing, Switch, UnknownName, Watch, did_you_mean, nearest_name,
 };
 pub use order::Order;
 pub use size::{InvalidSize, Size};
@@ -38,6 +40,7 @@ pub struct Modes {
     pub watch: Watch,
     pub memory: Memory,
     pub order: Order,
+    pub jobs: Jobs,
     pub modes: BTreeMap<String, Arc<Mode>>,
 }
 

@@ -18,13 +18,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["modes", "request"]),
     ("config", &["modes"]),
     ("queue", &["job", "modes", "request"]),
+    ("journal", &["image", "job", "queue", "worker"]),
     ("vram", &["modes"]),
     ("engine", &["image", "modes", "request"]),
     ("worker", &["job", "modes", "request", "vram"]),
     ("worker/child", &["engine", "job", "modes", "request", "vram"]),
-    ("dispatcher", &["job", "modes", "queue", "request", "vram", "worker"]),
+    ("dispatcher", &["job", "journal", "modes", "queue", "request", "vram", "worker"]),
     ("http", &["config", "dispatcher", "image", "job", "modes", "request", "vram"]),
-    ("cli", &["config", "dispatcher", "engine", "http", "modes", "worker"]),
+    ("cli", &["config", "dispatcher", "engine", "http", "journal", "modes", "worker"]),
     ("main", &["cli", "dispatcher"]),
 ];
 
@@ -36,6 +37,7 @@ const ONLY_IN: &[(&str, &str)] = &[
     ("StatusCode", "http"),
     ("nvml_wrapper", "vram"),
     ("serde_saphyr", "config"),
+    ("rusqlite", "journal"),
 ];
 
 /// Words that a part of `src` must not say.

@@ -64,7 +64,9 @@ impl Daemon {
             preload: Vec::new(),
             custom: CustomJobs::new(),
             drain_timeout: Duration::from_secs(60),
-        });
+            journal: None,
+        })
+        .unwrap();
         Self { handle, shutdown, folder }
     }
 
@@ -102,6 +104,7 @@ fn modes() -> Arc<Modes> {
         watch: Watch::Off,
         memory: Memory::default(),
         order: Order::default(),
+        jobs: Default::default(),
         modes: Default::default(),
     })
 }

@@ -124,7 +124,13 @@ fn log_to_stderr() {
         .from_env_lossy();
     let stderr = io::stderr;
     let ansi = stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(stderr)
+        // A log on a full disk is no reason to panic.
+        .log_internal_errors(false)
+        .init();
 }
 
 #[cfg(test)]

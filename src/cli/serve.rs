@@ -22,8 +22,9 @@ use crate::{
     config::{self, ConfigErrors, ModeConfigManager, Origin},
     dispatcher::{self, CustomJobs, DispatcherConfig, DispatcherShutdown},
     engine,
-    http::{self, Api, Inspections},
-    modes::{Modes, UnknownMode},
+    http::{self, Api, IdempotencyKeys, Inspections},
+    journal::JournalError,
+    modes::{Modes, Switch, UnknownMode},
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -79,6 +80,8 @@ enum ServeError {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     StateDir(#[from] StateDirError),
+    #[error("{0}")]
+    Journal(#[from] JournalError),
     #[error("--preload: {0}")]
     Preload(#[from] UnknownMode),
     #[error("{0}")]
@@ -124,6 +127,10 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let listener = listening.map_err(|error| ServeError::Listen { address, error })?;
 
     let modes = config.current();
+    let journal = (modes.jobs.journal == Switch::On).then(|| arguments.state_dir.clone());
+    if journal.is_none() {
+        tracing::warn!("'journal: off': jobs that are not done when this daemon ends are lost");
+    }
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
         worker_command: (std::env::current_exe()?, vec!["worker".into()]),
@@ -132,7 +139,8 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         modes,
         custom,
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
-    });
+        journal,
+    })?;
     let dispatcher_too = handle.clone();
     config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
     config::watch(config.clone())?;
@@ -143,12 +151,13 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let (stopped, stop) = oneshot::channel();
     let served = Served { config: config.clone(), dispatcher, stopped, manager };
     tokio::spawn(obey(events, served));
+    let idempotency = Arc::new(IdempotencyKeys::of_jobs(&handle));
     let router = http::router(Api {
         config,
         dispatcher: handle,
         admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
-        idempotency: Arc::default(),
+        idempotency,
     });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

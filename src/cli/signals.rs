@@ -3,7 +3,7 @@
 use std::{io, thread};
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
     iterator::Signals,
 };
 use tokio::sync::mpsc;
@@ -14,13 +14,18 @@ pub enum Event {
     Stop,
 }
 
-/// Begins to listen. From here on these signals no longer end the process by themselves.
+/// Begins to listen. From here on these signals no longer end the process by themselves; nor does
+/// that of a file which has become too large: whoever writes it is told, as when the disk is full.
 pub fn listen() -> io::Result<mpsc::UnboundedReceiver<Event>> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGXFSZ])?;
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            let event = if signal == SIGHUP { Event::Reload } else { Event::Stop };
+            let event = match signal {
+                SIGXFSZ => continue,
+                SIGHUP => Event::Reload,
+                _ => Event::Stop,
+            };
             if sender.send(event).is_err() {
                 return;
             }

@@ -20,13 +20,15 @@ use crate::modes::{
     did_you_mean, nearest_name,
 };
 
+pub mod jobs;
 pub mod memory;
 mod order;
 
+use jobs::jobs;
 use memory::MemorySection;
 use order::order;
 
-pub const ROOT_KEYS: [&str; 9] = [
+pub const ROOT_KEYS: [&str; 10] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -35,6 +37,7 @@ pub const ROOT_KEYS: [&str; 9] = [
     "scheduling",
     "max_wait",
     "memory",
+    "jobs",
     "modes",
 ];
 pub const MODE_KEYS: [&str; 18] = [
@@ -138,6 +141,7 @@ impl Resolver {
             .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let order = order(&table, &mut self.errors);
+        let jobs = jobs(&table, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
@@ -158,8 +162,17 @@ impl Resolver {
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
         let memory = section.memory.clone();
-        let modes =
-            Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, order, modes };
+        let modes = Modes {
+            default_mode,
+            model_root,
+            lora_root,
+            max_pixels,
+            watch,
+            memory,
+            order,
+            jobs,
+            modes,
+        };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
     }

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::modes::{
-    Defaults, Eviction, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError, Prediction,
-    PromptSyntax, SchedulerId, Scheduling, Size, Spacing, Watch,
+    Defaults, Eviction, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError,
+    Prediction, PromptSyntax, Retention, SchedulerId, Scheduling, Size, Spacing, Switch, Watch,
 };
 
 /// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
@@ -25,8 +25,9 @@ pub fn schema() -> String {
             "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
             "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
-            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", r"^\s*0*[1-9][0-9]*\s*[smh]\s*$"),
+            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$"),
             "memory": memory(),
+            "jobs": jobs(),
             "modes": {
                 "description": "The modes by their names.",
                 "type": "object",
@@ -55,11 +56,25 @@ fn memory() -> Value {
         "max_models": whole("How many models may be loaded at a time [as many as there is room for].", 1, Memory::MAX_MODELS.into()),
         "limit_gb": limit_gb,
         "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
-        "idle_unload": with_pattern("A model that nobody has used for so long is unloaded: 90s, 10m, 2h or off [off].", r"^\s*(off|0*[1-9][0-9]*\s*[smh])\s*$"),
+        "idle_unload": with_pattern("A model that nobody has used for so long is unloaded: 90s, 10m, 2h or off [off].", r"^\s*(off|0*[1-9][0-9]*\s*[smhd])\s*$"),
         "verify": flag("Whether a model must draw one step before it is used [false]."),
         "lora_cache": section("LoRA files that stay open once they were read.", lora_cache),
     });
     section("What may stay loaded.", keys)
+}
+
+fn jobs() -> Value {
+    let retention = json!({
+        "max_age": with_pattern("For so long: 90s, 10m, 2h or 7d [7d].", r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$"),
+        "max_jobs": whole("So many of them [10000].", 0, Retention::MAX_JOBS.into()),
+        "max_gb": number("So much of their images, in gb of 2^30 bytes [10].", 0.0, Retention::MAX_GB),
+    });
+    let keys = json!({
+        "journal": one_of("Whether jobs and their images outlive the daemon [on].", Switch::NAMES),
+        "max_attempts": whole("How often a job is begun under which the worker or the daemon dies [2].", 1, Jobs::MAX_ATTEMPTS.into()),
+        "retention": section("What is kept of jobs that have ended.", retention),
+    });
+    section("What is kept of jobs.", keys)
 }
 
 /// A mapping that may be left out, and each of its keys.

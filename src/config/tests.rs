@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::symlink};
 
 use super::*;
-use crate::modes::{Memory, ModesDiff, Order, Time};
+use crate::modes::{Jobs, Memory, ModesDiff, Order, Time};
 
 /// Modes from the YAML of their mapping.
 pub fn modes(mapping: &str, default_mode: &str) -> Modes {
@@ -99,18 +99,19 @@ fn a_diff_names_what_came_went_and_changed() {
     let text = "{b: {model: bb, clip_skip: 1}, c: {model: c, default_steps: 9}, d: {model: d}}";
     let memory = Memory { verify: true, ..Memory::default() };
     let order = Order { max_wait: Time::of_secs(1), ..Order::default() };
-    let new = Modes { max_pixels: 1 << 20, memory, order, ..modes(text, "b") };
+    let jobs = Jobs { max_attempts: 3, ..Jobs::default() };
+    let new = Modes { max_pixels: 1 << 20, memory, order, jobs, ..modes(text, "b") };
     let expected = ModesDiff {
         added: vec!["d".into()],
         removed: vec!["a".into()],
         to_reload: vec!["b".into()],
         redefined: vec!["c".into()],
         default_mode: Some("b".into()),
-        settings: vec!["max_pixels", "memory", "max_wait"],
+        settings: vec!["max_pixels", "memory", "max_wait", "jobs"],
     };
     assert_eq!(old.diff(&new), expected);
     assert_eq!(expected.changed(), ["b", "c"]);
-    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait";
+    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait, jobs";
     assert_eq!(expected.to_string(), told);
     assert!(old.diff(&old).is_empty());
 }

@@ -5,9 +5,11 @@
 //! - a command: somebody submits, cancels, holds the work back, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
+//! - something was written down, or cannot be;
 //! - memory was measured anew;
 //! - a switch has waited for as long as it may;
 //! - a pipeline has been idle for as long as it may;
+//! - a job that has ended has been kept for as long as it may;
 //! - the time that a shutdown grants the running job is over.
 //!
 //! After each it starts what can be started and publishes how everything stands.
@@ -16,8 +18,14 @@ mod commands;
 mod loading;
 mod messages;
 mod running;
+mod written;
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -25,14 +33,21 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::running::{Running, custom_end};
+use self::{
+    running::{Running, custom_end},
+    written::Then,
+};
 use super::{
-    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket, clock::Clock,
-    custom::HandlerResult, pace::Pace, table::SharedJobs,
+    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket,
+    clock::{Clock, unix_ms},
+    custom::HandlerResult,
+    pace::Pace,
+    table::SharedJobs,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
-    modes::{Modes, ModesDiff},
+    journal::{Journal, Opened, Receipt},
+    modes::{Jobs, Modes, ModesDiff},
     queue::{Entry, Queue, Target},
     vram::{VramRegistry, host, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
@@ -75,9 +90,11 @@ enum Wake {
     Command(Option<Command>),
     Worker(supervisor::Event),
     CustomEnded(Result<HandlerResult, JoinError>),
+    Receipt(Receipt<Then>),
     Measured,
     SwitchLimit,
     Idle,
+    Expiry,
     DrainLimit,
 }
 
@@ -90,6 +107,16 @@ pub struct Actor {
     outcomes: HashMap<JobId, oneshot::Sender<Outcome>>,
     /// Outcomes of jobs that have ended since the last publication.
     to_tell: Vec<(oneshot::Sender<Outcome>, Outcome)>,
+    journal: Journal<Then>,
+    receipts: mpsc::UnboundedReceiver<Receipt<Then>>,
+    /// How many records are on their way to the disk.
+    unwritten: usize,
+    /// Jobs that could not be written down, and are on their way out.
+    refused: HashSet<JobId>,
+    /// What has happened cannot be written down: nothing is begun, and nothing accepted.
+    is_held: bool,
+    /// What is kept of jobs, and how often they are begun.
+    kept: Jobs,
     running: Option<Running>,
     custom: CustomJobs,
     worker: Supervisor,
@@ -119,11 +146,12 @@ pub struct Actor {
 }
 
 impl Actor {
-    pub fn new(
+    pub(super) fn new(
         config: DispatcherConfig,
         worker: Supervisor,
         commands: mpsc::UnboundedReceiver<Command>,
         jobs: SharedJobs,
+        opened: Opened<Then>,
     ) -> (Self, watch::Receiver<Arc<Status>>) {
         let modes = config.modes;
         let mut queue = Queue::new(config.queue_max, modes.default_mode.clone());
@@ -138,6 +166,12 @@ impl Actor {
             jobs,
             outcomes: HashMap::new(),
             to_tell: Vec::new(),
+            journal: opened.journal,
+            receipts: opened.receipts,
+            unwritten: 0,
+            refused: HashSet::new(),
+            is_held: false,
+            kept: modes.jobs,
             running: None,
             custom: config.custom,
             worker,
@@ -156,8 +190,10 @@ impl Actor {
             drain_timeout: config.drain_timeout,
             drain_until: None,
         };
+        let selects = actor.restore(opened.remembered);
         // Nobody waits for these; if one fails, the log has the reason.
-        let default = config.switch_to_default.then(|| modes.modes.get(&modes.default_mode));
+        let default =
+            (config.switch_to_default && !selects).then(|| modes.modes.get(&modes.default_mode));
         let switch = default.flatten().map(|mode| Job::ModeSwitch {
             mode: mode.name.clone(),
             pipeline: mode.pipeline.clone(),
@@ -179,18 +215,20 @@ impl Actor {
             self.start_what_can_be_started();
             self.when_idle();
             self.publish();
-            if self.drain_until.is_some() && self.running.is_none() {
+            if self.drain_until.is_some() && self.running.is_none() && self.unwritten == 0 {
                 break;
             }
             let switch_limit = self.switch_limits.values().min().copied();
-            let idle_at = self.idle_at();
+            let (idle_at, expiry) = (self.idle_at(), self.expiry());
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
                 event = self.worker.next() => Wake::Worker(event),
                 result = custom_end(&mut self.running) => Wake::CustomEnded(result),
+                Some(receipt) = self.receipts.recv() => Wake::Receipt(receipt),
                 Ok(()) = self.readings.changed() => Wake::Measured,
                 () = limit(switch_limit) => Wake::SwitchLimit,
                 () = limit(idle_at) => Wake::Idle,
+                () = limit(expiry) => Wake::Expiry,
                 () = limit(self.drain_until) => Wake::DrainLimit,
             };
             match wake {
@@ -198,6 +236,8 @@ impl Actor {
                 Wake::Command(None) => break,
                 Wake::Worker(event) => self.on_worker(event),
                 Wake::CustomEnded(result) => self.on_custom_end(result),
+                Wake::Receipt(receipt) => self.on_receipt(receipt),
+                Wake::Expiry => self.expire(),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.
                 Wake::Measured | Wake::Idle => {}
                 Wake::SwitchLimit => self.give_up_waiting_switches(),
@@ -205,6 +245,17 @@ impl Actor {
             }
         }
         self.worker.end().await;
+        let journal = self.journal;
+        let closing = tokio::task::spawn_blocking(|| journal.close());
+        if let Err(panicked) = closing.await {
+            tracing::error!("{panicked}");
+        }
+    }
+
+    /// When the next job that has ended is not to be known any more.
+    fn expiry(&self) -> Option<Instant> {
+        let at_ms = self.jobs.next_expiry_unix_ms(&self.kept.retention)?;
+        Some(Instant::now() + Duration::from_millis(at_ms.saturating_sub(unix_ms())))
     }
 
     /// When something has been idle for long enough, if nothing happens until then.
@@ -218,7 +269,7 @@ impl Actor {
 
     fn start_what_can_be_started(&mut self) {
         // A job may be done as soon as it is begun: a switch to what is loaded.
-        while self.running.is_none() {
+        while self.running.is_none() && !self.is_held {
             for entry in self.queue.at(self.clock.now_ms()).bring_forward() {
                 self.conclude(&entry, Outcome::Cancelled);
             }
@@ -241,9 +292,9 @@ impl Actor {
         }
         self.counters.ended(&entry.job, &outcome);
         self.switch_limits.remove(&id);
-        self.jobs.finish(id, &outcome);
-        if let Some(caller) = self.outcomes.remove(&id) {
-            self.to_tell.push((caller, outcome));
+        match entry.terms.durable {
+            true => self.write_end(entry, outcome),
+            false => self.settle(id, outcome, unix_ms(), 0),
         }
     }
 
@@ -263,6 +314,7 @@ impl Actor {
             degraded: self.degraded.clone(),
             worker_ready: self.worker.is_ready(),
             draining: self.drain_until.is_some(),
+            storage_fails: self.is_held,
             worker_restarts: self.worker.restarts(),
         };
         self.status.send_if_modified(|published| {

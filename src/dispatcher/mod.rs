@@ -11,13 +11,14 @@ mod counters;
 mod custom;
 mod events;
 mod job_events;
+mod kept;
 mod pace;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -31,14 +32,17 @@ pub use self::{
     job_events::JobEvents,
     table::JobView,
 };
+pub use crate::worker::protocol::{DrawnImages, DrawnReport};
 use crate::{
-    job::{Job, JobId, Terms},
+    job::{Job, JobId, JobState, Terms},
+    journal::{Journal, JournalError, Results},
     modes::{Modes, ModesDiff, did_you_mean},
     request::RequestField,
     vram,
-    worker::{process::WorkerCommand, protocol::DrawnReport, supervisor::Supervisor},
+    worker::{process::WorkerCommand, supervisor::Supervisor},
 };
 use actor::{Actor, Command};
+use kept::Place;
 use table::SharedJobs;
 
 /// What a dispatcher needs to know to start.
@@ -55,26 +59,39 @@ pub struct DispatcherConfig {
     pub custom: CustomJobs,
     /// How long the running job may take to end when the daemon shuts down.
     pub drain_timeout: Duration,
+    /// The folder of the journal and the images; `None`: nothing is written down.
+    pub journal: Option<PathBuf>,
 }
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
-pub fn start(config: DispatcherConfig) -> (Handle, DispatcherShutdown) {
+///
+/// # Errors
+/// The journal cannot be used.
+pub fn start(config: DispatcherConfig) -> Result<(Handle, DispatcherShutdown), JournalError> {
     let worker = Supervisor::new(config.worker_command.clone());
     start_with(config, worker)
 }
 
-fn start_with(config: DispatcherConfig, worker: Supervisor) -> (Handle, DispatcherShutdown) {
+fn start_with(
+    config: DispatcherConfig,
+    worker: Supervisor,
+) -> Result<(Handle, DispatcherShutdown), JournalError> {
+    let opened = match &config.journal {
+        Some(folder) => Journal::open(folder)?,
+        None => Journal::off(),
+    };
     let (commands, to_do) = mpsc::unbounded_channel();
     let jobs = SharedJobs::default();
     let custom_names = config.custom.names();
-    let (actor, status) = Actor::new(config, worker, to_do, jobs.clone());
+    let results = opened.results.clone();
+    let (actor, status) = Actor::new(config, worker, to_do, jobs.clone(), opened);
     let end_of_events = jobs.events().ends_with_this();
     let task = tokio::spawn(async move {
         let _end_of_events = end_of_events;
         actor.run().await;
     });
-    let handle = Handle { commands: commands.clone(), jobs, status, custom_names };
-    (handle, DispatcherShutdown { commands, task })
+    let handle = Handle { commands: commands.clone(), jobs, results, status, custom_names };
+    Ok((handle, DispatcherShutdown { commands, task }))
 }
 
 /// The dispatcher, to all who have work for it or want to know how it stands.
@@ -83,6 +100,7 @@ pub struct Handle {
     // Unbounded, but never long: every sender waits for the answer, or has gone.
     commands: mpsc::UnboundedSender<Command>,
     jobs: SharedJobs,
+    results: Option<Results>,
     status: watch::Receiver<Arc<Status>>,
     custom_names: Vec<String>,
 }
@@ -102,15 +120,21 @@ impl Handle {
         answer.await.unwrap_or(Err(SubmitError::ShuttingDown))
     }
 
-    /// How a job stands; also one of the last 1,000 that have ended.
+    /// How a job stands; also one that has ended, for as long as it is kept.
     pub fn job(&self, id: JobId) -> Option<JobView> {
         self.jobs.get(id)
     }
 
-    /// The images of a job that keeps them ([`Terms::durable`]), once they are drawn. The
-    /// oldest go when all together take 512 MiB, and with their jobs.
-    pub fn images(&self, id: JobId) -> Option<Arc<DrawnImages>> {
-        self.jobs.images(id)
+    /// An image of a durable job ([`Terms::durable`]), for as long as it is kept. Reads a file.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn image(&self, id: JobId, index: usize) -> io::Result<Option<KeptImage>> {
+        match (self.jobs.images(id), &self.results) {
+            (Some(Place::Memory(images)), _) => Ok(Some(KeptImage::Drawn(images))),
+            (Some(Place::Disk), Some(results)) => Ok(results.read(id, index)?.map(KeptImage::Png)),
+            (Some(Place::Disk), None) | (None, _) => Ok(None),
+        }
     }
 
     /// The newest jobs that are `wanted`, up to `limit`, of those older than `before`.
@@ -168,6 +192,13 @@ impl Handle {
     /// behind that. What was accepted before is drawn as it was accepted.
     pub fn configure(&self, diff: ModesDiff, modes: Arc<Modes>) {
         let _ = self.commands.send(Command::Configure { diff, modes });
+    }
+
+    /// All jobs that are known, in the order in which they were accepted.
+    pub fn all_jobs(&self) -> Vec<JobView> {
+        let mut views = self.jobs.list(None, usize::MAX, |_| true);
+        views.reverse();
+        views
     }
 
     /// Whether a job like that waits or runs.
@@ -235,24 +266,27 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// The images of a job, one after the other, and how they came about.
-#[derive(Clone, PartialEq)]
-pub struct DrawnImages {
-    pub rgb: Vec<u8>,
-    pub report: DrawnReport,
-}
-
-impl DrawnImages {
-    /// Each image: rows top to bottom, three bytes a pixel.
-    pub fn each(&self) -> impl Iterator<Item = &[u8]> {
-        self.rgb.chunks_exact(self.report.image_bytes())
+impl Outcome {
+    /// How the job stands with it.
+    pub fn state(&self) -> JobState {
+        match self {
+            Self::Images(_)
+            | Self::Switched
+            | Self::Loaded
+            | Self::Unloaded(_)
+            | Self::Custom(_) => JobState::Done,
+            Self::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
+            Self::Cancelled => JobState::Cancelled,
+        }
     }
 }
 
-impl std::fmt::Debug for DrawnImages {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DrawnImages({:?}, {} bytes)", self.report, self.rgb.len())
-    }
+/// An image that is kept.
+pub enum KeptImage {
+    /// A file, its parameters embedded.
+    Png(Vec<u8>),
+    /// With the others of its job.
+    Drawn(Arc<DrawnImages>),
 }
 
 /// Why a job failed.
@@ -309,6 +343,9 @@ pub enum SubmitError {
     TooMuchToHold { limit_bytes: usize, retry_after_secs: u64 },
     #[error("the daemon is shutting down")]
     ShuttingDown,
+    /// It could not be written down, or what came before could not be: the disk is full.
+    #[error("the job could not be written to disk")]
+    NotWritten,
     /// A user's switch to what will be loaded anyway when its turn comes.
     #[error("the mode is already loaded")]
     AlreadyLoaded,
@@ -341,6 +378,8 @@ pub struct Status {
     pub worker_ready: bool,
     /// Whether the daemon is being shut down: nothing is accepted any more.
     pub draining: bool,
+    /// Whether what has happened cannot be written down: nothing is begun or accepted until it can.
+    pub storage_fails: bool,
     /// How many times the worker was started again.
     pub worker_restarts: u64,
 }

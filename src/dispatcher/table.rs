@@ -1,4 +1,7 @@
 //! The job table: written by the dispatcher alone, read by everybody.
+//!
+//! It has every job that is known; the journal has those of them that are durable, and is read when
+//! the daemon starts.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,20 +10,21 @@ use std::{
 };
 
 use super::{
-    DrawnImages, Outcome,
+    Outcome,
     clock::unix_ms,
     events::{Change, SharedLog},
+    kept::{Kept, Place},
 };
 use crate::{
     job::{Job, JobId, JobState, Terms},
+    journal::{Ending, Remembered},
+    modes::Retention,
     queue::Entry,
     worker::protocol::DrawnReport,
 };
 
-/// How many jobs that have ended are remembered.
-const FINISHED_KEPT: usize = 1000;
-/// What the images may take together that are kept of them.
-const MAX_IMAGE_BYTES: usize = 512 << 20;
+/// How many jobs that have ended are remembered of those whose callers have their answers.
+const ANSWERED_KEPT: usize = 1000;
 
 /// A job and how it stands. Times are in milliseconds since the Unix epoch.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +44,8 @@ pub struct JobView {
     pub result: Option<serde_json::Value>,
     /// How the images of a generation came about, once they are drawn.
     pub report: Option<DrawnReport>,
+    /// How many of its images are kept.
+    pub images: u32,
 }
 
 /// The table behind its lock, which is never held for longer than a look or a stroke.
@@ -49,39 +55,35 @@ pub struct SharedJobs(Arc<RwLock<JobTable>>);
 #[derive(Default)]
 struct JobTable {
     views: HashMap<JobId, JobView>,
-    /// Those that have ended, oldest first.
-    finished: VecDeque<JobId>,
-    /// Of those that keep them, oldest first.
-    images: VecDeque<(JobId, Arc<DrawnImages>)>,
-    image_bytes: usize,
+    /// Durable ones that have ended, and when; oldest first.
+    finished: VecDeque<(JobId, u64)>,
+    /// The others that have ended, oldest first.
+    answered: VecDeque<JobId>,
+    kept: Kept,
     /// Written under this table's lock, so that the two agree for whoever holds it.
     events: SharedLog,
 }
 
-impl JobTable {
-    fn keep(&mut self, id: JobId, images: Arc<DrawnImages>) {
-        self.image_bytes += images.rgb.len();
-        self.images.push_back((id, images));
-        while self.image_bytes > MAX_IMAGE_BYTES
-            && let Some((_, oldest)) = self.images.pop_front()
-        {
-            self.image_bytes -= oldest.rgb.len();
-        }
-    }
+/// What is not to be known any more.
+#[derive(Debug, Default, PartialEq)]
+pub struct Expired {
+    pub jobs: Vec<JobId>,
+    /// Of jobs that are still known.
+    pub images: Vec<JobId>,
+}
 
-    fn forget_images(&mut self, id: JobId) {
-        if let Some(at) = self.images.iter().position(|(of, _)| *of == id)
-            && let Some((_, images)) = self.images.remove(at)
-        {
-            self.image_bytes -= images.rgb.len();
-        }
-    }
+/// How a job has ended.
+pub struct Ended<'a> {
+    pub outcome: &'a Outcome,
+    pub at_unix_ms: u64,
+    /// What its images take on disk; 0 where none are there.
+    pub image_bytes: u64,
 }
 
 impl SharedJobs {
     pub fn get(&self, id: JobId) -> Option<JobView> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut view = table.views.get(&id)?.clone();
+        let mut view = table.seen(table.views.get(&id)?);
         if view.state == JobState::Queued {
             // Ids grow with time. (With affinity, it may be fewer in the end.)
             let turn = |of: &JobView| {
@@ -99,10 +101,9 @@ impl SharedJobs {
         table.views.values().any(|view| !view.state.is_terminal() && is(&view.job))
     }
 
-    pub fn images(&self, id: JobId) -> Option<Arc<DrawnImages>> {
-        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let images = table.images.iter().find(|(of, _)| *of == id);
-        images.map(|(_, images)| images.clone())
+    /// Where a job's images are, if they are kept.
+    pub fn images(&self, id: JobId) -> Option<Place> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).kept.find(id)
     }
 
     /// The newest first.
@@ -123,7 +124,7 @@ impl SharedJobs {
             .collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.truncate(limit);
-        ids.iter().filter_map(|id| table.views.get(id).cloned()).collect()
+        ids.iter().filter_map(|id| Some(table.seen(table.views.get(id)?))).collect()
     }
 
     /// What happens to the jobs, one after the other.
@@ -139,29 +140,36 @@ impl SharedJobs {
     }
 
     pub fn insert(&self, entry: Entry) {
-        let view = JobView {
-            id: entry.id,
-            job: entry.job,
-            terms: entry.terms,
-            state: JobState::Queued,
-            attempts: 0,
-            jobs_before: 0,
-            created_unix_ms: unix_ms(),
-            started_unix_ms: None,
-            finished_unix_ms: None,
-            result: None,
-            report: None,
-        };
+        let view = JobView::of(entry);
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         table.events.record(view.id, &view.job, &view.state);
         table.views.insert(view.id, view);
     }
 
-    /// An attempt at the job begins; says how long it has waited, at the first one.
-    pub fn begin(&self, id: JobId, state: JobState) -> Option<Duration> {
-        let mut waited = None;
+    /// A job of an earlier daemon.
+    pub fn restore(&self, remembered: Remembered) {
+        let Remembered { entry, attempts, started_unix_ms, ending, notified: _ } = remembered;
+        let id = entry.id;
+        let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry) };
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Ending { state, finished_unix_ms, result, report, image_bytes }) = ending {
+            view =
+                JobView { state, finished_unix_ms: Some(finished_unix_ms), result, report, ..view };
+            table.finished.push_back((id, finished_unix_ms));
+            if image_bytes > 0 {
+                table.kept.on_disk(id, image_bytes);
+            }
+        }
+        table.views.insert(id, view);
+    }
+
+    /// An attempt at the job begins: how many that makes; and how long the job has waited, at the
+    /// first one.
+    pub fn begin(&self, id: JobId, state: JobState) -> (u32, Option<Duration>) {
+        let (mut attempts, mut waited) = (1, None);
         self.update(id, |view| {
             view.attempts += 1;
+            attempts = view.attempts;
             view.state = state;
             if view.started_unix_ms.is_none() {
                 let now = unix_ms();
@@ -169,26 +177,19 @@ impl SharedJobs {
                 waited = Some(Duration::from_millis(now.saturating_sub(view.created_unix_ms)));
             }
         });
-        waited
+        (attempts, waited)
     }
 
     pub fn set_state(&self, id: JobId, state: JobState) {
         self.update(id, |view| view.state = state);
     }
 
-    /// The job has ended; if too many have, the oldest of them is forgotten.
-    pub fn finish(&self, id: JobId, outcome: &Outcome) {
+    /// The job has ended.
+    pub fn finish(&self, id: JobId, ended: Ended) {
+        let Ended { outcome, at_unix_ms, image_bytes } = ended;
         self.update(id, |view| {
-            view.finished_unix_ms = Some(unix_ms());
-            view.state = match outcome {
-                Outcome::Images(_)
-                | Outcome::Switched
-                | Outcome::Loaded
-                | Outcome::Unloaded(_)
-                | Outcome::Custom(_) => JobState::Done,
-                Outcome::Failed(failure) => JobState::Failed { reason: failure.message.clone() },
-                Outcome::Cancelled => JobState::Cancelled,
-            };
+            view.finished_unix_ms = Some(at_unix_ms);
+            view.state = outcome.state();
             match outcome {
                 Outcome::Custom(value) => view.result = Some(value.clone()),
                 Outcome::Images(images) => view.report = Some(images.report.clone()),
@@ -198,27 +199,60 @@ impl SharedJobs {
                 | Outcome::Failed(_)
                 | Outcome::Cancelled => {}
             }
-            // A thousand jobs are remembered; not the megabytes of each.
-            if let Job::Generation { request, .. } = &mut view.job
-                && let Some(source) = &mut request.source
-            {
-                source.forget_images();
-            }
+            // Thousands of jobs are remembered; not the megabytes of each.
+            view.job.forget_images();
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let keeps = table.views.get(&id).is_some_and(|view| view.terms.durable);
-        if let Outcome::Images(images) = outcome
-            && keeps
-        {
-            table.keep(id, images.clone());
+        let Some(view) = table.views.get(&id) else { return };
+        if view.terms.durable {
+            table.finished.push_back((id, at_unix_ms));
+            match outcome {
+                Outcome::Images(_) if image_bytes > 0 => table.kept.on_disk(id, image_bytes),
+                Outcome::Images(images) => table.kept.in_memory(id, images.clone()),
+                Outcome::Switched
+                | Outcome::Loaded
+                | Outcome::Unloaded(_)
+                | Outcome::Custom(_)
+                | Outcome::Failed(_)
+                | Outcome::Cancelled => {}
+            }
+        } else {
+            table.answered.push_back(id);
+            if table.answered.len() > ANSWERED_KEPT
+                && let Some(oldest) = table.answered.pop_front()
+            {
+                table.views.remove(&oldest);
+            }
         }
-        table.finished.push_back(id);
-        if table.finished.len() > FINISHED_KEPT
-            && let Some(oldest) = table.finished.pop_front()
+    }
+
+    /// A job that was not accepted in the end.
+    pub fn forget(&self, id: JobId) {
+        self.update(id, |view| view.state = JobState::Cancelled);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).views.remove(&id);
+    }
+
+    /// Forgets what is older, or more, than may be kept; says what that was.
+    pub fn expire(&self, now_unix_ms: u64, retention: &Retention) -> Expired {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = Vec::new();
+        while let Some((id, at_unix_ms)) = table.finished.front().copied()
+            && (table.finished.len() > retention.max_jobs as usize
+                || now_unix_ms >= expires_at(at_unix_ms, retention))
         {
-            table.views.remove(&oldest);
-            table.forget_images(oldest);
+            table.finished.pop_front();
+            table.views.remove(&id);
+            table.kept.forget(id);
+            jobs.push(id);
         }
+        let images = table.kept.shrink(retention.max_bytes);
+        Expired { jobs, images }
+    }
+
+    /// When the next job is too old to be kept.
+    pub fn next_expiry_unix_ms(&self, retention: &Retention) -> Option<u64> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.finished.front().map(|(_, at_unix_ms)| expires_at(*at_unix_ms, retention))
     }
 
     fn update(&self, id: JobId, change: impl FnOnce(&mut JobView)) {
@@ -231,69 +265,134 @@ impl SharedJobs {
     }
 }
 
+impl JobTable {
+    fn seen(&self, view: &JobView) -> JobView {
+        let report = view.report.as_ref().filter(|_| self.kept.find(view.id).is_some());
+        JobView { images: report.map_or(0, |report| report.images), ..view.clone() }
+    }
+}
+
+impl JobView {
+    fn of(entry: Entry) -> Self {
+        Self {
+            created_unix_ms: entry.arrived_ms,
+            id: entry.id,
+            job: entry.job,
+            terms: entry.terms,
+            state: JobState::Queued,
+            attempts: 0,
+            jobs_before: 0,
+            started_unix_ms: None,
+            finished_unix_ms: None,
+            result: None,
+            report: None,
+            images: 0,
+        }
+    }
+}
+
+fn expires_at(finished_unix_ms: u64, retention: &Retention) -> u64 {
+    finished_unix_ms + retention.max_age.duration().as_millis() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        modes::{SchedulerId, Size, Time},
+        worker::protocol::DrawnImages,
+    };
 
     fn custom() -> Entry {
         let job = Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null };
         Entry { id: JobId::new(), job, terms: Terms::default(), arrived_ms: 0 }
     }
 
+    fn ended(outcome: &Outcome, at_unix_ms: u64, image_bytes: u64) -> Ended<'_> {
+        Ended { outcome, at_unix_ms, image_bytes }
+    }
+
+    fn durable() -> Entry {
+        Entry { terms: Terms { durable: true, ..Terms::default() }, ..custom() }
+    }
+
+    fn drawn(bytes: usize) -> Outcome {
+        let report = DrawnReport {
+            size: Size { width: 8, height: 8 },
+            images: 1,
+            prompt_truncated: None,
+            skipped_loras: vec![],
+            scheduler: SchedulerId::Ddim,
+            encode_ms: 0,
+            denoise_ms: 0,
+            decode_ms: 0,
+            peak_bytes: 0,
+            steps: 1,
+        };
+        Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
+    }
+
+    fn finish(jobs: &SharedJobs, entry: Entry, outcome: &Outcome, at: u64, on_disk: u64) -> JobId {
+        let id = entry.id;
+        jobs.insert(entry);
+        jobs.finish(id, ended(outcome, at, on_disk));
+        id
+    }
+
     #[test]
-    fn only_the_last_finished_jobs_are_remembered() {
+    fn only_the_last_answered_jobs_are_remembered() {
         let jobs = SharedJobs::default();
         let waiting = custom();
         jobs.insert(waiting.clone());
-        let finished: Vec<JobId> = (0..FINISHED_KEPT + 2)
-            .map(|_| {
-                let entry = custom();
-                jobs.insert(entry.clone());
-                jobs.finish(entry.id, &Outcome::Cancelled);
-                entry.id
-            })
+        let kept = finish(&jobs, durable(), &Outcome::Cancelled, 0, 0);
+        let finished: Vec<JobId> = (0..ANSWERED_KEPT + 2)
+            .map(|_| finish(&jobs, custom(), &Outcome::Cancelled, 0, 0))
             .collect();
         let known: Vec<bool> = finished.iter().map(|id| jobs.get(*id).is_some()).collect();
         assert_eq!(known.iter().position(|known| *known), Some(2));
         assert!(known[2..].iter().all(|known| *known));
         assert!(jobs.get(waiting.id).is_some(), "one that waits is never forgotten");
+        assert!(jobs.get(kept).is_some(), "a durable one is not pushed out by others");
     }
 
     #[test]
-    fn images_are_kept_for_who_asks_later_and_within_bounds() {
-        use crate::modes::{SchedulerId, Size};
-        let drawn = |bytes: usize| {
-            let report = DrawnReport {
-                size: Size { width: 8, height: 8 },
-                images: 1,
-                prompt_truncated: None,
-                skipped_loras: vec![],
-                scheduler: SchedulerId::Ddim,
-                encode_ms: 0,
-                denoise_ms: 0,
-                decode_ms: 0,
-                peak_bytes: 0,
-                steps: 1,
-            };
-            Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
-        };
+    fn images_in_memory_are_kept_within_bounds() {
         let jobs = SharedJobs::default();
-        let finish = |durable: bool, bytes: usize| {
-            let entry = Entry { terms: Terms { durable, ..Terms::default() }, ..custom() };
-            jobs.insert(entry.clone());
-            jobs.finish(entry.id, &drawn(bytes));
-            entry.id
-        };
-        let gone = finish(false, 10);
+        let most = 512 << 20;
+        let answered = finish(&jobs, custom(), &drawn(10), 0, 0);
         let kept: Vec<JobId> =
-            [10, MAX_IMAGE_BYTES - 15, 10].map(|bytes| finish(true, bytes)).into();
-        assert!(jobs.images(gone).is_none(), "nobody has asked for it to be kept");
-        let there: Vec<bool> = kept.iter().map(|id| jobs.images(*id).is_some()).collect();
-        assert_eq!(there, [false, true, true], "the oldest goes");
-        for _ in 0..FINISHED_KEPT {
-            finish(false, 1);
-        }
-        assert!(kept.iter().all(|id| jobs.images(*id).is_none()), "they go with their jobs");
+            [10, most - 15, 10].map(|bytes| finish(&jobs, durable(), &drawn(bytes), 0, 0)).into();
+        assert!(jobs.images(answered).is_none(), "nobody has asked for it to be kept");
+        let there = |id: &JobId| (jobs.get(*id).unwrap().images, jobs.images(*id).is_some());
+        let there: Vec<_> = kept.iter().map(there).collect();
+        assert_eq!(there, [(0, false), (1, true), (1, true)], "the oldest goes");
+    }
+
+    #[test]
+    fn retention_is_by_age_count_and_bytes() {
+        let jobs = SharedJobs::default();
+        let ids: Vec<JobId> =
+            (0..6).map(|at| finish(&jobs, durable(), &drawn(1), 1000 * at, 10)).collect();
+        let retention = |secs, max_jobs, max_bytes| Retention {
+            max_age: Time::of_secs(secs),
+            max_jobs,
+            max_bytes,
+        };
+        let all = retention(100, 6, 60);
+        assert_eq!(jobs.next_expiry_unix_ms(&all), Some(100_000));
+        assert_eq!(jobs.expire(99_999, &all), Expired::default());
+        let expired = |jobs: &[JobId], images: &[JobId]| Expired {
+            jobs: jobs.to_vec(),
+            images: images.to_vec(),
+        };
+        assert_eq!(jobs.expire(100_000, &all), expired(&ids[..1], &[]), "age");
+        assert_eq!(jobs.expire(0, &retention(100, 4, 60)), expired(&ids[1..2], &[]), "count");
+        assert_eq!(jobs.expire(0, &retention(100, 4, 39)), expired(&[], &ids[2..3]), "bytes");
+        assert!(jobs.images(ids[2]).is_none());
+        assert_eq!(jobs.get(ids[2]).unwrap().images, 0, "the job is still known");
+        assert!(matches!(jobs.images(ids[3]), Some(Place::Disk)));
+        assert_eq!(jobs.expire(0, &retention(100, 0, 0)), expired(&ids[2..], &[]));
+        assert_eq!(jobs.next_expiry_unix_ms(&all), None);
     }
 
     #[test]
@@ -306,7 +405,7 @@ mod tests {
                 entry.id
             })
             .collect();
-        jobs.finish(ids[1], &Outcome::Cancelled);
+        jobs.finish(ids[1], ended(&Outcome::Cancelled, 0, 0));
         let list = |before, limit, state: Option<JobState>| -> Vec<JobId> {
             let wanted = |view: &JobView| state.as_ref().is_none_or(|state| view.state == *state);
             jobs.list(before, limit, wanted).iter().map(|view| view.id).collect()

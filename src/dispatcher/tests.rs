@@ -55,7 +55,7 @@ impl Daemon {
         });
         let mut config = config();
         change(&mut config);
-        let (handle, shutdown) = start_with(config, Supervisor::with_spawn(spawn));
+        let (handle, shutdown) = start_with(config, Supervisor::with_spawn(spawn)).unwrap();
         Self { handle, shutdown, workers }
     }
 
@@ -267,6 +267,7 @@ fn config() -> DispatcherConfig {
         preload: Vec::new(),
         custom: CustomJobs::new(),
         drain_timeout: Duration::from_secs(60),
+        journal: None,
     }
 }
 
@@ -291,6 +292,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         watch: Watch::Off,
         memory,
         order: Order::default(),
+        jobs: Default::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
     })
 }

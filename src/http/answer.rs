@@ -1,6 +1,6 @@
 //! What a generation is answered with: an image, or images in JSON, and the headers of both.
 
-use std::fmt::Write;
+use std::{error::Error, fmt::Write};
 
 use axum::{
     Json,
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::{accept::Form, problem::X_JOB_ID};
 use crate::{
-    dispatcher::DrawnImages,
+    dispatcher::{DrawnImages, DrawnReport, KeptImage},
     image::{
         self, EncodeError, Format, Rgb,
         parameters::{Facts, infotext},
@@ -86,9 +86,9 @@ pub fn encode(
     let (Form::Image(format) | Form::Json(format)) = form;
     let seeds_and_rgb = asked.request.seeds().zip(drawn.each());
     let files = seeds_and_rgb
-        .map(|(seed, rgb)| Ok((seed, file(asked, drawn, (seed, rgb), format)?)))
+        .map(|(seed, rgb)| Ok((seed, file(asked, &drawn.report, (seed, rgb), format)?)))
         .collect::<Result<Vec<_>, EncodeError>>()?;
-    let mut headers = headers(&asked.request, drawn, job);
+    let mut headers = headers(&asked.request, &drawn.report, job);
     Ok(match form {
         Form::Image(format) => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
@@ -114,29 +114,38 @@ pub fn encode(
     })
 }
 
-/// One image of several, as a file; nothing if there is none of that number. Takes its time.
-pub fn encode_one(
+/// One image of a job, as a file of that format. Takes its time.
+pub fn one_image(
     asked: &Asked,
-    drawn: &DrawnImages,
+    (report, kept): (&DrawnReport, KeptImage),
     (job, index): (JobId, usize),
     format: Format,
-) -> Option<Result<Response, EncodeError>> {
-    let (seed, rgb) = asked.request.seeds().zip(drawn.each()).nth(index)?;
-    Some(file(asked, drawn, (seed, rgb), format).map(|file| {
-        let mut headers = headers(&asked.request, drawn, job);
-        headers.insert(X_SEED, seed.into());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-        (headers, Bytes::from(file)).into_response()
-    }))
+) -> Result<Response, Box<dyn Error + Send + Sync>> {
+    let seed = asked.request.seed.wrapping_add(index as u64);
+    let file = match (kept, format) {
+        // As it was written.
+        (KeptImage::Png(file), Format::Png) => file,
+        (KeptImage::Png(file), Format::Jpeg { .. } | Format::WebP) => {
+            let rgb = image::decode_rgb(&file, report.size)?;
+            self::file(asked, report, (seed, &rgb), format)?
+        }
+        (KeptImage::Drawn(images), _) => {
+            let rgb = images.each().nth(index).unwrap_or_default();
+            self::file(asked, report, (seed, rgb), format)?
+        }
+    };
+    let mut headers = headers(&asked.request, report, job);
+    headers.insert(X_SEED, seed.into());
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    Ok((headers, Bytes::from(file)).into_response())
 }
 
 fn file(
     asked: &Asked,
-    drawn: &DrawnImages,
+    report: &DrawnReport,
     (seed, bytes): (u64, &[u8]),
     format: Format,
 ) -> Result<Vec<u8>, EncodeError> {
-    let report = &drawn.report;
     let facts = Facts {
         prompt: &asked.prompt,
         seed,
@@ -148,12 +157,12 @@ fn file(
     image::encode(rgb, format, &infotext(&asked.request, facts))
 }
 
-fn headers(request: &GenerateRequest, drawn: &DrawnImages, job: JobId) -> HeaderMap {
+fn headers(request: &GenerateRequest, report: &DrawnReport, job: JobId) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(X_SEED, request.seed.into());
     headers.insert(X_SUPER_RES, HeaderValue::from_static("0"));
-    let truncated = drawn.report.prompt_truncated.as_deref().map(header_text);
-    let skipped: Vec<_> = drawn.report.skipped_loras.iter().map(|it| header_text(it)).collect();
+    let truncated = report.prompt_truncated.as_deref().map(header_text);
+    let skipped: Vec<_> = report.skipped_loras.iter().map(|it| header_text(it)).collect();
     let skipped = (!skipped.is_empty()).then(|| skipped.join(","));
     for (name, value) in [
         (X_MODE, Some(request.mode.clone())),

@@ -82,6 +82,7 @@ async fn ask(
         tags: overrides.tags.clone(),
         prompt: prompt.clone(),
         durable: false,
+        idempotency: None,
     };
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.

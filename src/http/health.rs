@@ -41,8 +41,8 @@ pub async fn live() -> Json<Health> {
 #[utoipa::path(get, path = "/health/ready", tag = "status",
     responses(
         (status = 200, body = Health),
-        (status = 503, description = "The worker is not up, no mode is loaded any more, or shutting \
-                                      down; why"),
+        (status = 503, description = "The worker is not up, no mode is loaded any more, the disk is \
+                                      full, or shutting down; why"),
     ))]
 pub async fn ready(State(api): State<Api>) -> Result<Json<Health>, Problem> {
     is_ready(&api.dispatcher.status())?;
@@ -53,6 +53,10 @@ fn is_ready(status: &Status) -> Result<(), Problem> {
     if status.draining {
         let detail = "the daemon is shutting down and takes no new jobs";
         return Err(Problem::new(Kind::ShuttingDown, detail));
+    }
+    if status.storage_fails {
+        let detail = "jobs cannot be written to disk; nothing is begun until they can";
+        return Err(Problem::new(Kind::NotWritten, detail));
     }
     not_degraded(status)?;
     if status.worker_ready {
@@ -86,5 +90,7 @@ mod tests {
             let ready = is_ready(&status).map_err(|problem| problem.kind());
             assert_eq!(ready, expected, "{status:?}");
         }
+        let full = Status { storage_fails: true, worker_ready: true, ..Status::default() };
+        assert_eq!(is_ready(&full).map_err(|it| it.kind()), Err(Kind::NotWritten));
     }
 }

@@ -1,19 +1,24 @@
 //! `Idempotency-Key`: who asks again because no answer came gets the job of the first time.
 //!
-//! A key stands for a job as long as it is among the last 10,000. The same key with another body
-//! is refused: one of the two is a mistake.
+//! A key stands for a job as long as it is among the last 10,000 and the job is known, also by the
+//! next daemon: it is written down with its job. The same key with another body is refused: one of
+//! the two is a mistake.
 
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 use super::problem::{Kind, Problem};
-use crate::job::JobId;
+use crate::{
+    dispatcher::Handle,
+    job::{IdempotencyKey, JobId},
+};
 
 const MAX_KEYS: usize = 10_000;
 const MAX_KEY_BYTES: usize = 255;
@@ -24,22 +29,25 @@ pub struct IdempotencyKeys(Mutex<Keys>);
 
 #[derive(Default)]
 struct Keys {
-    jobs: HashMap<String, (Fingerprint, JobId)>,
+    slots: HashMap<String, Arc<Slot>>,
     /// Oldest first.
     order: VecDeque<String>,
 }
 
-/// Stands for a body: equal ones have the same.
-pub type Fingerprint = [u8; 32];
+struct Slot {
+    fingerprint: String,
+    /// Empty while the first of those who ask is at it.
+    job: OnceCell<JobId>,
+}
 
-/// Of the parts of a body, in their order.
-pub fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Fingerprint {
+/// What stands for a body, of its parts in their order.
+pub fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().into()
+    format!("{:x}", hash.finalize())
 }
 
 /// The request's key, if it has one.
@@ -55,39 +63,65 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
 }
 
 impl IdempotencyKeys {
+    /// Those of the jobs that an earlier daemon has left.
+    pub fn of_jobs(dispatcher: &Handle) -> Self {
+        let keys = Self::default();
+        for view in dispatcher.all_jobs() {
+            if let Some(IdempotencyKey { key, fingerprint }) = view.terms.idempotency {
+                let job = OnceCell::new_with(Some(view.id));
+                keys.lock().insert(key, Slot { fingerprint, job });
+            }
+        }
+        keys
+    }
+
     /// The job of that key; the first time, the one that `submit` makes. Of several at once with
     /// the same key one submits and the others wait for it.
     pub async fn submit_once(
         &self,
-        key: Option<String>,
-        body: Fingerprint,
+        key: Option<IdempotencyKey>,
         submit: impl Future<Output = Result<JobId, Problem>>,
     ) -> Result<JobId, Problem> {
-        let Some(key) = key else { return submit.await };
-        let mut keys = self.0.lock().await;
-        match keys.jobs.get(&key) {
-            Some((known, id)) if *known == body => Ok(*id),
+        let Some(IdempotencyKey { key, fingerprint }) = key else { return submit.await };
+        let known = self.lock().slots.get(&key).cloned();
+        let slot = match known {
+            Some(slot) if slot.fingerprint == fingerprint => slot,
             Some(_) => {
                 let detail = "this Idempotency-Key was used for another request";
-                Err(Problem::new(Kind::IdempotencyKeyReused, detail))
+                return Err(Problem::new(Kind::IdempotencyKeyReused, detail));
             }
-            None => {
-                let id = submit.await?;
-                keys.remember(key, body, id);
-                Ok(id)
-            }
+            None => self.lock().insert(key.clone(), Slot { fingerprint, job: OnceCell::new() }),
+        };
+        let job = slot.job.get_or_try_init(|| submit).await.copied();
+        if job.is_err() {
+            self.lock().forget(&key, &slot);
         }
+        job
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Keys> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Keys {
-    fn remember(&mut self, key: String, body: Fingerprint, id: JobId) {
+    fn insert(&mut self, key: String, slot: Slot) -> Arc<Slot> {
+        let slot = Arc::new(slot);
         self.order.push_back(key.clone());
-        self.jobs.insert(key, (body, id));
+        self.slots.insert(key, slot.clone());
         if self.order.len() > MAX_KEYS
             && let Some(oldest) = self.order.pop_front()
         {
-            self.jobs.remove(&oldest);
+            self.slots.remove(&oldest);
+        }
+        slot
+    }
+
+    /// Nothing was submitted: the key is as good as new.
+    fn forget(&mut self, key: &str, slot: &Arc<Slot>) {
+        if self.slots.get(key).is_some_and(|known| Arc::ptr_eq(known, slot)) {
+            self.slots.remove(key);
+            self.order.retain(|known| known != key);
         }
     }
 }
@@ -96,10 +130,14 @@ impl Keys {
 mod tests {
     use super::*;
 
-    async fn submit(keys: &IdempotencyKeys, key: &str, body: &str) -> Result<JobId, Kind> {
+    fn key(key: &str, body: &str) -> Option<IdempotencyKey> {
+        let fingerprint = fingerprint([body.as_bytes()]);
+        Some(IdempotencyKey { key: key.to_owned(), fingerprint })
+    }
+
+    async fn submit(keys: &IdempotencyKeys, name: &str, body: &str) -> Result<JobId, Kind> {
         let submit = async { Ok(JobId::new()) };
-        let body = fingerprint([body.as_bytes()]);
-        let submitted = keys.submit_once(Some(key.to_owned()), body, submit).await;
+        let submitted = keys.submit_once(key(name, body), submit).await;
         submitted.map_err(|problem| problem.kind())
     }
 
@@ -115,9 +153,8 @@ mod tests {
     #[tokio::test]
     async fn a_submission_that_failed_can_be_tried_again() {
         let keys = IdempotencyKeys::default();
-        let body = fingerprint([]);
         let full = async { Err(Problem::new(Kind::QueueFull, "")) };
-        assert!(keys.submit_once(Some("a".to_owned()), body, full).await.is_err());
+        assert!(keys.submit_once(key("a", "other"), full).await.is_err());
         assert!(submit(&keys, "a", "x").await.is_ok());
     }
 
@@ -129,7 +166,7 @@ mod tests {
             submit(&keys, &number.to_string(), "x").await.unwrap();
         }
         assert_ne!(submit(&keys, "first", "x").await, Ok(first));
-        assert_eq!(keys.0.lock().await.jobs.len(), MAX_KEYS);
+        assert_eq!(keys.lock().slots.len(), MAX_KEYS);
     }
 
     #[test]

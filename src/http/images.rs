@@ -82,13 +82,23 @@ pub async fn nth(
             Form::Image(format) | Form::Json(format) => format,
         },
     };
-    let Some(drawn) = api.dispatcher.images(view.id) else { return Err(not_there(&view)) };
-    let id = view.id;
-    let Some(asked) = asked(view) else { return Err(no_image()) };
+    let Some(report) = view.report.clone().filter(|_| view.images > 0) else {
+        return Err(not_there(&view));
+    };
     let index: usize = index.parse().map_err(|_| no_image())?;
-    let encoding = spawn_blocking(move || answer::encode_one(&asked, &drawn, (id, index), format));
-    let encoded = encoding.await.map_err(Problem::internal)?;
-    encoded.ok_or_else(no_image)?.map_err(Problem::internal)
+    if index >= view.images as usize {
+        return Err(no_image());
+    }
+    let dispatcher = api.dispatcher;
+    let encoding = spawn_blocking(move || {
+        let Some(kept) = dispatcher.image(view.id, index).map_err(Problem::internal)? else {
+            return Err(not_there(&view));
+        };
+        let id = view.id;
+        let Some(asked) = asked(view) else { return Err(no_image()) };
+        answer::one_image(&asked, (&report, kept), (id, index), format).map_err(Problem::internal)
+    });
+    encoding.await.map_err(Problem::internal)?
 }
 
 impl ImageQuery {

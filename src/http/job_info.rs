@@ -101,13 +101,6 @@ pub enum StateName {
     Cancelled,
 }
 
-impl JobInfo {
-    /// With its images, if they are there.
-    pub fn of(view: JobView, images: Option<u32>) -> Self {
-        Self { images, ..Self::from(view) }
-    }
-}
-
 impl StateName {
     pub fn of(state: &JobState) -> Self {
         match state {
@@ -151,7 +144,7 @@ impl From<JobView> for JobInfo {
             result: view.result,
             priority: view.terms.priority,
             tags: view.terms.tags,
-            images: None,
+            images: (view.images > 0).then_some(view.images),
         }
     }
 }

@@ -34,7 +34,7 @@ pub async fn show(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<JobInfo>, Problem> {
-    Ok(Json(info(&api, find(&api, &id)?)))
+    Ok(Json(JobInfo::from(find(&api, &id)?)))
 }
 
 /// The job of that name.
@@ -43,11 +43,6 @@ pub fn find(api: &Api, id: &str) -> Result<JobView, Problem> {
     view.ok_or_else(|| {
         Problem::new(Kind::UnknownJob, "there is no such job, or it is long finished")
     })
-}
-
-fn info(api: &Api, view: JobView) -> JobInfo {
-    let images = api.dispatcher.images(view.id).map(|images| images.report.images);
-    JobInfo::of(view, images)
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -97,7 +92,7 @@ pub async fn list(
     let is_last = views.len() <= limit;
     views.truncate(limit);
     let next_cursor = views.last().filter(|_| !is_last).map(|view| view.id.to_string());
-    let jobs = views.into_iter().map(|view| info(&api, view)).collect();
+    let jobs = views.into_iter().map(JobInfo::from).collect();
     Ok(Json(JobList { jobs, next_cursor }))
 }
 
@@ -162,7 +157,7 @@ pub async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Re
     }
     let view = find(&api, &id)?;
     let status = if view.state.is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(info(&api, view))).into_response())
+    Ok((status, Json(JobInfo::from(view))).into_response())
 }
 
 #[derive(Debug, ToSchema)]

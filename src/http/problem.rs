@@ -67,6 +67,7 @@ pub enum Kind {
     WorkerDied,
     HandlerFailed,
     Internal,
+    NotWritten,
     ShuttingDown,
     /// A status of the framework that has no kind of its own.
     Other(StatusCode),
@@ -124,6 +125,9 @@ impl Kind {
                 (S::INTERNAL_SERVER_ERROR, "handler-failed", "The custom job failed")
             }
             Self::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+            Self::NotWritten => {
+                (S::SERVICE_UNAVAILABLE, "not-written", "The job cannot be written down")
+            }
             Self::ShuttingDown => (S::SERVICE_UNAVAILABLE, "shutting-down", "Shutting down"),
             Self::Other(status) => {
                 (status, "about:blank", status.canonical_reason().unwrap_or("Error"))
@@ -251,6 +255,8 @@ impl Problem {
 
 /// By then the daemon is back, or it will not come back.
 const SHUTDOWN_RETRY_SECS: u64 = 30;
+/// By then somebody may have made room on the disk.
+const DISK_RETRY_SECS: u64 = 30;
 /// By then another process may have given memory back.
 const MEMORY_RETRY_SECS: u64 = 30;
 
@@ -324,6 +330,12 @@ impl From<SubmitError> for Problem {
                 let retry_after_secs = Some(SHUTDOWN_RETRY_SECS);
                 let detail = "the daemon is shutting down and takes no new jobs";
                 Self { retry_after_secs, ..Self::new(Kind::ShuttingDown, detail) }
+            }
+            SubmitError::NotWritten => {
+                let retry_after_secs = Some(DISK_RETRY_SECS);
+                let detail =
+                    "jobs cannot be written to disk at the moment; the daemon's log says why";
+                Self { retry_after_secs, ..Self::new(Kind::NotWritten, detail) }
             }
             SubmitError::UnknownHandler { .. } => {
                 Self::new(Kind::UnknownHandler, "there is no custom job of that name")

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     dispatcher::{Outcome, Status, SubmitError},
-    job::{Job, JobId, SwitchOrigin, Unload},
+    job::{Job, JobId, SwitchOrigin, Terms, Unload},
     modes::{Modes, UnknownMode},
     request::{Fields, InvalidFields},
 };
@@ -309,7 +309,8 @@ impl From<NotDone> for Problem {
 }
 
 async fn submit(api: &Api, job: Job, wait: bool) -> Result<Submitted, NotDone> {
-    let ticket = api.dispatcher.submit(job).await.map_err(NotDone::Refused)?;
+    let terms = Terms { durable: !wait, ..Terms::default() };
+    let ticket = api.dispatcher.submit_with(job, terms).await.map_err(NotDone::Refused)?;
     let id = ticket.id();
     if !wait {
         return Ok(Submitted::Queued(ticket.detach()));

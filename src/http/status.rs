@@ -22,6 +22,8 @@ pub struct ModelsStatus {
     queue_size: usize,
     /// Whether nothing is begun until the queue is resumed.
     paused: bool,
+    /// Whether jobs cannot be written to disk: nothing is begun or accepted until they can.
+    storage_fails: bool,
     /// The job that is being done; `null` if none is.
     running_job: Option<String>,
     /// Why no mode is current, where a switch failed and the mode before it could not be loaded
@@ -107,6 +109,7 @@ pub async fn models_status(State(api): State<Api>) -> Json<ModelsStatus> {
         selected_mode: status.selected_mode.clone(),
         queue_size: status.queue_size,
         paused: status.paused,
+        storage_fails: status.storage_fails,
         running_job: status.running.map(|id| id.to_string()),
         degraded: status.degraded.clone(),
         vram: VramStatus::from(&status.vram),

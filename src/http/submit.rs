@@ -10,13 +10,13 @@ use super::{
     Api,
     asking::{GenerateForm, Understood, understand},
     body::GenerateBody,
-    idempotency::{self, Fingerprint},
+    idempotency,
     job_info::{Accepted, StateName},
     jobs::accepted,
     problem::Problem,
 };
 use crate::{
-    job::{Job, Terms},
+    job::{IdempotencyKey, Job, JobId, Terms},
     request::{EncodedImage, Overrides},
 };
 
@@ -74,20 +74,28 @@ async fn answer_later(
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let key = idempotency::key(headers)?;
-    let fingerprint = key.as_ref().map(|_| of_body(&body)).unwrap_or_default();
+    let idempotency = idempotency::key(headers)?
+        .map(|key| IdempotencyKey { key, fingerprint: fingerprint_of(&body) });
     let Understood { asked, terms } = understand(api, body).await?;
-    let submit = async {
-        let terms = Terms { durable: true, ..terms };
-        let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
-        Ok(api.dispatcher.submit_with(job, terms).await?.detach())
-    };
-    let id = api.idempotency.submit_once(key, fingerprint, submit).await?;
+    let terms = Terms { durable: true, idempotency, ..terms };
+    let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
+    let id = submit_durable(api, job, terms).await?;
     let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
 }
 
-fn of_body(body: &GenerateBody) -> Fingerprint {
+/// Queues a job that goes on whoever hangs up, from here on; once for each Idempotency-Key.
+pub async fn submit_durable(api: &Api, job: Job, terms: Terms) -> Result<JobId, Problem> {
+    let Api { dispatcher, idempotency, .. } = api.clone();
+    let key = terms.idempotency.clone();
+    let submitting = async move {
+        let submit = async { Ok(dispatcher.submit_with(job, terms).await?.detach()) };
+        idempotency.submit_once(key, submit).await
+    };
+    tokio::spawn(submitting).await.map_err(Problem::internal)?
+}
+
+fn fingerprint_of(body: &GenerateBody) -> String {
     let fields = body.fields.to_string();
     let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
     let files = [file(&body.files.init_image), file(&body.files.mask_image)];

@@ -75,6 +75,7 @@ impl Modes {
             ("memory", self.memory != new.memory),
             ("scheduling", self.order.scheduling != new.order.scheduling),
             ("max_wait", self.order.max_wait != new.order.max_wait),
+            ("jobs", self.jobs != new.jobs),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

@@ -147,10 +147,11 @@ mod tests {
             ("90s", after(90)),
             (" 10m ", after(600)),
             ("2 h", after(7200)),
+            ("7d", after(604_800)),
         ] {
             assert_eq!(text.parse::<IdleUnload>(), expected, "{text}");
         }
-        for text in ["", "10", "m", "0s", "-1s", "1.5h", "10d", "99999999999s", "never"] {
+        for text in ["", "10", "m", "0s", "-1s", "1.5h", "10y", "99999999999s", "never"] {
             assert!(text.parse::<IdleUnload>().is_err(), "{text}");
         }
         assert_eq!("10m".parse::<IdleUnload>().unwrap().to_string(), "600s");

@@ -153,6 +153,14 @@ named! {
 }
 
 named! {
+    /// Whether something is done.
+    Switch: "choice" {
+        On = "on",
+        Off = "off",
+    }
+}
+
+named! {
     /// How an edit of the configuration file is noticed.
     Watch: "choice" {
         /// By what the file system reports, and by looking, twice a second, for those that report nothing.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-/// `90s`, `10m`, `2h`; never nothing.
+/// `90s`, `10m`, `2h`, `7d`; never nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(Duration);
 
@@ -17,7 +17,7 @@ impl Time {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a time: write 90s, 10m or 2h")]
+#[error("'{0}' is not a time: write 90s, 10m, 2h or 7d")]
 pub struct InvalidTime(pub String);
 
 impl FromStr for Time {
@@ -31,6 +31,7 @@ impl FromStr for Time {
             "s" => 1,
             "m" => 60,
             "h" => 3600,
+            "d" => 86_400,
             _ => return Err(invalid()),
         };
         let number: u32 = number.parse().map_err(|_| invalid())?;
@@ -53,10 +54,12 @@ mod tests {
 
     #[test]
     fn times() {
-        for (text, seconds) in [("90s", 90), (" 10m ", 600), ("2 h", 7200), ("1s", 1)] {
+        for (text, seconds) in
+            [("90s", 90), (" 10m ", 600), ("2 h", 7200), ("1s", 1), ("7d", 604_800)]
+        {
             assert_eq!(text.parse(), Ok(Time::of_secs(seconds)), "{text}");
         }
-        for text in ["", "10", "m", "0s", "-1s", "1.5h", "10d", "99999999999s", "off"] {
+        for text in ["", "10", "m", "0s", "-1s", "1.5h", "10y", "99999999999s", "off"] {
             assert_eq!(text.parse::<Time>(), Err(InvalidTime(text.to_owned())));
         }
         assert_eq!("10m".parse::<Time>().unwrap().to_string(), "600s");

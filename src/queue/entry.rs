@@ -40,7 +40,7 @@ pub struct Entry {
     pub id: JobId,
     pub job: Job,
     pub terms: Terms,
-    /// When it was accepted, as [`Queue::at`](super::Queue::at) counts.
+    /// When it was accepted, in milliseconds since the Unix epoch.
     pub arrived_ms: u64,
 }
 

@@ -55,7 +55,7 @@ impl Queue {
         }
     }
 
-    /// What time it is, in milliseconds since whenever; it is never set back.
+    /// What time it is, in milliseconds since the Unix epoch; it is never set back.
     pub fn at(&mut self, now_ms: u64) -> &mut Self {
         self.now_ms = now_ms;
         self
@@ -128,9 +128,32 @@ impl Queue {
         if brought > 0 && held + brought > MAX_SOURCE_BYTES {
             return Err(Refused::TooMuchToHold);
         }
-        let arrived_ms = self.now_ms;
-        let mut entry = |job| Entry { id: new_id(), job, terms: terms.clone(), arrived_ms };
-        let (switch, job) = (switch.map(&mut entry), entry(job));
+        let switch = switch.map(|switch| (new_id(), switch)); // ids grow in the line's order
+        let job = Entry { id: new_id(), job, terms, arrived_ms: self.now_ms };
+        Ok(self.put_in(place, switch, job, new_id))
+    }
+
+    /// As [`Queue::submit`], of a job that was accepted by an earlier daemon, however many wait.
+    pub fn restore(&mut self, job: Entry, mut new_id: impl FnMut() -> JobId) -> Submitted {
+        let place = self.place_for(job.terms.priority);
+        let switch = self.switch_before(&job.job, place).unwrap_or_default();
+        let switch = switch.map(|switch| (new_id(), switch));
+        self.put_in(place, switch, job, new_id)
+    }
+
+    fn put_in(
+        &mut self,
+        place: usize,
+        switch: Option<(JobId, Job)>,
+        job: Entry,
+        new_id: impl FnMut() -> JobId,
+    ) -> Submitted {
+        let switch = switch.map(|(id, switch)| Entry {
+            id,
+            job: switch,
+            terms: Terms { priority: job.terms.priority, ..Terms::default() },
+            arrived_ms: job.arrived_ms,
+        });
         let is_the_last = place == self.waiting.len();
         let new = switch.iter().chain([&job]).cloned().enumerate();
         new.for_each(|(at, entry)| self.waiting.insert(place + at, entry));
@@ -141,7 +164,7 @@ impl Queue {
                 mend(&mut self.waiting, there, new_id)
             }
         };
-        Ok(Submitted { switch, job, mended })
+        Submitted { switch, job, mended }
     }
 
     /// The switch that a job needs at that place; and a user's switch may need no job at all.

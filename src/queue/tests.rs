@@ -324,6 +324,7 @@ fn modes(words: &str) -> Modes {
         watch: Watch::Auto,
         memory: Memory::default(),
         order: Order::default(),
+        jobs: Default::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
     }
 }

@@ -3,7 +3,10 @@
 //! A frame is two little-endian `u32` lengths, a JSON message and raw bytes (an image's RGB;
 //! mostly empty). Every message names its job, so that a worker may one day have several in flight.
 
-use std::io::{self, Read, Write};
+use std::{
+    fmt,
+    io::{self, Read, Write},
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -143,6 +146,26 @@ impl DrawnReport {
     /// The size of one image's RGB.
     pub fn image_bytes(&self) -> usize {
         3 * self.size.width as usize * self.size.height as usize
+    }
+}
+
+/// The images of a job, one after the other, and how they came about.
+#[derive(Clone, PartialEq)]
+pub struct DrawnImages {
+    pub rgb: Vec<u8>,
+    pub report: DrawnReport,
+}
+
+impl DrawnImages {
+    /// Each image: rows top to bottom, three bytes a pixel.
+    pub fn each(&self) -> impl Iterator<Item = &[u8]> {
+        self.rgb.chunks_exact(self.report.image_bytes())
+    }
+}
+
+impl fmt::Debug for DrawnImages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DrawnImages({:?}, {} bytes)", self.report, self.rgb.len())
     }
 }
 

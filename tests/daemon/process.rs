@@ -1,6 +1,6 @@
 //! The daemon's worker, as the kernel shows it.
 
-use std::{fs, process::Command};
+use std::{fs, io, process::Command, ptr};
 
 use crate::support::wait_for;
 
@@ -18,8 +18,12 @@ impl Worker {
     }
 
     pub fn kill(&self) {
-        let status = Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap();
-        assert!(status.success(), "kill -9 {}", self.pid);
+        assert!(self.is_killed(), "kill -9 {}", self.pid);
+    }
+
+    /// The same, of one that may be gone already.
+    pub fn is_killed(&self) -> bool {
+        Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap().success()
     }
 
     /// Whether it runs; one that is dead but not yet waited for does not.
@@ -51,4 +55,15 @@ impl Worker {
         let (_, fields) = stat.rsplit_once(')')?; // the name before may hold anything
         fields.split_whitespace().nth(field).map(str::to_owned)
     }
+}
+
+/// As if the disk were full for that process: it can make no file longer than so many bytes. Unix's
+/// own limit on files; `None` takes it back.
+pub fn limit_file_size(pid: u32, bytes: Option<u64>) {
+    let soft = bytes.unwrap_or(libc::RLIM_INFINITY);
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel reads one struct, and writes none.
+    let done =
+        unsafe { libc::prlimit(pid as libc::pid_t, libc::RLIMIT_FSIZE, &limit, ptr::null_mut()) };
+    assert_eq!(done, 0, "prlimit: {}", io::Error::last_os_error());
 }

@@ -120,18 +120,8 @@ impl Daemon {
     }
 
     /// `program` is what [`command`] or [`command_of`] made for that folder.
-    pub fn spawn(mut program: Command, folder: TempDir, arguments: &[&str]) -> Self {
-        let log = fs::File::create(folder.path().join("log")).unwrap();
-        let mut child = program
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
+    pub fn spawn(program: Command, folder: TempDir, arguments: &[&str]) -> Self {
+        let (child, url) = serve(program, folder.path(), arguments);
         Self { child, url, folder }
     }
 
@@ -216,6 +206,10 @@ impl Daemon {
         assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The daemon's worker, once there is one.
     pub fn worker(&self) -> Worker {
         wait_for("a worker process", || Worker::of(self.child.id()))
@@ -225,6 +219,12 @@ impl Daemon {
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Starts it again in its folder, after it has ended.
+    pub fn start_again(&mut self, arguments: &[&str]) {
+        let program = command(self.path());
+        (self.child, self.url) = serve(program, self.folder.path(), arguments);
     }
 
     /// Waits for the daemon to end.
@@ -244,6 +244,22 @@ impl Daemon {
             ["done", "failed", "cancelled"].contains(&state).then_some(job)
         })
     }
+}
+
+/// Starts a daemon; its log goes to the end of the folder's.
+fn serve(mut program: Command, folder: &Path, arguments: &[&str]) -> (Child, String) {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).unwrap();
+    let mut child = program
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let url = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
+    (child, url)
 }
 
 impl Drop for Daemon {

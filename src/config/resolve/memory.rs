@@ -116,7 +116,12 @@ fn limit(field: &Field, errors: &mut Errors) -> Option<u64> {
 }
 
 /// A mapping in a mapping; `None` where it is not there, or reported as wrong.
-fn table<'a>(of: &Table<'a>, key: &str, known: &[&str], errors: &mut Errors) -> Option<Table<'a>> {
+pub fn table<'a>(
+    of: &Table<'a>,
+    key: &str,
+    known: &[&str],
+    errors: &mut Errors,
+) -> Option<Table<'a>> {
     let field = of.get(key)?;
     Table::read(&field, field.node.at, known, errors)
 }

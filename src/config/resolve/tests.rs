@@ -1,7 +1,10 @@
 use super::*;
 use crate::{
     config::raw,
-    modes::{LongPrompts, Order, Prediction, PromptSyntax, SchedulerId, Scheduling, Spacing, Time},
+    modes::{
+        Jobs, LongPrompts, Order, Prediction, PromptSyntax, Retention, SchedulerId, Scheduling,
+        Spacing, Switch, Time,
+    },
 };
 
 fn resolved(text: &str) -> Result<Resolved, Vec<Diagnostic>> {
@@ -304,6 +307,28 @@ fn the_order_of_work() {
     }
     insta::assert_snapshot!(errors(&format!("{file}scheduling: affine\nmax_wait: off\n")), @"
     modes.yaml:4:13: error: scheduling: there is no choice 'affine'; did you mean 'affinity'? (there are: fifo, affinity)
-    modes.yaml:5:11: error: max_wait: 'off' is not a time: write 90s, 10m or 2h
+    modes.yaml:5:11: error: max_wait: 'off' is not a time: write 90s, 10m, 2h or 7d
     ");
+}
+
+#[test]
+fn what_is_kept_of_jobs() {
+    let file = "model_root: m\ndefault_mode: a\nmodes: {a: {model: x}}\n";
+    let other = Jobs::default();
+    let short = Retention { max_age: Time::of_secs(3600), max_jobs: 5, max_bytes: 1 << 29 };
+    for (line, expected) in [
+        ("", other),
+        ("jobs:", other),
+        ("jobs: {journal: off}", Jobs { journal: Switch::Off, ..other }),
+        ("jobs: {max_attempts: 7}", Jobs { max_attempts: 7, ..other }),
+        (
+            "jobs: {retention: {max_age: 1h, max_jobs: 5, max_gb: 0.5}}",
+            Jobs { retention: short, ..other },
+        ),
+    ] {
+        assert_eq!(resolved(&format!("{file}{line}\n")).unwrap().modes.jobs, expected, "{line}");
+    }
+    let wrong =
+        "jobs: {journal: maybe, max_attempts: 0, retain: 1, retention: {max_gb: -1, max_age: 1}}";
+    insta::assert_snapshot!(errors(&format!("{file}{wrong}\n")), @"");
 }

@@ -7,33 +7,33 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Actor, Command};
+use super::{Actor, Command, written::Then};
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
     job::{Job, JobId, SwitchOrigin, Terms},
-    modes::Modes,
-    queue::{self, Configured, Refused, Submitted},
+    journal::Record,
+    modes::{Jobs, Modes},
+    queue::{self, Configured, Entry, Refused, Submitted},
 };
 
 impl Actor {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Submit { job, terms, reply, commands } => {
-                let result = self.submit(*job, terms, commands);
-                self.publish();
-                let _ = reply.send(result);
+                self.submit(*job, terms, (commands, reply));
             }
             Command::Cancel { id, reply } => {
-                let will_be_cancelled = self.cancel(id);
+                let will_be = self.cancel(id);
                 self.publish();
                 if let Some(reply) = reply {
-                    let _ = reply.send(will_be_cancelled);
+                    self.write(Record::Mark, Then::SayCancelled { will_be, reply });
                 }
             }
             // Nothing is loaded any more.
             Command::Configure { .. } if self.drain_until.is_some() => {}
             Command::Configure { diff, modes } => {
                 self.registry.configure(&diff, &modes);
+                self.keep_as(modes.jobs);
                 self.lost.retain(|target| !diff.touches(&target.mode));
                 let queue = self.queue.at(self.clock.now_ms());
                 let Configured { superseded, switch } = queue.configure(&diff, &modes, JobId::new);
@@ -57,12 +57,15 @@ impl Actor {
                     self.conclude(entry, Outcome::Cancelled);
                 }
                 self.publish();
-                let _ = reply.send(removed.len());
+                let count = removed.len();
+                self.write(Record::Mark, Then::SayCleared { count, reply });
             }
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + self.drain_timeout);
                 for entry in self.queue.drain() {
-                    self.conclude(&entry, Outcome::Failed(JobFailure::shutting_down()));
+                    if !self.outlives_us(&entry) {
+                        self.conclude(&entry, Outcome::Failed(JobFailure::shutting_down()));
+                    }
                 }
                 self.give_up_loading();
             }
@@ -95,21 +98,45 @@ impl Actor {
         &mut self,
         job: Job,
         terms: Terms,
-        commands: mpsc::UnboundedSender<Command>,
-    ) -> Result<Ticket, SubmitError> {
+        (commands, reply): (
+            mpsc::UnboundedSender<Command>,
+            oneshot::Sender<Result<Ticket, SubmitError>>,
+        ),
+    ) {
+        let durable = terms.durable;
+        let entry = match self.accept(job, terms) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.publish();
+                let _ = reply.send(Err(error));
+                return;
+            }
+        };
+        let (sender, outcome) = oneshot::channel();
+        self.outcomes.insert(entry.id, sender);
+        let ticket = Ticket { id: entry.id, outcome, commands: Some(commands) };
+        match durable {
+            true => {
+                self.write(Record::Accepted(Box::new(entry)), Then::Accept { ticket, reply });
+            }
+            false => {
+                self.publish();
+                let _ = reply.send(Ok(ticket));
+            }
+        }
+    }
+
+    fn accept(&mut self, job: Job, terms: Terms) -> Result<Entry, SubmitError> {
         if self.drain_until.is_some() {
             return Err(SubmitError::ShuttingDown);
+        }
+        if self.is_held {
+            return Err(SubmitError::NotWritten);
         }
         if let Job::Custom { name, .. } = &job {
             self.custom.check(name)?;
         }
-        let limit = match &job {
-            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                None
-            }
-        };
-        let id = self.enqueue(job, terms).map_err(|refused| match refused {
+        let entry = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
                 retry_after_secs: self.pace.retry_after_secs(),
@@ -120,29 +147,49 @@ impl Actor {
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
         })?;
+        self.limit_switch(&entry);
+        Ok(entry)
+    }
+
+    /// A switch that may not wait for ever is given up in time.
+    pub(super) fn limit_switch(&mut self, entry: &Entry) {
+        let limit = match &entry.job {
+            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
+            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                None
+            }
+        };
         if let Some(secs) = limit {
-            self.switch_limits.insert(id, Instant::now() + Duration::from_secs(secs.into()));
+            let until_ms = entry.arrived_ms + 1000 * u64::from(secs);
+            let rest = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
+            self.switch_limits.insert(entry.id, Instant::now() + rest);
         }
-        let (sender, outcome) = oneshot::channel();
-        self.outcomes.insert(id, sender);
-        Ok(Ticket { id, outcome, commands: Some(commands) })
+    }
+
+    fn keep_as(&mut self, kept: Jobs) {
+        if kept.journal != self.kept.journal {
+            tracing::warn!(
+                "'journal' is another than at the start: it counts from the next one on"
+            );
+        }
+        self.kept = kept;
+        self.expire();
     }
 
     /// Puts a job, and what it brings along, into queue and table.
-    fn enqueue(&mut self, job: Job, terms: Terms) -> Result<JobId, Refused> {
+    fn enqueue(&mut self, job: Job, terms: Terms) -> Result<Entry, Refused> {
         let queue = self.queue.at(self.clock.now_ms());
         let Submitted { switch, job, mended } = queue.submit(job, terms, JobId::new)?;
-        let id = job.id;
-        let new = switch.into_iter().chain([job]).chain(mended.added);
+        let new = switch.into_iter().chain([job.clone()]).chain(mended.added);
         new.for_each(|entry| self.jobs.insert(entry));
         for entry in mended.removed {
             self.conclude(&entry, Outcome::Cancelled);
         }
-        Ok(id)
+        Ok(job)
     }
 
     /// Whether the job will end as cancelled.
-    fn cancel(&mut self, id: JobId) -> bool {
+    pub(super) fn cancel(&mut self, id: JobId) -> bool {
         if self.running.as_ref().is_some_and(|running| running.id() == id) {
             return self.cancel_running();
         }

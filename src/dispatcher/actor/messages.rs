@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Actor,
-    running::{MAX_ATTEMPTS, Phase, Running},
+    running::{Phase, Running, begun},
+    written::times,
 };
 use crate::{
     dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome},
@@ -103,7 +104,7 @@ impl Actor {
         self.reconcile(Default::default());
         let Some(running) = &mut self.running else { return };
         match &mut running.phase {
-            Phase::Custom(_) => return,
+            Phase::AwaitsJournal | Phase::Custom(_) => return,
             // It is all gone.
             Phase::Unloading(modes) => {
                 let modes = std::mem::take(modes);
@@ -114,16 +115,20 @@ impl Actor {
         if running.cancelled {
             return self.finish_running(Outcome::Cancelled);
         }
-        if running.attempts == MAX_ATTEMPTS {
-            let failure = worker_died(host::oom_kills() > self.oom_kills_at_start);
+        if running.attempts >= self.kept.max_attempts {
+            let was_oom = host::oom_kills() > self.oom_kills_at_start;
+            let failure = worker_died(running.attempts, was_oom);
             return match running.phase {
                 Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
                 _ => self.on_load_failed(failure),
             };
         }
-        running.attempts += 1;
-        let id = running.id();
-        self.jobs.begin(id, JobState::Loading { percent: 0 });
+        let entry = running.entry.clone();
+        let (attempts, _) = self.jobs.begin(entry.id, JobState::Loading { percent: 0 });
+        running.attempts = attempts;
+        if entry.terms.durable {
+            self.note(begun(entry.id, attempts));
+        }
         self.drive();
     }
 }
@@ -140,16 +145,19 @@ fn images(report: DrawnReport, asked: u32, rgb: Vec<u8>) -> Outcome {
 }
 
 /// After the last attempt.
-fn worker_died(out_of_memory: bool) -> JobFailure {
+fn worker_died(attempts: u32, out_of_memory: bool) -> JobFailure {
+    let times = times(attempts);
     if !out_of_memory {
-        let message = "the worker process died, or would not start, twice in this job's turn; the \
-                       daemon's log says why";
-        return JobFailure { kind: FailureKind::WorkerDied, message: message.to_owned() };
+        let message = format!(
+            "the worker process died, or would not start, {times} in this job's turn; the daemon's \
+             log says why"
+        );
+        return JobFailure { kind: FailureKind::WorkerDied, message };
     }
     let HostMemory { total_bytes, used_bytes } = host::memory();
     let message = format!(
-        "memory ran out, and the kernel ended the worker process, twice in this job's turn; without \
-         it {:.2} of {:.2} GiB are used",
+        "memory ran out, and the kernel ended the worker process, {times} in this job's turn; without it \
+         {:.2} of {:.2} GiB are used",
         gib(used_bytes),
         gib(total_bytes)
     );

@@ -11,10 +11,13 @@ use tokio::{
     time::Instant,
 };
 
-use super::Actor;
+use super::{Actor, written::Then};
 use crate::{
-    dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
+    dispatcher::{
+        FailureKind, JobContext, JobFailure, Outcome, clock::unix_ms, custom::HandlerResult,
+    },
     job::{Job, JobId, JobState, Unload},
+    journal::Record,
     queue::{Entry, Target},
     vram::{
         Reason, host,
@@ -22,9 +25,6 @@ use crate::{
     },
     worker::protocol::ToWorker,
 };
-
-/// How often a job is begun before a worker that dies on it is the job's failure.
-pub const MAX_ATTEMPTS: u32 = 2;
 
 /// The job whose turn it is.
 pub struct Running {
@@ -46,6 +46,8 @@ pub struct Running {
 
 /// How far it is.
 pub enum Phase {
+    /// Its attempt is being written down.
+    AwaitsJournal,
     /// The worker is being started.
     AwaitsWorker,
     /// The worker loads its pipeline, or the one that was there before.
@@ -87,6 +89,11 @@ impl Running {
     }
 }
 
+/// What is written of an attempt.
+pub fn begun(id: JobId, attempts: u32) -> Record {
+    Record::Begun { id, attempts, at_unix_ms: unix_ms() }
+}
+
 /// The end of the running custom job, if one runs.
 pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, JoinError> {
     match running {
@@ -97,33 +104,50 @@ pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, 
 
 impl Actor {
     pub(super) fn begin(&mut self, entry: Entry) {
-        let (state, phase) = match &entry.job {
+        let state = match &entry.job {
             Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
-                (JobState::Loading { percent: 0 }, Phase::AwaitsWorker)
+                JobState::Loading { percent: 0 }
             }
-            Job::Unload { .. } => {
-                (JobState::Running { step: 0, steps: 1 }, Phase::Unloading(Vec::new()))
-            }
-            Job::Custom { name, args } => {
-                let context = JobContext { id: entry.id };
-                let handler = self.custom.spawn(name, context, args.clone());
-                (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
-            }
+            Job::Unload { .. } | Job::Custom { .. } => JobState::Running { step: 0, steps: 1 },
         };
-        if let Some(waited) = self.jobs.begin(entry.id, state) {
+        let (attempts, waited) = self.jobs.begin(entry.id, state);
+        if let Some(waited) = waited {
             self.counters.waited(waited);
         }
+        let (id, durable) = (entry.id, entry.terms.durable);
         self.running = Some(Running {
             entry,
-            phase,
+            phase: Phase::AwaitsJournal,
             before: self.queue.loaded().cloned(),
             failed: None,
             made_room: false,
-            attempts: 1,
+            attempts,
             cancelled: false,
             loaded: false,
             since: Instant::now(),
         });
+        match durable {
+            // It may be what ends the daemon: the attempt counts before it is made.
+            true => self.write(begun(id, attempts), Then::SetOff { id }),
+            false => self.set_off(id),
+        }
+    }
+
+    /// The job's attempt is written down, if it has to be.
+    pub(super) fn set_off(&mut self, job: JobId) {
+        let Some(running) = &mut self.running else { return };
+        if running.id() != job || !matches!(running.phase, Phase::AwaitsJournal) {
+            return;
+        }
+        running.phase = match &running.entry.job {
+            Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
+                Phase::AwaitsWorker
+            }
+            Job::Unload { .. } => Phase::Unloading(Vec::new()),
+            Job::Custom { name, args } => {
+                Phase::Custom(self.custom.spawn(name, JobContext { id: job }, args.clone()))
+            }
+        };
         self.begin_unloading();
         self.drive();
     }
@@ -151,6 +175,9 @@ impl Actor {
     pub(super) fn drive(&mut self) {
         let Some(running) = &mut self.running else { return };
         let Some(goal) = running.goal() else { return };
+        if matches!(running.phase, Phase::AwaitsJournal) {
+            return;
+        }
         if !self.worker.is_ready() {
             running.phase = Phase::AwaitsWorker;
             let id = running.id();
@@ -231,7 +258,7 @@ impl Actor {
     pub(super) fn cancel_running(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
         match (&running.phase, &running.entry.job) {
-            (Phase::AwaitsWorker, _) => {
+            (Phase::AwaitsJournal | Phase::AwaitsWorker, _) => {
                 self.finish_running(Outcome::Cancelled);
                 return true;
             }
@@ -260,10 +287,18 @@ impl Actor {
 
     /// The daemon shuts down, and has waited long enough.
     pub(super) fn give_up_running(&mut self) {
-        if let Some(Running { phase: Phase::Custom(handler), .. }) = &self.running {
+        let Some(running) = &self.running else { return };
+        if let Phase::Custom(handler) = &running.phase {
             handler.abort();
         }
-        self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
+        if !self.outlives_us(&running.entry) || running.cancelled {
+            return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
+        }
+        let (id, attempts) = (running.id(), running.attempts - 1);
+        tracing::info!(job = %id, "goes on when the daemon is there again");
+        self.note(Record::PutBack { id, attempts });
+        self.running = None;
+        self.queue.finish_running(false);
     }
 
     pub(super) fn on_custom_end(&mut self, result: Result<HandlerResult, JoinError>) {

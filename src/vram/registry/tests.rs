@@ -36,6 +36,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         watch: Watch::Off,
         memory,
         order: Order::default(),
+        jobs: Default::default(),
         modes: pinned.iter().enumerate().map(mode).collect(),
     }
 }

@@ -1,0 +1,217 @@
+//! What the journal has to do with it: a caller is told that its job is accepted, and everybody that
+//! a job has ended, when that is on disk.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::Actor;
+use crate::{
+    dispatcher::{
+        FailureKind, JobFailure, Outcome, SubmitError, Ticket,
+        clock::unix_ms,
+        table::{Ended, Expired},
+    },
+    job::{Job, JobId, SwitchOrigin},
+    journal::{Ending, Receipt, Record, Remembered},
+    queue::{Entry, Submitted},
+};
+
+/// What is done when something is on disk.
+pub enum Then {
+    Nothing,
+    Accept { ticket: Ticket, reply: oneshot::Sender<Result<Ticket, SubmitError>> },
+    SetOff { id: JobId },
+    Settle { id: JobId, outcome: Outcome, at_unix_ms: u64 },
+    SayCancelled { will_be: bool, reply: oneshot::Sender<bool> },
+    SayCleared { count: usize, reply: oneshot::Sender<usize> },
+}
+
+impl Actor {
+    /// Appends a record that somebody waits for.
+    pub(super) fn write(&mut self, record: Record, then: Then) {
+        self.unwritten += 1;
+        self.journal.append(record, then);
+    }
+
+    /// Appends a record that nobody waits for.
+    pub(super) fn note(&mut self, record: Record) {
+        self.write(record, Then::Nothing);
+    }
+
+    pub(super) fn on_receipt(&mut self, receipt: Receipt<Then>) {
+        match receipt {
+            Receipt::Written { token, image_bytes } => {
+                self.unwritten -= 1;
+                match token {
+                    Then::Nothing => {}
+                    Then::Accept { ticket, reply } => {
+                        self.publish();
+                        let _ = reply.send(Ok(ticket));
+                    }
+                    Then::SetOff { id } => self.set_off(id),
+                    Then::Settle { id, outcome, at_unix_ms } => {
+                        self.settle(id, outcome, at_unix_ms, image_bytes);
+                    }
+                    token @ (Then::SayCancelled { .. } | Then::SayCleared { .. }) => {
+                        self.say(token)
+                    }
+                }
+            }
+            Receipt::Refused(token) => {
+                self.unwritten -= 1;
+                match token {
+                    Then::Accept { ticket, reply } => self.take_back(ticket, reply),
+                    Then::Nothing => self.is_held = true,
+                    Then::SetOff { id } => {
+                        self.is_held = true;
+                        self.set_off(id);
+                    }
+                    // What is known of it stays in memory until it can be written.
+                    Then::Settle { id, outcome, at_unix_ms } => {
+                        self.is_held = true;
+                        self.settle(id, outcome, at_unix_ms, 0);
+                    }
+                    token @ (Then::SayCancelled { .. } | Then::SayCleared { .. }) => {
+                        self.say(token)
+                    }
+                }
+            }
+            Receipt::Recovered => self.is_held = false,
+        }
+    }
+
+    fn say(&mut self, then: Then) {
+        self.publish();
+        match then {
+            Then::SayCancelled { will_be, reply } => drop(reply.send(will_be)),
+            Then::SayCleared { count, reply } => drop(reply.send(count)),
+            Then::Nothing | Then::Accept { .. } | Then::SetOff { .. } | Then::Settle { .. } => {}
+        }
+    }
+
+    /// A job could not be written down, and so is not accepted.
+    fn take_back(&mut self, ticket: Ticket, reply: oneshot::Sender<Result<Ticket, SubmitError>>) {
+        let id = ticket.detach();
+        self.refused.insert(id);
+        self.outcomes.remove(&id);
+        self.cancel(id);
+        self.publish();
+        let _ = reply.send(Err(SubmitError::NotWritten));
+    }
+
+    /// A job has ended, and this is on disk if it has to be: for all to see, and for its caller.
+    pub(super) fn settle(
+        &mut self,
+        id: JobId,
+        outcome: Outcome,
+        at_unix_ms: u64,
+        image_bytes: u64,
+    ) {
+        match self.refused.remove(&id) {
+            true => self.jobs.forget(id),
+            false => self.jobs.finish(id, Ended { outcome: &outcome, at_unix_ms, image_bytes }),
+        }
+        if let Some(caller) = self.outcomes.remove(&id) {
+            self.to_tell.push((caller, outcome));
+        }
+        self.expire();
+    }
+
+    /// Forgets what is kept no longer.
+    pub(super) fn expire(&mut self) {
+        let Expired { jobs, images } = self.jobs.expire(unix_ms(), &self.kept.retention);
+        if !jobs.is_empty() {
+            self.note(Record::Forgotten(jobs));
+        }
+        if !images.is_empty() {
+            self.note(Record::ImagesForgotten(images));
+        }
+    }
+
+    /// What is written of a durable job's end.
+    pub(super) fn write_end(&mut self, entry: &Entry, outcome: Outcome) {
+        let at_unix_ms = unix_ms();
+        let (mut result, mut report, mut images) = (None, None, None);
+        match &outcome {
+            Outcome::Images(drawn) => {
+                report = Some(drawn.report.clone());
+                images = Some(Arc::clone(drawn));
+            }
+            Outcome::Custom(value) => result = Some(value.clone()),
+            Outcome::Switched
+            | Outcome::Loaded
+            | Outcome::Unloaded(_)
+            | Outcome::Failed(_)
+            | Outcome::Cancelled => {}
+        }
+        let ending = Box::new(Ending {
+            state: outcome.state(),
+            finished_unix_ms: at_unix_ms,
+            result,
+            report,
+            image_bytes: 0,
+        });
+        let mut entry = Box::new(entry.clone());
+        entry.job.forget_images();
+        let id = entry.id;
+        let record = Record::Ended { entry, ending, images };
+        self.write(record, Then::Settle { id, outcome, at_unix_ms });
+    }
+
+    /// Whether a job goes on in the next daemon, if it has not ended when this one does.
+    pub(super) fn outlives_us(&self, entry: &Entry) -> bool {
+        entry.terms.durable && self.journal.is_on()
+    }
+
+    /// Takes up what an earlier daemon has left. Whether a mode was to be switched to by a user.
+    pub(super) fn restore(&mut self, remembered: Vec<Remembered>) -> bool {
+        let mut selects = false;
+        let (mut again, mut failed) = (0, 0);
+        for job in remembered {
+            let (entry, attempts) = (job.entry.clone(), job.attempts);
+            let is_to_be_done = job.ending.is_none();
+            self.jobs.restore(job);
+            if !is_to_be_done {
+                continue;
+            }
+            if attempts >= self.kept.max_attempts {
+                failed += 1;
+                self.conclude(&entry, Outcome::Failed(daemon_ended(attempts)));
+                continue;
+            }
+            again += 1;
+            selects |= matches!(entry.job, Job::ModeSwitch { asked_by: SwitchOrigin::User, .. });
+            self.limit_switch(&entry);
+            let Submitted { switch, mended, .. } = self.queue.restore(entry, JobId::new);
+            let switches = switch.into_iter().chain(mended.added);
+            switches.for_each(|entry| self.jobs.insert(entry));
+            for entry in mended.removed {
+                self.conclude(&entry, Outcome::Cancelled);
+            }
+        }
+        if again + failed > 0 {
+            tracing::info!(
+                "an earlier daemon left {again} jobs that go on now, and {failed} that were begun \
+                 too often"
+            );
+        }
+        self.expire();
+        selects
+    }
+}
+
+/// How often, in words.
+pub fn times(count: u32) -> String {
+    match count {
+        1 => "once".to_owned(),
+        2 => "twice".to_owned(),
+        more => format!("{more} times"),
+    }
+}
+
+fn daemon_ended(attempts: u32) -> JobFailure {
+    let times = times(attempts);
+    let message = format!("the daemon, or its worker, ended {times} in this job's turn");
+    JobFailure { kind: FailureKind::WorkerDied, message }
+}

@@ -1,0 +1,255 @@
+use std::{collections::HashSet, fs, path::Path, sync::Arc};
+
+use serde_json::json;
+
+use super::{
+    Ending, Journal, JournalError, Opened, Receipt, Record, Remembered, Results, store::Store,
+};
+use crate::{
+    job::{Job, JobId, JobState, Terms},
+    modes::{CheckpointRef, PipelineSpec, SchedulerId, Size},
+    queue::Entry,
+    request::{EncodedImage, GenerateRequest, Source},
+    worker::protocol::{DrawnImages, DrawnReport},
+};
+
+fn entry() -> Entry {
+    let checkpoint = CheckpointRef { name: "a".to_owned(), path: "/m/a".into() };
+    let source =
+        Source { image: EncodedImage(vec![1, 2, 3].into()), mask: None, denoise_strength: 0.5 };
+    let request = GenerateRequest {
+        n: 2,
+        seed: 7,
+        source: Some(source),
+        ..GenerateRequest::of("a", "a red fox")
+    };
+    let terms = Terms { durable: true, priority: 3, tags: vec!["t".into()], ..Terms::default() };
+    let job = Job::Generation { request, pipeline: PipelineSpec::of(checkpoint) };
+    Entry { id: JobId::new(), job, terms, arrived_ms: 1000 }
+}
+
+fn accepted(entry: &Entry) -> Record {
+    Record::Accepted(Box::new(entry.clone()))
+}
+
+fn images() -> DrawnImages {
+    let report = DrawnReport {
+        size: Size { width: 8, height: 8 },
+        images: 2,
+        prompt_truncated: None,
+        skipped_loras: vec![],
+        scheduler: SchedulerId::Ddim,
+        encode_ms: 1,
+        denoise_ms: 2,
+        decode_ms: 3,
+        peak_bytes: 4,
+        steps: 5,
+    };
+    DrawnImages { rgb: (0..2 * 192).map(|i| i as u8).collect(), report }
+}
+
+fn ending(state: JobState) -> Ending {
+    Ending { state, finished_unix_ms: 3000, result: None, report: None, image_bytes: 0 }
+}
+
+fn ended(entry: &Entry, ending: Ending, images: Option<DrawnImages>) -> Record {
+    let mut entry = Box::new(entry.clone());
+    entry.job.forget_images();
+    Record::Ended { entry, ending: Box::new(ending), images: images.map(Arc::new) }
+}
+
+fn open(folder: &Path) -> Opened<u32> {
+    Journal::open(folder).unwrap()
+}
+
+/// Appends these, closes the journal, and says which were written.
+fn write(opened: Opened<u32>, records: impl IntoIterator<Item = Record>) -> Vec<u32> {
+    let Opened { journal, mut receipts, .. } = opened;
+    records.into_iter().zip(0..).for_each(|(record, token)| journal.append(record, token));
+    journal.close();
+    let mut written = Vec::new();
+    while let Ok(receipt) = receipts.try_recv() {
+        match receipt {
+            Receipt::Written { token, .. } => written.push(token),
+            Receipt::Refused(_) | Receipt::Recovered => {}
+        }
+    }
+    written.sort_unstable();
+    written
+}
+
+#[test]
+fn what_was_written_is_remembered_in_its_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs: Vec<Entry> = (0..5).map(|_| entry()).collect();
+    let failed = JobState::Failed { reason: "so".to_owned() };
+    let custom = Ending { result: Some(json!({"x": 1})), ..ending(JobState::Done) };
+    let begun =
+        |at: usize, attempts, at_unix_ms| Record::Begun { id: jobs[at].id, attempts, at_unix_ms };
+    let written = write(
+        open(folder.path()),
+        jobs.iter().rev().map(accepted).chain([
+            begun(0, 1, 2000),
+            begun(0, 2, 2500),
+            begun(1, 1, 2000),
+            Record::PutBack { id: jobs[1].id, attempts: 0 },
+            ended(&jobs[2], ending(failed), None),
+            ended(&jobs[3], custom.clone(), None),
+            Record::Notified(jobs[3].id),
+            Record::Forgotten(vec![jobs[4].id]),
+            Record::Mark,
+        ]),
+    );
+    assert_eq!(written, (0..14).collect::<Vec<_>>());
+    let remembered = open(folder.path()).remembered;
+    let ids: Vec<JobId> = remembered.iter().map(|job| job.entry.id).collect();
+    assert_eq!(ids, [3, 2, 1, 0].map(|at| jobs[at].id), "as they were accepted");
+    let [done, failed, put_back, running] = &remembered[..] else { panic!("{remembered:?}") };
+    assert_eq!(running.entry, jobs[0], "whole, images and terms");
+    let attempts = |job: &Remembered| (job.attempts, job.started_unix_ms);
+    assert_eq!(attempts(running), (2, Some(2000)));
+    assert_eq!(running.ending, None);
+    assert_eq!((put_back.attempts, &put_back.ending), (0, &None));
+    assert_eq!(done.ending, Some(custom));
+    assert!(done.notified && !failed.notified);
+    let reason = |job: &Remembered| job.ending.clone().map(|ending| ending.state);
+    assert_eq!(reason(failed), Some(JobState::Failed { reason: "so".to_owned() }));
+    let Job::Generation { request, .. } = &failed.entry.job else { panic!() };
+    assert_eq!(request.source.as_ref().unwrap().bytes(), 0, "what it drew over is not kept");
+}
+
+#[test]
+fn images_are_files_with_their_parameters() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = entry();
+    let done = Ending { report: Some(images().report), ..ending(JobState::Done) };
+    write(open(folder.path()), [accepted(&job), ended(&job, done, Some(images()))]);
+    let Opened { remembered, results, journal, .. } = open(folder.path());
+    let bytes = remembered[0].ending.as_ref().unwrap().image_bytes;
+    let results = results.unwrap();
+    let files: Vec<Vec<u8>> = (0..2).map(|at| results.read(job.id, at).unwrap().unwrap()).collect();
+    assert_eq!(files.iter().map(Vec::len).sum::<usize>() as u64, bytes);
+    assert_eq!(results.read(job.id, 2).unwrap(), None);
+    for (at, file) in files.iter().enumerate() {
+        let seed = format!("Seed: {}", 7 + at);
+        assert!(file.windows(seed.len()).any(|it| it == seed.as_bytes()));
+        let rgb = crate::image::decode_rgb(file, Size { width: 8, height: 8 }).unwrap();
+        assert_eq!(rgb, images().each().nth(at).unwrap());
+    }
+    journal.append(Record::ImagesForgotten(vec![job.id]), 0);
+    journal.close();
+    assert_eq!(results.read(job.id, 0).unwrap(), None);
+    assert_eq!(open(folder.path()).remembered[0].ending.as_ref().unwrap().image_bytes, 0);
+}
+
+#[test]
+fn files_of_no_job_are_removed_and_others_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = Results::open(folder.path().to_owned()).unwrap();
+    let (known, unknown) = (entry(), entry());
+    results.save(&known, &images()).unwrap();
+    results.save(&unknown, &images()).unwrap();
+    let mine = folder.path().join("my notes-1.png");
+    let half = folder.path().join(format!("{}-0.tmp", known.id));
+    [&mine, &half].iter().for_each(|path| fs::write(path, "x").unwrap());
+    results.keep_only(&HashSet::from([known.id])).unwrap();
+    assert!(results.read(known.id, 1).unwrap().is_some());
+    assert_eq!(results.read(unknown.id, 0).unwrap(), None);
+    assert!(mine.exists() && !half.exists());
+}
+
+#[test]
+fn a_damaged_file_is_put_aside() {
+    // Not a database at all; and one with a hole in its middle.
+    for damage in [
+        |_: Vec<u8>| b"not a database, not even an empty one".repeat(200),
+        |mut file: Vec<u8>| {
+            let middle = file.len() / 2;
+            file[middle..].fill(0xff);
+            file
+        },
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let many: Vec<Record> = (0..200).map(|_| accepted(&entry())).collect();
+        write(open(folder.path()), many);
+        let path = folder.path().join("journal.sqlite3");
+        let damaged = damage(fs::read(&path).unwrap());
+        fs::write(&path, &damaged).unwrap();
+        let job = entry();
+        let opened = open(folder.path());
+        assert_eq!(opened.remembered, []);
+        assert_eq!(write(opened, [accepted(&job)]), [0], "a new one is begun");
+        let names = fs::read_dir(folder.path()).unwrap();
+        let names = names.map(|file| file.unwrap().path());
+        let aside: Vec<_> =
+            names.filter(|path| path.to_str().unwrap().contains(".damaged-")).collect();
+        assert_eq!(aside.len(), 1, "{aside:?}");
+        assert_eq!(fs::read(&aside[0]).unwrap(), damaged, "as it was");
+        assert_eq!(open(folder.path()).remembered[0].entry.id, job.id);
+    }
+}
+
+#[test]
+fn a_newer_journal_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    write(open(folder.path()), [accepted(&entry())]);
+    let path = folder.path().join("journal.sqlite3");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let Err(error) = Journal::<u32>::open(folder.path()) else { panic!() };
+    assert!(matches!(error, JournalError::Newer { found: 99, .. }), "{error}");
+    assert!(error.to_string().contains("newer diffused"), "{error}");
+}
+
+#[test]
+fn a_job_that_cannot_be_read_is_left_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = [entry(), entry()];
+    write(open(folder.path()), jobs.iter().map(accepted));
+    let path = folder.path().join("journal.sqlite3");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let id = jobs[0].id.to_string();
+    connection
+        .execute("UPDATE jobs SET job = '{\"type\":\"future\"}' WHERE id = ?1", [id])
+        .unwrap();
+    let remembered = open(folder.path()).remembered;
+    assert_eq!(remembered.iter().map(|job| job.entry.id).collect::<Vec<_>>(), [jobs[1].id]);
+    let count: u32 =
+        connection.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn all_or_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = entry();
+    let (mut store, _) = Store::open(&folder.path().join("j")).unwrap();
+    let twice = [accepted(&job), accepted(&job)];
+    assert!(store.write(&twice).is_err(), "an id is there once");
+    drop(store);
+    let (mut store, remembered) = Store::open(&folder.path().join("j")).unwrap();
+    assert_eq!(remembered, []);
+    store.write([&accepted(&job)]).unwrap();
+}
+
+#[test]
+fn one_bad_record_takes_no_other_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let (job, other) = (entry(), entry());
+    let written = write(
+        open(folder.path()),
+        [accepted(&job), accepted(&job), accepted(&other), Record::Mark],
+    );
+    assert_eq!(written, [0, 2, 3]);
+    assert_eq!(open(folder.path()).remembered.len(), 2);
+}
+
+#[test]
+fn a_journal_that_is_off_says_yes_at_once() {
+    let Opened { journal, mut receipts, remembered, .. } = Journal::off();
+    journal.append(accepted(&entry()), 5);
+    assert!(matches!(receipts.try_recv(), Ok(Receipt::Written { token: 5, image_bytes: 0 })));
+    assert!(remembered.is_empty() && !journal.is_on());
+    journal.close();
+}
