@@ -75,7 +75,13 @@ pub enum Job {
         timeout_secs: Option<u32>,
     },
     /// Have a mode's pipeline loaded, beside the current one's.
-    Load { mode: String, pipeline: PipelineSpec },
+    Load {
+        mode: String,
+        pipeline: PipelineSpec,
+        /// And draw one step with it.
+        #[serde(default)]
+        warm_up: bool,
+    },
     /// Give memory back.
     Unload { what: Unload },
     /// Run a handler that was registered under that name.

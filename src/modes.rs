@@ -7,13 +7,16 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod custom;
 mod diff;
 mod memory;
 mod names;
 mod order;
 mod size;
 mod time;
+mod webhooks;
 
+pub use custom::{BUILT_IN_JOBS, CustomCommand, is_built_in};
 pub use diff::ModesDiff;
 pub use memory::{
     IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
@@ -25,6 +28,7 @@ pub use names::{
 pub use order::Order;
 pub use size::{InvalidSize, Size};
 pub use time::{InvalidTime, Time};
+pub use webhooks::{Secret, Webhooks};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +43,9 @@ pub struct Modes {
     pub memory: Memory,
     pub order: Order,
     pub modes: BTreeMap<String, Arc<Mode>>,
+    /// Commands that custom jobs run, by the jobs' names.
+    pub custom_jobs: BTreeMap<String, CustomCommand>,
+    pub webhooks: Webhooks,
 }
 
 impl Modes {

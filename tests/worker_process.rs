@@ -103,6 +103,8 @@ fn modes() -> Arc<Modes> {
         memory: Memory::default(),
         order: Order::default(),
         modes: Default::default(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     })
 }
 
@@ -287,6 +289,7 @@ mod roles {
                         say(FromWorker::Image { job, drawn: drawn() }, &[0; 8 * 8 * 3]);
                     }
                 }
+                ToWorker::Probe { job, .. } => say(FromWorker::Probed { job }, &[]),
                 ToWorker::Cancel { job } => say(FromWorker::Cancelled { job }, &[]),
             }
         }

@@ -20,13 +20,17 @@ use crate::modes::{
     did_you_mean, nearest_name,
 };
 
+pub mod custom;
 pub mod memory;
 mod order;
+pub mod webhooks;
 
+use custom::custom_jobs;
 use memory::MemorySection;
 use order::order;
+use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 9] = [
+pub const ROOT_KEYS: [&str; 11] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -36,6 +40,8 @@ pub const ROOT_KEYS: [&str; 9] = [
     "max_wait",
     "memory",
     "modes",
+    "custom_jobs",
+    "webhooks",
 ];
 pub const MODE_KEYS: [&str; 18] = [
     "model",
@@ -139,6 +145,8 @@ impl Resolver {
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let order = order(&table, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
+        let custom_jobs = custom_jobs(&table, base, &mut self.errors);
+        let webhooks = webhooks(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -158,8 +166,18 @@ impl Resolver {
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
         let memory = section.memory.clone();
-        let modes =
-            Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, order, modes };
+        let modes = Modes {
+            default_mode,
+            model_root,
+            lora_root,
+            max_pixels,
+            watch,
+            memory,
+            order,
+            modes,
+            custom_jobs,
+            webhooks,
+        };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
     }

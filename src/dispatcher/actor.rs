@@ -4,7 +4,7 @@
 //!
 //! - a command: somebody submits, cancels, holds the work back, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
-//! - a custom job's handler has ended;
+//! - a custom job says how far it is, or has ended;
 //! - memory was measured anew;
 //! - a switch has waited for as long as it may;
 //! - a pipeline has been idle for as long as it may;
@@ -21,14 +21,16 @@ use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinError,
     time::{Instant, sleep_until},
 };
 
-use self::running::{Running, custom_end};
+use self::running::{Running, custom_event};
 use super::{
-    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket, clock::Clock,
-    custom::HandlerResult, pace::Pace, table::SharedJobs,
+    Counters, DispatcherConfig, Outcome, Status, SubmitError, Ticket,
+    clock::Clock,
+    custom::{CustomEvent, Runnable},
+    pace::Pace,
+    table::SharedJobs,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
@@ -74,7 +76,7 @@ enum Wake {
     /// `None`: nobody is left who could give a command.
     Command(Option<Command>),
     Worker(supervisor::Event),
-    CustomEnded(Result<HandlerResult, JoinError>),
+    Custom(CustomEvent),
     Measured,
     SwitchLimit,
     Idle,
@@ -91,7 +93,7 @@ pub struct Actor {
     /// Outcomes of jobs that have ended since the last publication.
     to_tell: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     running: Option<Running>,
-    custom: CustomJobs,
+    custom: Runnable,
     worker: Supervisor,
     registry: VramRegistry,
     /// Tells the probe whom to measure.
@@ -139,7 +141,7 @@ impl Actor {
             outcomes: HashMap::new(),
             to_tell: Vec::new(),
             running: None,
-            custom: config.custom,
+            custom: Runnable::new(config.custom, &modes),
             worker,
             registry,
             worker_pid,
@@ -166,7 +168,11 @@ impl Actor {
         });
         let loads = config.preload.iter().filter_map(|name| {
             let mode = modes.modes.get(name)?;
-            Some(Job::Load { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
+            Some(Job::Load {
+                mode: mode.name.clone(),
+                pipeline: mode.pipeline.clone(),
+                warm_up: false,
+            })
         });
         switch.into_iter().chain(loads).for_each(|job| actor.append(job));
         actor.publish();
@@ -187,7 +193,7 @@ impl Actor {
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
                 event = self.worker.next() => Wake::Worker(event),
-                result = custom_end(&mut self.running) => Wake::CustomEnded(result),
+                event = custom_event(&mut self.running) => Wake::Custom(event),
                 Ok(()) = self.readings.changed() => Wake::Measured,
                 () = limit(switch_limit) => Wake::SwitchLimit,
                 () = limit(idle_at) => Wake::Idle,
@@ -197,7 +203,7 @@ impl Actor {
                 Wake::Command(Some(command)) => self.on_command(command),
                 Wake::Command(None) => break,
                 Wake::Worker(event) => self.on_worker(event),
-                Wake::CustomEnded(result) => self.on_custom_end(result),
+                Wake::Custom(event) => self.on_custom(event),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.
                 Wake::Measured | Wake::Idle => {}
                 Wake::SwitchLimit => self.give_up_waiting_switches(),

@@ -7,6 +7,7 @@
 
 mod actor;
 mod clock;
+mod command;
 mod counters;
 mod custom;
 mod events;
@@ -26,7 +27,7 @@ use tokio::{
 
 pub use self::{
     counters::{Counters, Ending, Stage, Times},
-    custom::{CustomJobs, JobContext},
+    custom::{CustomJobs, HandlerResult, JobContext, JobHandler},
     events::{Change, Event, EventId, Events},
     job_events::JobEvents,
     table::JobView,
@@ -66,14 +67,14 @@ pub fn start(config: DispatcherConfig) -> (Handle, DispatcherShutdown) {
 fn start_with(config: DispatcherConfig, worker: Supervisor) -> (Handle, DispatcherShutdown) {
     let (commands, to_do) = mpsc::unbounded_channel();
     let jobs = SharedJobs::default();
-    let custom_names = config.custom.names();
+    let custom_jobs = config.custom.list().into();
     let (actor, status) = Actor::new(config, worker, to_do, jobs.clone());
     let end_of_events = jobs.events().ends_with_this();
     let task = tokio::spawn(async move {
         let _end_of_events = end_of_events;
         actor.run().await;
     });
-    let handle = Handle { commands: commands.clone(), jobs, status, custom_names };
+    let handle = Handle { commands: commands.clone(), jobs, status, custom_jobs };
     (handle, DispatcherShutdown { commands, task })
 }
 
@@ -84,7 +85,7 @@ pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     jobs: SharedJobs,
     status: watch::Receiver<Arc<Status>>,
-    custom_names: Vec<String>,
+    custom_jobs: Arc<[(String, String)]>,
 }
 
 impl Handle {
@@ -180,9 +181,9 @@ impl Handle {
         self.status.borrow().clone()
     }
 
-    /// The names under which custom jobs were registered, sorted.
-    pub fn custom_names(&self) -> Vec<String> {
-        self.custom_names.clone()
+    /// The names under which custom jobs were registered, sorted, and what each says of itself.
+    pub fn custom_jobs(&self) -> &[(String, String)] {
+        &self.custom_jobs
     }
 }
 

@@ -23,6 +23,7 @@ mod answer;
 mod asking;
 mod body;
 mod config;
+mod custom;
 mod edit;
 mod events;
 mod figures;
@@ -88,7 +89,7 @@ pub fn router(api: Api) -> Router {
         )
         .route("/api/modes/reload", post(config::reload))
         .route("/api/jobs", get(jobs::list).post(submit::submit).layer(generate_limit))
-        .route("/api/jobs/custom", post(jobs::submit_custom))
+        .route("/api/jobs/custom", get(custom::list).post(custom::submit))
         .route("/api/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/api/jobs/{id}/image", get(images::first))
         .route("/api/jobs/{id}/image/{index}", get(images::nth))

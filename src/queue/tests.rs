@@ -325,6 +325,8 @@ fn modes(words: &str) -> Modes {
         memory: Memory::default(),
         order: Order::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     }
 }
 

@@ -63,7 +63,8 @@ impl<'a> Fields<'a> {
         Self::read_at(String::new(), document, known)
     }
 
-    fn read_at(at: String, value: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
+    /// The same of a part of the document.
+    pub fn read_at(at: String, value: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
         let Some(object) = value.as_object() else {
             let detail = format!("expected a JSON object, found {}", describe(value));
             return Err(InvalidFields(vec![FieldError { pointer: at, detail }]));

@@ -140,9 +140,6 @@ const FIELDS: [&str; 19] = [
     "priority",
 ];
 
-/// As many as a job may have.
-const MAX_TAGS: usize = 16;
-
 /// More in one request are a mistake.
 const MAX_LORAS: usize = 16;
 
@@ -151,6 +148,9 @@ impl Overrides {
     pub const MAX_IMAGES: u32 = 8;
     /// What all images of a request may have together.
     pub const MAX_TOTAL_PIXELS: u64 = 4 * 2048 * 2048;
+
+    /// As many as a job may have.
+    pub const MAX_TAGS: usize = 16;
 
     pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
 
@@ -188,7 +188,7 @@ impl Overrides {
             init_image: image(&mut fields, "init_image", files.init_image),
             mask_image: image(&mut fields, "mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
-            tags: fields.texts("tags", MAX_TAGS),
+            tags: fields.texts("tags", Self::MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
         };
         fields.require("prompt");

@@ -5,6 +5,7 @@ mod api;
 mod asking;
 mod checkpoints;
 mod commands;
+mod commands_of_jobs;
 mod configuration;
 mod custom;
 mod events;

@@ -34,6 +34,7 @@ impl Actor {
             Command::Configure { .. } if self.drain_until.is_some() => {}
             Command::Configure { diff, modes } => {
                 self.registry.configure(&diff, &modes);
+                self.custom.configure(&modes);
                 self.lost.retain(|target| !diff.touches(&target.mode));
                 let queue = self.queue.at(self.clock.now_ms());
                 let Configured { superseded, switch } = queue.configure(&diff, &modes, JobId::new);

@@ -6,14 +6,15 @@
 
 use std::future::pending;
 
-use tokio::{
-    task::{JoinError, JoinHandle},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::Actor;
 use crate::{
-    dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
+    dispatcher::{
+        FailureKind, JobFailure, Outcome,
+        command::GRACE,
+        custom::{BEGUN, CustomEvent, CustomRun},
+    },
     job::{Job, JobId, JobState, Unload},
     queue::{Entry, Target},
     vram::{
@@ -53,7 +54,7 @@ pub enum Phase {
     Drawing(PipelineId),
     /// The worker gives back what these modes had loaded.
     Unloading(Vec<String>),
-    Custom(JoinHandle<HandlerResult>),
+    Custom(CustomRun),
 }
 
 /// A pipeline on its way.
@@ -79,7 +80,7 @@ impl Running {
     pub fn goal(&self) -> Option<Target> {
         match (&self.failed, &self.entry.job) {
             (Some(_), _) => self.before.clone(),
-            (None, Job::Load { mode, pipeline }) => {
+            (None, Job::Load { mode, pipeline, .. }) => {
                 Some(Target { mode: mode.clone(), pipeline: pipeline.clone() })
             }
             (None, job) => Target::of(job),
@@ -87,10 +88,10 @@ impl Running {
     }
 }
 
-/// The end of the running custom job, if one runs.
-pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, JoinError> {
+/// What the running custom job says, if one runs.
+pub async fn custom_event(running: &mut Option<Running>) -> CustomEvent {
     match running {
-        Some(Running { phase: Phase::Custom(handler), .. }) => handler.await,
+        Some(Running { phase: Phase::Custom(run), .. }) => run.next().await,
         Some(_) | None => pending().await,
     }
 }
@@ -105,9 +106,8 @@ impl Actor {
                 (JobState::Running { step: 0, steps: 1 }, Phase::Unloading(Vec::new()))
             }
             Job::Custom { name, args } => {
-                let context = JobContext { id: entry.id };
-                let handler = self.custom.spawn(name, context, args.clone());
-                (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
+                let run = self.custom.start(name, entry.id, args.clone());
+                (BEGUN.into(), Phase::Custom(run))
             }
         };
         if let Some(waited) = self.jobs.begin(entry.id, state) {
@@ -187,7 +187,14 @@ impl Actor {
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
                 None
             }
-            Job::Load { .. } => return self.finish_running(Outcome::Loaded),
+            Job::Load { warm_up: false, .. } => return self.finish_running(Outcome::Loaded),
+            Job::Load { warm_up: true, .. } => {
+                let job = running.entry.id;
+                running.phase = Phase::Drawing(id);
+                self.jobs.set_state(job, BEGUN.into());
+                let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+                return self.worker.send(ToWorker::Probe { job, pipeline: id, limit_bytes });
+            }
             Job::ModeSwitch { .. } | Job::Unload { .. } | Job::Custom { .. } => {
                 Some(Outcome::Switched)
             }
@@ -230,7 +237,7 @@ impl Actor {
     /// Whether the running job will end as cancelled.
     pub(super) fn cancel_running(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
-        match (&running.phase, &running.entry.job) {
+        match (&mut running.phase, &running.entry.job) {
             (Phase::AwaitsWorker, _) => {
                 self.finish_running(Outcome::Cancelled);
                 return true;
@@ -241,7 +248,7 @@ impl Actor {
             (Phase::Drawing(_), _) => {
                 self.worker.send(ToWorker::Cancel { job: running.entry.id });
             }
-            (Phase::Custom(handler), _) => handler.abort(),
+            (Phase::Custom(run), _) => run.stop(),
         }
         running.cancelled = true;
         true
@@ -260,13 +267,29 @@ impl Actor {
 
     /// The daemon shuts down, and has waited long enough.
     pub(super) fn give_up_running(&mut self) {
-        if let Some(Running { phase: Phase::Custom(handler), .. }) = &self.running {
-            handler.abort();
+        if let Some(Running { phase: Phase::Custom(run), .. }) = &mut self.running
+            && !run.is_stopping()
+        {
+            // A command has a little time to end by itself; a handler is ended at its next await.
+            run.stop();
+            self.drain_until = Some(Instant::now() + 2 * GRACE);
+            return;
         }
         self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
     }
 
-    pub(super) fn on_custom_end(&mut self, result: Result<HandlerResult, JoinError>) {
+    pub(super) fn on_custom(&mut self, event: CustomEvent) {
+        let Some(Running { entry, phase: Phase::Custom(run), .. }) = &self.running else { return };
+        let result = match event {
+            CustomEvent::Progress(progress) => {
+                return self.jobs.set_state(entry.id, progress.into());
+            }
+            CustomEvent::Ended(result) => result,
+        };
+        // It was stopped: for a shutdown, or because it was cancelled, which counts more.
+        if run.is_stopping() && !matches!(result, Ok(Ok(_))) {
+            return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
+        }
         let failed = |message| Outcome::Failed(JobFailure { kind: FailureKind::Handler, message });
         self.finish_running(match result {
             Ok(Ok(value)) => Outcome::Custom(value),

@@ -37,6 +37,8 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         memory,
         order: Order::default(),
         modes: pinned.iter().enumerate().map(mode).collect(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     }
 }
 
