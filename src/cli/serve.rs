@@ -17,6 +17,7 @@ use super::{
     lock::{StateDir, StateDirError},
     notify::ServiceManager,
     signals::{self, Event},
+    verify::VerifyCheckpoint,
 };
 use crate::{
     config::{self, ConfigErrors, ModeConfigManager, Origin},
@@ -130,7 +131,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         switch_to_default: is_there(&modes, &modes.default_mode),
         preload,
         modes,
-        custom,
+        custom: custom.with(VerifyCheckpoint),
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
     });
     let dispatcher_too = handle.clone();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use axum::{Json, extract::State, http::HeaderMap, response::Response};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::{
@@ -17,8 +17,12 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
+    config::check_file_name,
     job::{Job, Terms, Unload},
-    modes::{BUILT_IN_JOBS, Modes, did_you_mean, is_built_in, nearest_name},
+    modes::{
+        BUILT_IN_JOBS, CheckpointRef, LoraRef, Modes, PipelineSpec, did_you_mean, is_built_in,
+        nearest_name,
+    },
     request::{Fields, InvalidFields, Overrides},
 };
 
@@ -114,9 +118,44 @@ fn built_in(name: &str, args: &Value, modes: &Modes) -> Result<Job, Problem> {
             let (mode, pipeline) = (mode.name.clone(), mode.pipeline.clone());
             Ok(Job::Load { mode, pipeline, warm_up: true })
         }
+        "verify_checkpoint" => {
+            let (mode, model) = arguments(args, &["mode", "model"], to_verify)?;
+            let models = match (mode, model) {
+                (Some(mode), _) => files_of_pipeline(&modes.get(&mode)?.pipeline),
+                (None, name) => {
+                    let name = name.unwrap_or_default();
+                    vec![CheckpointRef { path: modes.model_root.join(&name), name }]
+                }
+            };
+            let args = json!({"models": models});
+            Ok(Job::Custom { name: name.to_owned(), args })
+        }
         // A test holds this and the list of names together.
         other => Err(Problem::internal(format!("the built-in job '{other}' means nothing"))),
     }
+}
+
+/// A mode's name, or a model's below `model_root`.
+fn to_verify(args: &mut Fields) -> (Option<String>, Option<String>) {
+    let (mode, model) = (args.text("mode"), args.text("model"));
+    match (args.get("mode").is_some(), args.get("model").is_some()) {
+        (true, true) => args.error_here("'mode' and 'model' are both named: one is needed"),
+        (false, false) => args.error_here("a 'mode' or a 'model' (a file's name) is needed"),
+        (true, false) | (false, true) => {}
+    }
+    if let Some(Err(reason)) = model.as_deref().map(check_file_name) {
+        args.error("model", reason);
+    }
+    (mode, model)
+}
+
+/// All that is read for a mode.
+fn files_of_pipeline(pipeline: &PipelineSpec) -> Vec<CheckpointRef> {
+    let PipelineSpec { checkpoint, vae, loras, .. } = pipeline;
+    let loras = loras
+        .iter()
+        .map(|LoraRef { name, path, .. }| CheckpointRef { name: name.clone(), path: path.clone() });
+    [checkpoint].into_iter().chain(vae).cloned().chain(loras).collect()
 }
 
 /// The arguments of a built-in job; none are as good as `{}`.
@@ -203,10 +242,25 @@ fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Prob
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::config::tests::modes;
+
+    #[test]
+    fn all_of_a_mode_is_verified_or_one_model() {
+        let mode = "{model: a, vae: v, loras: [l, {path: m}]}";
+        let modes = modes(&format!("{{a: {mode}}}"), "a");
+        for (args, names) in [
+            (json!({"mode": "a"}), &["a", "v", "l", "m"][..]),
+            (json!({"model": "b/c.safetensors"}), &["b/c.safetensors"]),
+        ] {
+            let job = built_in("verify_checkpoint", &args, &modes).unwrap();
+            let Job::Custom { args, .. } = job else { panic!("{job:?}") };
+            let models: Vec<CheckpointRef> =
+                serde_json::from_value(args["models"].clone()).unwrap();
+            assert_eq!(models.iter().map(|it| &it.name[..]).collect::<Vec<_>>(), names);
+            assert!(models.iter().all(|it| it.path.starts_with("/home/x/models")), "{models:?}");
+        }
+    }
 
     #[test]
     fn every_built_in_name_means_a_job() {
@@ -231,6 +285,12 @@ mod tests {
             ("unload_all", json!({"mode": "a"}), Kind::InvalidRequest),
             ("warm_up", json!({}), Kind::InvalidRequest),
             ("warm_up", json!({"mode": "b"}), Kind::UnknownMode),
+            ("verify_checkpoint", json!({"mode": "b"}), Kind::UnknownMode),
+            ("verify_checkpoint", json!({}), Kind::InvalidRequest),
+            ("verify_checkpoint", json!({"mode": "a", "model": "a"}), Kind::InvalidRequest),
+            ("verify_checkpoint", json!({"model": "../a"}), Kind::InvalidRequest),
+            ("verify_checkpoint", json!({"model": "/a"}), Kind::InvalidRequest),
+            ("verify_checkpoint", json!({"model": ""}), Kind::InvalidRequest),
         ] {
             assert_eq!(built_in(name, &args, &modes).unwrap_err().kind(), kind, "{name} {args}");
         }

@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use super::Time;
 
 /// The custom jobs that every daemon has, and what each is for. Nothing else may have their names.
-pub const BUILT_IN_JOBS: [(&str, &str); 2] = [
+pub const BUILT_IN_JOBS: [(&str, &str); 3] = [
     ("unload_all", "Gives back the memory of all that is loaded"),
+    (
+        "verify_checkpoint",
+        "Reads every tensor of a mode's files, or of one model, and says what is wrong",
+    ),
     ("warm_up", "Loads a mode and draws one step, so that the next request is fast"),
 ];
 

@@ -58,7 +58,10 @@ fn a_binary_with_jobs_of_its_own_runs_them_between_the_images() {
     let problem = unknown.problem(404, "unknown-handler", "/api/jobs/custom");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("did you mean 'disk_usage'?"), "{detail}");
-    assert!(detail.contains("(there are: bug, disk_usage, unload_all, warm_up)"), "{detail}");
+    assert!(
+        detail.contains("(there are: bug, disk_usage, unload_all, verify_checkpoint, warm_up)"),
+        "{detail}"
+    );
 
     // It draws like any other, with its own worker.
     let image = daemon.post("/generate", &json!({"prompt": "x"}));
@@ -71,9 +74,9 @@ fn what_is_built_in_is_there_in_every_daemon() {
     let daemon = Daemon::start();
     let loaded = || {
         let models = daemon.get("/api/models").json();
-        let models = models["models"].as_array().unwrap();
+        let models = models["modes"].as_array().unwrap();
         let loaded = models.iter().filter(|model| model["state"] != "not_loaded");
-        loaded.map(|model| model["mode"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        loaded.map(|model| model["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let job = run_built_in(&daemon, &json!({"name": "warm_up", "args": {"mode": "other"}}));
     assert_eq!((&job["type"], &job["mode"]), (&json!("load"), &json!("other")), "{job}");
@@ -117,4 +120,51 @@ fn who_changes_what_is_loaded_needs_the_admin_key() {
         let answer = daemon.send("POST", "/api/jobs/custom", &headers, body.as_bytes());
         assert_eq!(answer.status, 202, "{}", answer.text());
     }
+}
+
+#[test]
+fn a_checkpoint_is_verified_to_its_last_byte() {
+    let daemon = Daemon::start();
+    let models = daemon.path().join("models");
+    let whole = fs::read(shipped_checkpoint()).unwrap();
+    fs::write(models.join("cut.safetensors"), &whole[..whole.len() - 1]).unwrap();
+    let mut spoilt = whole.clone();
+    let at = whole.len() - 8;
+    spoilt[at..].fill(0xff); // NaN, whether as fp16 or fp32
+    fs::write(models.join("spoilt.safetensors"), &spoilt).unwrap();
+    let verify = |args: Value| {
+        let job = run_built_in(&daemon, &json!({"name": "verify_checkpoint", "args": args}));
+        assert!(!job.to_string().contains(daemon.path().to_str().unwrap()), "{job}");
+        job["result"].clone()
+    };
+
+    let report = verify(json!({"mode": "tiny"}));
+    assert_eq!((&report["verdict"], &report["bytes"]), (&json!("ok"), &json!(whole.len())));
+    let file = &report["files"][0];
+    assert_eq!((&file["file"], &file["family"]), (&json!("tiny.safetensors"), &json!("SD1.x")));
+    let sha256 = std::process::Command::new("sha256sum").arg(shipped_checkpoint()).output();
+    let sha256 = String::from_utf8(sha256.unwrap().stdout).unwrap();
+    assert_eq!(file["sha256"], sha256[..64], "{file}");
+
+    // Its LoRAs are not there.
+    let report = verify(json!({"mode": "styled"}));
+    let problems = report["files"].as_array().unwrap().iter().map(|file| &file["problem"]);
+    let missing = json!("cannot be read: entity not found");
+    assert_eq!(problems.collect::<Vec<_>>(), [&Value::Null, &missing, &missing]);
+    assert_eq!(report["verdict"], "failed");
+
+    for (model, problem) in [
+        ("cut.safetensors", "is truncated: '"),
+        ("spoilt.safetensors", "has "),
+        ("nowhere.safetensors", "cannot be read: entity not found"),
+    ] {
+        let report = verify(json!({"model": model}));
+        assert_eq!(report["verdict"], "failed", "{report}");
+        let found = report["files"][0]["problem"].as_str().unwrap();
+        assert!(found.starts_with(problem), "{found}");
+    }
+    let refused = json!({"name": "verify_checkpoint", "args": {"model": "../modes.yaml"}});
+    let refused = daemon.post("/api/jobs/custom", &refused);
+    let problem = refused.problem(422, "invalid-request", "/api/jobs/custom");
+    assert_eq!(problem["errors"][0]["pointer"], "/args/model", "{problem}");
 }
