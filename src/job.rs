@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     modes::PipelineSpec,
-    request::{GenerateRequest, Overrides},
+    request::{GenerateRequest, Overrides, Webhook},
 };
 
 /// Names a job everywhere: in the API, in the log and in every message to the worker.
@@ -53,10 +53,18 @@ pub struct Terms {
     /// and its images are kept for whoever asks for them later.
     #[serde(default)]
     pub durable: bool,
+    /// Who is told that it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
 }
 
 impl Terms {
     pub const PRIORITIES: std::ops::RangeInclusive<i8> = Overrides::PRIORITIES;
+
+    /// Those of the switch that the job brings along, whose end nobody wants to be told of.
+    pub fn of_its_switch(&self) -> Self {
+        Self { webhook: None, ..self.clone() }
+    }
 }
 
 /// What is to be done.

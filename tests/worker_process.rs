@@ -64,6 +64,7 @@ impl Daemon {
             preload: Vec::new(),
             custom: CustomJobs::new(),
             drain_timeout: Duration::from_secs(60),
+            on_end: Box::new(|_, _| ()),
         });
         Self { handle, shutdown, folder }
     }

@@ -25,6 +25,7 @@ use crate::{
     engine,
     http::{self, Api, Inspections},
     modes::{Modes, UnknownMode},
+    webhook::Deliverer,
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -91,11 +92,13 @@ enum ServeError {
 }
 
 pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::from)
-        .and_then(|runtime| runtime.block_on(serve(arguments, custom)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let served = runtime.map_err(ServeError::from).and_then(|runtime| {
+        let served = runtime.block_on(serve(arguments, custom));
+        // Threads that block (a slow disk, a webhook's slow receiver) are not waited for longer.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        served
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -125,6 +128,9 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let listener = listening.map_err(|error| ServeError::Listen { address, error })?;
 
     let modes = config.current();
+    // What became of them is written down nowhere, yet.
+    let deliverer = Deliverer::start(modes.webhooks.clone(), |_, _| ());
+    let deliverer_too = deliverer.clone();
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
         worker_command: (std::env::current_exe()?, vec!["worker".into()]),
@@ -133,9 +139,18 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         modes,
         custom: custom.with(VerifyCheckpoint),
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
+        on_end: Box::new(move |view, images| {
+            if let Some(delivery) = http::delivery(view, images) {
+                deliverer_too.deliver(delivery);
+            }
+        }),
     });
     let dispatcher_too = handle.clone();
-    config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
+    let deliverer_too = deliverer.clone();
+    config.on_change(move |diff, modes| {
+        dispatcher_too.configure(diff.clone(), modes.clone());
+        deliverer_too.configure(modes.webhooks.clone());
+    });
     config::watch(config.clone())?;
     announce(&listener)?;
     let manager = ServiceManager::of_environment();
@@ -161,6 +176,9 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         () = async { let _ = goodbye.await; tokio::time::sleep(GOODBYE).await } => {
             tracing::warn!("some clients did not take their answers");
         }
+    }
+    if tokio::time::timeout(GOODBYE, deliverer.finish()).await.is_err() {
+        tracing::warn!("some webhooks were not delivered");
     }
     tracing::info!("ended");
     Ok(())
@@ -232,6 +250,7 @@ async fn obey(mut events: mpsc::UnboundedReceiver<Event>, served: Served) {
     while let Some(event) = events.recv().await {
         if event == Event::Stop {
             tracing::warn!("ending at once");
+            dispatcher::end_all_commands();
             std::process::exit(1);
         }
     }

@@ -26,7 +26,7 @@ use tokio::{
 
 use self::running::{Running, custom_event};
 use super::{
-    Counters, DispatcherConfig, Outcome, Status, SubmitError, Ticket,
+    Counters, DispatcherConfig, EndListener, Outcome, Status, SubmitError, Ticket,
     clock::Clock,
     custom::{CustomEvent, Runnable},
     pace::Pace,
@@ -118,6 +118,8 @@ pub struct Actor {
     drain_timeout: Duration,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
+    /// Of jobs with a webhook.
+    on_end: EndListener,
 }
 
 impl Actor {
@@ -157,6 +159,7 @@ impl Actor {
             status,
             drain_timeout: config.drain_timeout,
             drain_until: None,
+            on_end: config.on_end,
         };
         // Nobody waits for these; if one fails, the log has the reason.
         let default = config.switch_to_default.then(|| modes.modes.get(&modes.default_mode));
@@ -248,6 +251,12 @@ impl Actor {
         self.counters.ended(&entry.job, &outcome);
         self.switch_limits.remove(&id);
         self.jobs.finish(id, &outcome);
+        if entry.terms.webhook.is_some()
+            && let Some(view) = self.jobs.get(id)
+        {
+            let images = self.jobs.images(id).map(|images| images.report.images);
+            (self.on_end)(view, images);
+        }
         if let Some(caller) = self.outcomes.remove(&id) {
             self.to_tell.push((caller, outcome));
         }

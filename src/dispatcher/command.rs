@@ -5,6 +5,7 @@
 //! job ends, nothing of its group outlives its turn.
 
 use std::{
+    collections::BTreeSet,
     process::{ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -33,6 +34,20 @@ const ERRORS_KEPT_BYTES: usize = 4 << 10;
 pub const GRACE: Duration = Duration::from_secs(5);
 /// How often a group that ends is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The groups whose leaders are not reaped: these numbers are theirs.
+static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Ends all commands at once: for a process that will exit without dropping anything.
+pub fn end_all() {
+    let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+    groups.iter().for_each(|id| signal(*id, libc::SIGKILL));
+}
+
+fn signal(group: i32, signal: i32) {
+    // SAFETY: no memory is touched. The callers know that the number is a group of ours.
+    unsafe { libc::killpg(group, signal) };
+}
 
 /// Why a command has no result.
 enum Trouble {
@@ -98,7 +113,6 @@ struct Group {
     child: Child,
     /// Of the leader and the group. It is nobody else's until the leader is reaped.
     id: i32,
-    is_reaped: bool,
 }
 
 impl Group {
@@ -114,7 +128,8 @@ impl Group {
         let child = process.process_group(0).kill_on_drop(true).spawn()?;
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let id = id.ok_or_else(|| std::io::Error::other("it has no process id"))?;
-        Ok(Self { child, id, is_reaped: false })
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        Ok(Self { child, id })
     }
 
     /// Feeds it and reads what it says, to its end. It is not reaped then.
@@ -143,15 +158,14 @@ impl Group {
     /// Ends what is left of it; where it still works, it is asked to first.
     async fn end(mut self, still_works: bool) {
         if still_works {
-            self.signal(libc::SIGTERM);
+            signal(self.id, libc::SIGTERM);
             let limit = Instant::now() + GRACE;
             while !self.has_ended() && Instant::now() < limit {
                 sleep(LOOK_EVERY).await;
             }
         }
-        self.signal(libc::SIGKILL);
+        self.kill();
         let _ = self.child.wait().await; // its status is known
-        self.is_reaped = true;
     }
 
     /// The leader's end, if it has come; it stays there to be reaped.
@@ -180,18 +194,19 @@ impl Group {
         Some(std::os::unix::process::ExitStatusExt::from_raw(raw))
     }
 
-    fn signal(&self, signal: i32) {
-        // SAFETY: no memory is touched. The number is this group's: its leader is not reaped.
-        unsafe { libc::killpg(self.id, signal) };
+    /// Ends it, once; from then on it may be reaped.
+    fn kill(&self) {
+        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+        if groups.remove(&self.id) {
+            signal(self.id, libc::SIGKILL);
+        }
     }
 }
 
 impl Drop for Group {
     /// The job's task was ended before it could end the group.
     fn drop(&mut self) {
-        if !self.is_reaped {
-            self.signal(libc::SIGKILL);
-        }
+        self.kill();
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::{
 };
 
 pub use self::{
+    command::end_all as end_all_commands,
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, HandlerResult, JobContext, JobHandler},
     events::{Change, Event, EventId, Events},
@@ -56,7 +57,12 @@ pub struct DispatcherConfig {
     pub custom: CustomJobs,
     /// How long the running job may take to end when the daemon shuts down.
     pub drain_timeout: Duration,
+    /// Told of each job with a webhook when it has ended.
+    pub on_end: EndListener,
 }
+
+/// Is told of a job that has ended, and how many images are kept of it. It must not block.
+pub type EndListener = Box<dyn Fn(JobView, Option<u32>) + Send>;
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
 pub fn start(config: DispatcherConfig) -> (Handle, DispatcherShutdown) {

@@ -276,6 +276,7 @@ fn config() -> DispatcherConfig {
         preload: Vec::new(),
         custom: CustomJobs::new(),
         drain_timeout: Duration::from_secs(60),
+        on_end: Box::new(|_, _| ()),
     }
 }
 

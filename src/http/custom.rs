@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
+    asking::check_webhook,
     body::JsonBody,
     guards::Admin,
     job_info::{Accepted, StateName},
@@ -23,7 +24,7 @@ use crate::{
         BUILT_IN_JOBS, CheckpointRef, LoraRef, Modes, PipelineSpec, did_you_mean, is_built_in,
         nearest_name,
     },
-    request::{Fields, InvalidFields, Overrides},
+    request::{Fields, InvalidFields, Overrides, WebhookField, WebhookWish},
 };
 
 #[derive(Debug, ToSchema)]
@@ -40,6 +41,8 @@ pub struct CustomRequest {
     priority: Option<i8>,
     /// Words of yours to find the job by: up to 16.
     tags: Option<Vec<String>>,
+    /// Told over HTTP when the job has ended: a POST of what `GET /api/jobs/{id}` answers.
+    webhook: Option<WebhookField>,
 }
 
 /// Queues a job by its name: a built-in one, one of this program's own, or one that the
@@ -61,8 +64,8 @@ pub async fn submit(
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    let Asked { name, args, terms } = Asked::read(&body)?;
     let modes = api.config.current();
+    let Asked { name, args, terms } = Asked::read(&body, &modes)?;
     let job = if is_built_in(&name) {
         built_in(&name, &args, &modes)?
     } else {
@@ -87,15 +90,20 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(body: &Value) -> Result<Self, InvalidFields> {
-        let mut fields = Fields::read(body, &["name", "args", "priority", "tags"])?;
+    fn read(body: &Value, modes: &Modes) -> Result<Self, InvalidFields> {
+        let mut fields = Fields::read(body, &["name", "args", "priority", "tags", "webhook"])?;
         let name = fields.text("name");
         fields.require("name");
         let args = fields.get("args").cloned().unwrap_or_default();
+        let webhook = WebhookWish::read(&mut fields, "webhook");
+        if let Some(error) = check_webhook(modes, webhook.as_ref()) {
+            fields.report(error);
+        }
         let terms = Terms {
             priority: fields.whole_number("priority", Terms::PRIORITIES).unwrap_or(0),
             tags: fields.texts("tags", Overrides::MAX_TAGS),
             durable: true,
+            webhook: webhook.map(|wish| wish.webhook),
             ..Terms::default()
         };
         fields.finish(Self { name: name.unwrap_or_default(), args, terms })

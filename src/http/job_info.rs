@@ -9,6 +9,7 @@ use crate::{
     dispatcher::JobView,
     job::{Job, JobKind, JobState},
     request::{GenerateRequest, Source},
+    webhook::{Delivery, Event},
 };
 
 /// A job and where it is on its way. Times are in milliseconds since 1970.
@@ -106,6 +107,14 @@ impl JobInfo {
     pub fn of(view: JobView, images: Option<u32>) -> Self {
         Self { images, ..Self::from(view) }
     }
+}
+
+/// What a job's webhook is told once it has ended: what `GET /api/jobs/{id}` answers then.
+pub fn delivery(view: JobView, images: Option<u32>) -> Option<Delivery> {
+    let (job, event) = (view.id, Event::of(&view.state)?);
+    let webhook = view.terms.webhook.clone()?;
+    let body = serde_json::to_vec(&JobInfo::of(view, images)).ok()?;
+    Some(Delivery { job, event, webhook, body })
 }
 
 impl StateName {

@@ -15,6 +15,7 @@ use axum::{
 
 pub use idempotency::IdempotencyKeys;
 pub use inventory::Inspections;
+pub use job_info::delivery;
 
 use crate::{config::ModeConfigManager, dispatcher::Handle};
 

@@ -129,8 +129,9 @@ impl Queue {
             return Err(Refused::TooMuchToHold);
         }
         let arrived_ms = self.now_ms;
-        let mut entry = |job| Entry { id: new_id(), job, terms: terms.clone(), arrived_ms };
-        let (switch, job) = (switch.map(&mut entry), entry(job));
+        let mut entry = |job, terms| Entry { id: new_id(), job, terms, arrived_ms };
+        let switch = switch.map(|switch| entry(switch, terms.of_its_switch()));
+        let job = entry(job, terms);
         let is_the_last = place == self.waiting.len();
         let new = switch.iter().chain([&job]).cloned().enumerate();
         new.for_each(|(at, entry)| self.waiting.insert(place + at, entry));

@@ -104,7 +104,8 @@ pub fn mend(
             && let Some(target) = &target
         {
             let job = target.clone().into_switch(SwitchOrigin::Generation);
-            let switch = Entry { id: new_id(), job, ..entry.clone() };
+            let terms = entry.terms.of_its_switch();
+            let switch = Entry { id: new_id(), job, terms, arrived_ms: entry.arrived_ms };
             added.push(switch.clone());
             line.push_back(switch);
         }

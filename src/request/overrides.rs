@@ -5,7 +5,10 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, lora_tags};
+use super::{
+    EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, WebhookField,
+    WebhookWish, lora_tags,
+};
 use crate::modes::{Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
@@ -75,6 +78,9 @@ pub struct Overrides {
     /// When it is drawn, and not what: the greater one comes first. By default 0.
     #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i8>,
+    /// Told over HTTP when the job has ended: a POST of what `GET /api/jobs/{id}` answers.
+    #[schema(value_type = Option<WebhookField>)]
+    pub webhook: Option<WebhookWish>,
 }
 
 /// A LoRA that a caller wants.
@@ -118,7 +124,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -138,6 +144,7 @@ const FIELDS: [&str; 19] = [
     "denoise_strength",
     "tags",
     "priority",
+    "webhook",
 ];
 
 /// More in one request are a mistake.
@@ -190,6 +197,7 @@ impl Overrides {
             denoise_strength: fields.number("denoise_strength", unit),
             tags: fields.texts("tags", Self::MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
+            webhook: WebhookWish::read(&mut fields, "webhook"),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

@@ -135,6 +135,20 @@ fn a_shutdown_ends_the_command_that_runs() {
 }
 
 #[test]
+fn a_second_signal_ends_the_command_at_once() {
+    let mut daemon =
+        start(&[("long", "trap '' TERM; sleep 1000 & echo $$ $! > pids; wait; wait")], &[]);
+    submit(&daemon, "long", Value::Null);
+    let pids = pids(&daemon.path().join("pids"));
+    daemon.signal("-TERM");
+    wait_for("the first one to be seen", || daemon.log().contains("a second signal").then_some(()));
+    daemon.signal("-TERM");
+    assert!(!daemon.ended().success());
+    // Nobody waits for them; the kernel is asked, and may take a moment.
+    wait_for("its processes to end", || (!pids.iter().any(|pid| runs(pid))).then_some(()));
+}
+
+#[test]
 fn only_what_the_file_names_is_run_when_its_turn_comes() {
     let daemon = start(&[("job", "echo 1"), ("gone", "echo 1")], &[]);
     let pause = daemon.post("/api/queue/pause", &json!({}));

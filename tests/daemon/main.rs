@@ -23,3 +23,4 @@ mod recipe;
 mod residency;
 mod residency_api;
 mod support;
+mod webhooks;
