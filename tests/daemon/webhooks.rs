@@ -171,8 +171,7 @@ fn without_a_secret_nothing_is_signed_and_a_form_has_webhooks_too() {
 
 #[test]
 fn what_fails_is_tried_again_as_the_same_delivery() {
-    let receiver =
-        Receiver::start(&["500 Oh", "302 Found\r\nlocation: /elsewhere", "200 OK"]);
+    let receiver = Receiver::start(&["500 Oh", "302 Found\r\nlocation: /elsewhere", "200 OK"]);
     let daemon = start("{allow_private: true, first_retry: 1s}");
     submit(&daemon, json!(receiver.url));
     let [first, second, third] = [receiver.post(), receiver.post(), receiver.post()];
