@@ -20,19 +20,28 @@ use std::{
     process::ExitCode,
 };
 
-use diffused::dispatcher::{CustomJobs, JobContext};
+use diffused::dispatcher::{CustomJobs, HandlerResult, JobContext, JobHandler};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 fn main() -> ExitCode {
-    let custom = CustomJobs::new().register("disk_usage", disk_usage).register("bug", bug);
-    diffused::cli::main(custom)
+    diffused::cli::main(CustomJobs::new().register(DiskUsage).register(Bug))
 }
 
 /// To see what becomes of a job whose handler has one.
-async fn bug(_: JobContext, _: Value) -> Result<Value, String> {
-    panic!("nobody has written this handler yet")
+struct Bug;
+
+impl JobHandler for Bug {
+    fn name(&self) -> &str {
+        "bug"
+    }
+
+    async fn run(&self, _: JobContext, _: Value) -> HandlerResult {
+        panic!("nobody has written this handler yet")
+    }
 }
+
+struct DiskUsage;
 
 /// What a client sends as `args`.
 #[derive(Deserialize)]
@@ -49,36 +58,53 @@ struct Usage {
     bytes: u64,
 }
 
-async fn disk_usage(context: JobContext, args: Value) -> Result<Value, String> {
-    let Args { folder } = serde_json::from_value(args).map_err(|error| error.to_string())?;
-    // Clients are not to look around on this machine.
-    if !Path::new(&folder).components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(format!("{folder}: give a folder below the daemon's, without '..'"));
+impl JobHandler for DiskUsage {
+    fn name(&self) -> &str {
+        "disk_usage"
     }
-    tracing::info!(job = %context.id, folder, "measuring");
-    // What blocks belongs on a thread of its own, where the daemon's answers do not wait for it.
-    let measured = tokio::task::spawn_blocking(move || {
-        let mut usage = Usage::default();
-        match measure(Path::new(&folder), &mut usage) {
-            Ok(()) => Ok(usage),
-            Err(error) => Err(format!("{folder}: {error}")),
+
+    fn description(&self) -> &str {
+        "Counts the files below a folder, and their bytes"
+    }
+
+    async fn run(&self, context: JobContext, args: Value) -> HandlerResult {
+        let Args { folder } = serde_json::from_value(args)?;
+        // Clients are not to look around on this machine.
+        if !Path::new(&folder).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(format!("{folder}: give a folder below the daemon's, without '..'").into());
         }
-    });
-    let usage = measured.await.map_err(|error| error.to_string())??;
-    serde_json::to_value(usage).map_err(|error| error.to_string())
+        tracing::info!(job = %context.id(), folder, "measuring");
+        // What blocks belongs on a thread of its own, where the daemon's answers do not wait for it.
+        let measured = tokio::task::spawn_blocking(move || {
+            measure(Path::new(&folder), &context).map_err(|error| format!("{folder}: {error}"))
+        });
+        Ok(serde_json::to_value(measured.await??)?)
+    }
 }
 
 /// Adds up the regular files below a folder. Symbolic links are not followed.
-fn measure(folder: &Path, usage: &mut Usage) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let about = entry.metadata()?;
-        if about.is_dir() {
-            measure(&entry.path(), usage)?;
-        } else if about.is_file() {
-            usage.files += 1;
-            usage.bytes += about.len();
+fn measure(folder: &Path, context: &JobContext) -> io::Result<Usage> {
+    let mut usage = Usage::default();
+    let mut folders = vec![folder.to_owned()];
+    // A step is a folder; how many there are is known when all have been seen.
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        // A thread cannot be cancelled from outside; so it asks.
+        if context.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
         }
+        context.progress(seen, seen + folders.len() as u32 + 1);
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let about = entry.metadata()?;
+            if about.is_dir() {
+                folders.push(entry.path());
+            } else if about.is_file() {
+                usage.files += 1;
+                usage.bytes += about.len();
+            }
+        }
+        seen += 1;
     }
-    Ok(())
+    Ok(usage)
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     modes::PipelineSpec,
-    request::{GenerateRequest, Overrides},
+    request::{GenerateRequest, Overrides, Webhook},
 };
 
 /// Names a job everywhere: in the API, in the log and in every message to the worker.
@@ -56,6 +56,9 @@ pub struct Terms {
     /// What its caller would repeat to be given this job again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency: Option<IdempotencyKey>,
+    /// Who is told that it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
 }
 
 /// A caller's name for a request, and what stands for the request itself.
@@ -68,6 +71,11 @@ pub struct IdempotencyKey {
 
 impl Terms {
     pub const PRIORITIES: std::ops::RangeInclusive<i8> = Overrides::PRIORITIES;
+
+    /// Those of the switch that the job brings along: it stands before it, and nobody has asked for it.
+    pub fn of_its_switch(&self) -> Self {
+        Self { priority: self.priority, ..Self::default() }
+    }
 }
 
 /// What is to be done.
@@ -86,7 +94,13 @@ pub enum Job {
         timeout_secs: Option<u32>,
     },
     /// Have a mode's pipeline loaded, beside the current one's.
-    Load { mode: String, pipeline: PipelineSpec },
+    Load {
+        mode: String,
+        pipeline: PipelineSpec,
+        /// And draw one step with it.
+        #[serde(default)]
+        warm_up: bool,
+    },
     /// Give memory back.
     Unload { what: Unload },
     /// Run a handler that was registered under that name.

@@ -13,6 +13,7 @@
 //! | [`dispatcher`] | takes the next job, drives the worker; the one writer of job state |
 //! | [`worker`] | the child process that owns the device: protocol, supervision, the loop inside |
 //! | [`vram`] | [`vram::VramRegistry`]: what is resident and what it costs |
+//! | [`webhook`] | tells others over HTTP that a job has ended |
 //! | [`engine`] | text encode → denoise → decode; knows nothing of all the above |
 //! | [`image`] | RGB → PNG, JPEG, WebP, with the generation parameters embedded |
 //!
@@ -31,4 +32,5 @@ pub mod modes;
 pub mod queue;
 pub mod request;
 pub mod vram;
+pub mod webhook;
 pub mod worker;

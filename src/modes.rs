@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod custom;
 mod diff;
 mod jobs;
 mod memory;
@@ -14,7 +15,9 @@ mod names;
 mod order;
 mod size;
 mod time;
+mod webhooks;
 
+pub use custom::{BUILT_IN_JOBS, CustomCommand, is_built_in};
 pub use diff::ModesDiff;
 pub use jobs::{Jobs, Retention};
 pub use memory::{
@@ -27,6 +30,7 @@ pub use names::{
 pub use order::Order;
 pub use size::{InvalidSize, Size};
 pub use time::{InvalidTime, Time};
+pub use webhooks::{Secret, Webhooks};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +46,9 @@ pub struct Modes {
     pub order: Order,
     pub jobs: Jobs,
     pub modes: BTreeMap<String, Arc<Mode>>,
+    /// Commands that custom jobs run, by the jobs' names.
+    pub custom_jobs: BTreeMap<String, CustomCommand>,
+    pub webhooks: Webhooks,
 }
 
 impl Modes {

@@ -17,11 +17,13 @@ mod form;
 mod json;
 mod lora_tags;
 mod overrides;
+mod webhook;
 
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
 pub use json::parse as parse_json;
 pub use overrides::{Context, Files, LoraWish, Overrides};
+pub use webhook::{Webhook, WebhookField, WebhookWish};
 
 /// A field that a loaded model may be unable to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

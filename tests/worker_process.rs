@@ -65,6 +65,7 @@ impl Daemon {
             custom: CustomJobs::new(),
             drain_timeout: Duration::from_secs(60),
             journal: None,
+            on_end: Box::new(|_| ()),
         })
         .unwrap();
         Self { handle, shutdown, folder }
@@ -106,6 +107,8 @@ fn modes() -> Arc<Modes> {
         order: Order::default(),
         jobs: Default::default(),
         modes: Default::default(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     })
 }
 
@@ -290,6 +293,7 @@ mod roles {
                         say(FromWorker::Image { job, drawn: drawn() }, &[0; 8 * 8 * 3]);
                     }
                 }
+                ToWorker::Probe { job, .. } => say(FromWorker::Probed { job }, &[]),
                 ToWorker::Cancel { job } => say(FromWorker::Cancelled { job }, &[]),
             }
         }

@@ -22,6 +22,7 @@ mod signals;
 mod status;
 mod switch;
 mod table;
+mod verify;
 
 /// The configuration is at fault (`EX_CONFIG` of sysexits.h): trying again will not help.
 const EXIT_CONFIG: u8 = 78;

@@ -17,6 +17,7 @@ use super::{
     lock::{StateDir, StateDirError},
     notify::ServiceManager,
     signals::{self, Event},
+    verify::VerifyCheckpoint,
 };
 use crate::{
     config::{self, ConfigErrors, ModeConfigManager, Origin},
@@ -25,6 +26,7 @@ use crate::{
     http::{self, Api, IdempotencyKeys, Inspections},
     journal::JournalError,
     modes::{Modes, Switch, UnknownMode},
+    webhook::Deliverer,
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -93,11 +95,13 @@ enum ServeError {
 }
 
 pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::from)
-        .and_then(|runtime| runtime.block_on(serve(arguments, custom)));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let served = runtime.map_err(ServeError::from).and_then(|runtime| {
+        let served = runtime.block_on(serve(arguments, custom));
+        // Threads that block (a slow disk, a webhook's slow receiver) are not waited for longer.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        served
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -131,18 +135,38 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     if journal.is_none() {
         tracing::warn!("'journal: off': jobs that are not done when this daemon ends are lost");
     }
+    let (told, mut notified) = mpsc::unbounded_channel();
+    let deliverer = Deliverer::start(modes.webhooks.clone(), move |job, _| {
+        let _ = told.send(job); // when the daemon has ended, the next one tells it again
+    });
+    let deliverer_too = deliverer.clone();
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
         worker_command: (std::env::current_exe()?, vec!["worker".into()]),
         switch_to_default: is_there(&modes, &modes.default_mode),
         preload,
         modes,
-        custom,
+        custom: custom.with(VerifyCheckpoint),
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         journal,
+        on_end: Box::new(move |view| {
+            if let Some(delivery) = http::delivery(view) {
+                deliverer_too.deliver(delivery);
+            }
+        }),
     })?;
     let dispatcher_too = handle.clone();
-    config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
+    tokio::spawn(async move {
+        while let Some(job) = notified.recv().await {
+            dispatcher_too.notified(job);
+        }
+    });
+    let dispatcher_too = handle.clone();
+    let deliverer_too = deliverer.clone();
+    config.on_change(move |diff, modes| {
+        dispatcher_too.configure(diff.clone(), modes.clone());
+        deliverer_too.configure(modes.webhooks.clone());
+    });
     config::watch(config.clone())?;
     announce(&listener)?;
     let manager = ServiceManager::of_environment();
@@ -169,6 +193,9 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         () = async { let _ = goodbye.await; tokio::time::sleep(GOODBYE).await } => {
             tracing::warn!("some clients did not take their answers");
         }
+    }
+    if tokio::time::timeout(GOODBYE, deliverer.finish()).await.is_err() {
+        tracing::warn!("some webhooks were not delivered");
     }
     tracing::info!("ended");
     Ok(())
@@ -240,6 +267,7 @@ async fn obey(mut events: mpsc::UnboundedReceiver<Event>, served: Served) {
     while let Some(event) = events.recv().await {
         if event == Event::Stop {
             tracing::warn!("ending at once");
+            dispatcher::end_all_commands();
             std::process::exit(1);
         }
     }

@@ -41,6 +41,7 @@ pub use edit::{EditError, ModeEdit, NotEditable};
 pub use excerpt::Excerpt;
 pub use inventory::{ModeFiles, ModelFile, files_of, inventory};
 pub use loras::{UnknownLora, find_lora};
+pub use names::check_file_name;
 pub use schema::schema;
 pub use source::source_of;
 pub use stamp::with_loras;

@@ -20,15 +20,19 @@ use crate::modes::{
     did_you_mean, nearest_name,
 };
 
+pub mod custom;
 pub mod jobs;
 pub mod memory;
 mod order;
+pub mod webhooks;
 
+use custom::custom_jobs;
 use jobs::jobs;
 use memory::MemorySection;
 use order::order;
+use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 10] = [
+pub const ROOT_KEYS: [&str; 12] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -39,6 +43,8 @@ pub const ROOT_KEYS: [&str; 10] = [
     "memory",
     "jobs",
     "modes",
+    "custom_jobs",
+    "webhooks",
 ];
 pub const MODE_KEYS: [&str; 18] = [
     "model",
@@ -143,6 +149,8 @@ impl Resolver {
         let order = order(&table, &mut self.errors);
         let jobs = jobs(&table, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
+        let custom_jobs = custom_jobs(&table, base, &mut self.errors);
+        let webhooks = webhooks(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -172,6 +180,8 @@ impl Resolver {
             order,
             jobs,
             modes,
+            custom_jobs,
+            webhooks,
         };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::modes::{
     Defaults, Eviction, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError,
     Prediction, PromptSyntax, Retention, SchedulerId, Scheduling, Size, Spacing, Switch, Watch,
+    Webhooks,
 };
 
 /// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
@@ -25,20 +26,65 @@ pub fn schema() -> String {
             "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
             "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
-            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$"),
+            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", TIME),
             "memory": memory(),
             "jobs": jobs(),
+            "custom_jobs": {
+                "description": "Commands that custom jobs may run, by the jobs' names.",
+                "type": ["object", "null"],
+                "propertyNames": names(),
+                "additionalProperties": command(),
+            },
+            "webhooks": webhooks(),
             "modes": {
                 "description": "The modes by their names.",
                 "type": "object",
                 "minProperties": 1,
-                "propertyNames": {"pattern": "^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 64},
+                "propertyNames": names(),
                 "additionalProperties": {"$ref": "#/definitions/mode"},
             },
         },
         "definitions": {"mode": mode(), "lora": lora()},
     });
     format!("{schema:#}")
+}
+
+/// Of modes and custom jobs.
+fn names() -> Value {
+    json!({"pattern": "^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 64})
+}
+
+const TIME: &str = r"^\s*0*[1-9][0-9]*\s*[smh]\s*$";
+
+fn command() -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["command"],
+        "properties": {
+            "command": {
+                "description": "The program, absolute, relative to the folder of this file, or a name that PATH has; then its arguments. No shell sees them.",
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "string"},
+            },
+            "timeout": with_pattern("How long it may take, 90s, 10m or 2h [60s].", TIME),
+            "description": text("One line for those who list the custom jobs."),
+        },
+    })
+}
+
+fn webhooks() -> Value {
+    let mut secret = text("Signs the webhooks whose job names no secret of its own.");
+    secret["minLength"] = 1.into();
+    let keys = json!({
+        "secret": secret,
+        "allow_private": flag("Whether they may go to addresses that are not public [false]."),
+        "max_attempts": whole("How often a delivery is tried [8].", 1, Webhooks::MAX_ATTEMPTS.into()),
+        "timeout": with_pattern("Of one attempt, 90s, 10m or 2h [10s].", TIME),
+        "first_retry": with_pattern("How long the second attempt waits for, about; each further one twice as long, up to ten minutes [1s].", TIME),
+    });
+    section("How webhooks are signed and delivered.", keys)
 }
 
 fn memory() -> Value {

@@ -4,7 +4,7 @@
 //!
 //! - a command: somebody submits, cancels, holds the work back, has changed the modes or shuts down;
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
-//! - a custom job's handler has ended;
+//! - a custom job says how far it is, or has ended;
 //! - something was written down, or cannot be;
 //! - memory was measured anew;
 //! - a switch has waited for as long as it may;
@@ -29,18 +29,17 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinError,
     time::{Instant, sleep_until},
 };
 
 use self::{
-    running::{Running, custom_end},
+    running::{Running, custom_event},
     written::Then,
 };
 use super::{
-    Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket,
+    Counters, DispatcherConfig, EndListener, Outcome, Status, SubmitError, Ticket,
     clock::{Clock, unix_ms},
-    custom::HandlerResult,
+    custom::{CustomEvent, Runnable},
     pace::Pace,
     table::SharedJobs,
 };
@@ -81,6 +80,10 @@ pub enum Command {
     Clear {
         reply: oneshot::Sender<usize>,
     },
+    /// Nobody is to be told of that job's end any more.
+    Notified {
+        id: JobId,
+    },
     Drain,
 }
 
@@ -89,7 +92,7 @@ enum Wake {
     /// `None`: nobody is left who could give a command.
     Command(Option<Command>),
     Worker(supervisor::Event),
-    CustomEnded(Result<HandlerResult, JoinError>),
+    Custom(CustomEvent),
     Receipt(Receipt<Then>),
     Measured,
     SwitchLimit,
@@ -118,7 +121,7 @@ pub struct Actor {
     /// What is kept of jobs, and how often they are begun.
     kept: Jobs,
     running: Option<Running>,
-    custom: CustomJobs,
+    custom: Runnable,
     worker: Supervisor,
     registry: VramRegistry,
     /// Tells the probe whom to measure.
@@ -143,6 +146,8 @@ pub struct Actor {
     drain_timeout: Duration,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
+    /// Of jobs with a webhook.
+    on_end: EndListener,
 }
 
 impl Actor {
@@ -173,7 +178,7 @@ impl Actor {
             is_held: false,
             kept: modes.jobs,
             running: None,
-            custom: config.custom,
+            custom: Runnable::new(config.custom, &modes),
             worker,
             registry,
             worker_pid,
@@ -189,6 +194,7 @@ impl Actor {
             status,
             drain_timeout: config.drain_timeout,
             drain_until: None,
+            on_end: config.on_end,
         };
         let selects = actor.restore(opened.remembered);
         // Nobody waits for these; if one fails, the log has the reason.
@@ -202,7 +208,11 @@ impl Actor {
         });
         let loads = config.preload.iter().filter_map(|name| {
             let mode = modes.modes.get(name)?;
-            Some(Job::Load { mode: mode.name.clone(), pipeline: mode.pipeline.clone() })
+            Some(Job::Load {
+                mode: mode.name.clone(),
+                pipeline: mode.pipeline.clone(),
+                warm_up: false,
+            })
         });
         switch.into_iter().chain(loads).for_each(|job| actor.append(job));
         actor.publish();
@@ -223,7 +233,7 @@ impl Actor {
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
                 event = self.worker.next() => Wake::Worker(event),
-                result = custom_end(&mut self.running) => Wake::CustomEnded(result),
+                event = custom_event(&mut self.running) => Wake::Custom(event),
                 Some(receipt) = self.receipts.recv() => Wake::Receipt(receipt),
                 Ok(()) = self.readings.changed() => Wake::Measured,
                 () = limit(switch_limit) => Wake::SwitchLimit,
@@ -235,7 +245,7 @@ impl Actor {
                 Wake::Command(Some(command)) => self.on_command(command),
                 Wake::Command(None) => break,
                 Wake::Worker(event) => self.on_worker(event),
-                Wake::CustomEnded(result) => self.on_custom_end(result),
+                Wake::Custom(event) => self.on_custom(event),
                 Wake::Receipt(receipt) => self.on_receipt(receipt),
                 Wake::Expiry => self.expire(),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.

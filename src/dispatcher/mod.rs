@@ -7,6 +7,7 @@
 
 mod actor;
 mod clock;
+mod command;
 mod counters;
 mod custom;
 mod events;
@@ -26,8 +27,9 @@ use tokio::{
 };
 
 pub use self::{
+    command::end_all as end_all_commands,
     counters::{Counters, Ending, Stage, Times},
-    custom::{CustomJobs, JobContext},
+    custom::{CustomJobs, HandlerResult, JobContext, JobHandler},
     events::{Change, Event, EventId, Events},
     job_events::JobEvents,
     table::JobView,
@@ -61,7 +63,12 @@ pub struct DispatcherConfig {
     pub drain_timeout: Duration,
     /// The folder of the journal and the images; `None`: nothing is written down.
     pub journal: Option<PathBuf>,
+    /// Told of each job when it has ended; again in the next daemon, until [`Handle::notified`].
+    pub on_end: EndListener,
 }
+
+/// Is told of a job that has ended. It must not block.
+pub type EndListener = Box<dyn Fn(JobView) + Send>;
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
 ///
@@ -82,7 +89,7 @@ fn start_with(
     };
     let (commands, to_do) = mpsc::unbounded_channel();
     let jobs = SharedJobs::default();
-    let custom_names = config.custom.names();
+    let custom_jobs = config.custom.list().into();
     let results = opened.results.clone();
     let (actor, status) = Actor::new(config, worker, to_do, jobs.clone(), opened);
     let end_of_events = jobs.events().ends_with_this();
@@ -90,7 +97,7 @@ fn start_with(
         let _end_of_events = end_of_events;
         actor.run().await;
     });
-    let handle = Handle { commands: commands.clone(), jobs, results, status, custom_names };
+    let handle = Handle { commands: commands.clone(), jobs, results, status, custom_jobs };
     Ok((handle, DispatcherShutdown { commands, task }))
 }
 
@@ -102,7 +109,7 @@ pub struct Handle {
     jobs: SharedJobs,
     results: Option<Results>,
     status: watch::Receiver<Arc<Status>>,
-    custom_names: Vec<String>,
+    custom_jobs: Arc<[(String, String)]>,
 }
 
 impl Handle {
@@ -201,6 +208,11 @@ impl Handle {
         views
     }
 
+    /// Whoever had to be told of a job's end was told, or never will be.
+    pub fn notified(&self, id: JobId) {
+        let _ = self.commands.send(Command::Notified { id });
+    }
+
     /// Whether a job like that waits or runs.
     pub fn awaits(&self, is: impl Fn(&Job) -> bool) -> bool {
         self.jobs.awaits(is)
@@ -211,9 +223,9 @@ impl Handle {
         self.status.borrow().clone()
     }
 
-    /// The names under which custom jobs were registered, sorted.
-    pub fn custom_names(&self) -> Vec<String> {
-        self.custom_names.clone()
+    /// The names under which custom jobs were registered, sorted, and what each says of itself.
+    pub fn custom_jobs(&self) -> &[(String, String)] {
+        &self.custom_jobs
     }
 }
 

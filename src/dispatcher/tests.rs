@@ -10,7 +10,7 @@ mod out_of_memory;
 mod priority;
 mod residency;
 
-use std::{collections::BTreeMap, convert::Infallible, future::ready, io, time::Duration};
+use std::{collections::BTreeMap, future::ready, io, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::UnixStream, sync::mpsc, task::JoinSet, time::timeout};
@@ -157,6 +157,14 @@ impl Worker {
         self.send_loaded(job).await;
     }
 
+    /// Is told to draw a step that nobody looks at.
+    async fn expect_probe(&mut self) -> JobId {
+        match self.receive().await {
+            ToWorker::Probe { job, pipeline, .. } if self.held.contains_key(&pipeline) => job,
+            other => panic!("{other:?} where a step was to be drawn"),
+        }
+    }
+
     async fn send_loaded(&mut self, job: JobId) {
         self.send_loaded_with(job, vec![]).await;
     }
@@ -235,6 +243,7 @@ impl Worker {
                 ToWorker::Load { job, .. } => self.send_loaded(job).await,
                 ToWorker::Unload { .. } => panic!("there is room for all"),
                 ToWorker::Generate { job, .. } => self.send_image(job).await,
+                ToWorker::Probe { job, .. } => self.send(FromWorker::Probed { job }).await,
                 ToWorker::Cancel { .. } => {}
             }
         }
@@ -268,6 +277,7 @@ fn config() -> DispatcherConfig {
         custom: CustomJobs::new(),
         drain_timeout: Duration::from_secs(60),
         journal: None,
+        on_end: Box::new(|_| ()),
     }
 }
 
@@ -294,6 +304,8 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         order: Order::default(),
         jobs: Default::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     })
 }
 

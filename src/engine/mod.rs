@@ -23,6 +23,7 @@ pub mod sampling;
 pub mod scheduler;
 mod source;
 pub mod tokenizer;
+pub mod verify;
 
 pub use checkpoint::{Component, Layers, Share, shares};
 pub use inspect::inspect;

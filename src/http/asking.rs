@@ -11,7 +11,8 @@ use crate::{
     image,
     job::Terms,
     modes::{Mode, Modes, PipelineSpec, UnknownMode},
-    request::{Context, EncodedImage, FieldError, InvalidFields, Overrides},
+    request::{Context, EncodedImage, FieldError, InvalidFields, Overrides, WebhookWish},
+    webhook,
 };
 
 /// Images of requests are unpacked by two at a time: one may take half a gigabyte.
@@ -83,6 +84,7 @@ async fn ask(
         prompt: prompt.clone(),
         durable: false,
         idempotency: None,
+        webhook: overrides.webhook.as_ref().map(|wish| wish.webhook.clone()),
     };
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
@@ -131,6 +133,7 @@ fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, Inva
     };
     let init_image = dimensions("init_image", &overrides.init_image);
     dimensions("mask_image", &overrides.mask_image);
+    errors.extend(check_webhook(modes, overrides.webhook.as_ref()));
     let mut loras = Vec::new();
     for wish in &overrides.loras {
         match find_lora(modes, mode, &wish.name, wish.strength) {
@@ -145,6 +148,14 @@ fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, Inva
         return Err(InvalidFields(errors));
     }
     Ok(Found { init_image, pipeline: with_loras(mode.pipeline.clone(), loras) })
+}
+
+/// What is wrong with a webhook's URL, as far as that can be told before it is connected to.
+pub fn check_webhook(modes: &Modes, wish: Option<&WebhookWish>) -> Option<FieldError> {
+    let wish = wish?;
+    let checked = webhook::check_url(&wish.webhook.url, modes.webhooks.allow_private);
+    let detail = checked.err()?.to_owned();
+    Some(FieldError { pointer: wish.pointer.clone(), detail })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::{
     dispatcher::JobView,
     job::{Job, JobKind, JobState},
     request::{GenerateRequest, Source},
+    webhook::{Delivery, Event},
 };
 
 /// A job and where it is on its way. Times are in milliseconds since 1970.
@@ -99,6 +100,14 @@ pub enum StateName {
     Done,
     Failed,
     Cancelled,
+}
+
+/// What a job's webhook is told once it has ended: what `GET /api/jobs/{id}` answers then.
+pub fn delivery(view: JobView) -> Option<Delivery> {
+    let (job, event) = (view.id, Event::of(&view.state)?);
+    let webhook = view.terms.webhook.clone()?;
+    let body = serde_json::to_vec(&JobInfo::from(view)).ok()?;
+    Some(Delivery { job, event, webhook, body })
 }
 
 impl StateName {

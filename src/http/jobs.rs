@@ -1,4 +1,4 @@
-//! `/api/jobs`: what becomes of jobs; jobs of one's own.
+//! `/api/jobs`: what becomes of jobs.
 
 use axum::{
     Json,
@@ -7,20 +7,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api,
-    body::JsonBody,
-    job_info::{Accepted, JobInfo, StateName},
+    job_info::JobInfo,
     problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobId, JobState},
-    modes::{did_you_mean, nearest_name},
-    request::{FieldError, Fields, InvalidFields},
+    job::{JobId, JobState},
+    request::{FieldError, InvalidFields},
 };
 
 /// What is known of a job. Finished ones are forgotten after a while.
@@ -160,53 +157,8 @@ pub async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Re
     Ok((status, Json(JobInfo::from(view))).into_response())
 }
 
-#[derive(Debug, ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read by hand")]
-pub struct CustomRequest {
-    /// The name that the handler was registered under.
-    name: String,
-    /// Anything; the handler knows what to do with it.
-    args: Option<Value>,
-}
-
-/// Queues a job for a handler that this daemon was built with.
-#[utoipa::path(post, path = "/api/jobs/custom", tag = "jobs", request_body = CustomRequest,
-    responses(
-        (status = 202, description = "Queued; Location has the job", body = Accepted),
-        (status = 400, description = "The body is not JSON"),
-        (status = 404, description = "No such handler"),
-        (status = 422, description = "Invalid fields"),
-        (status = 429, description = "The queue is full; see Retry-After"),
-        (status = 503, description = "Shutting down"),
-    ))]
-pub async fn submit_custom(
-    State(api): State<Api>,
-    JsonBody(body): JsonBody,
-) -> Result<Response, Problem> {
-    let mut fields = Fields::read(&body, &["name", "args"])?;
-    let name = fields.text("name");
-    fields.require("name");
-    let args = fields.get("args").cloned().unwrap_or_default();
-    let name = fields.finish(name)?.unwrap_or_default();
-    let known = api.dispatcher.custom_names();
-    if !known.contains(&name) {
-        return Err(unknown_handler(&name, known));
-    }
-    let id = api.dispatcher.submit(Job::Custom { name, args }).await?.detach();
-    Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
-}
-
 /// 202, with where to follow the job.
 pub fn accepted(id: JobId, body: impl Serialize) -> Response {
     let headers = [(header::LOCATION, format!("/api/jobs/{id}")), (X_JOB_ID, id.to_string())];
     (StatusCode::ACCEPTED, headers, Json(body)).into_response()
-}
-
-fn unknown_handler(name: &str, mut known: Vec<String>) -> Problem {
-    known.sort();
-    let nearest = nearest_name(name, known.iter().map(String::as_str));
-    let hint = did_you_mean(nearest.as_deref());
-    let list = if known.is_empty() { "none is registered".into() } else { known.join(", ") };
-    let detail = format!("there is no custom job '{name}'{hint} (there are: {list})");
-    Problem::new(Kind::UnknownHandler, detail)
 }

@@ -15,6 +15,7 @@ use axum::{
 
 pub use idempotency::IdempotencyKeys;
 pub use inventory::Inspections;
+pub use job_info::delivery;
 
 use crate::{config::ModeConfigManager, dispatcher::Handle};
 
@@ -23,6 +24,7 @@ mod answer;
 mod asking;
 mod body;
 mod config;
+mod custom;
 mod edit;
 mod events;
 mod figures;
@@ -88,7 +90,7 @@ pub fn router(api: Api) -> Router {
         )
         .route("/api/modes/reload", post(config::reload))
         .route("/api/jobs", get(jobs::list).post(submit::submit).layer(generate_limit))
-        .route("/api/jobs/custom", post(jobs::submit_custom))
+        .route("/api/jobs/custom", get(custom::list).post(custom::submit))
         .route("/api/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/api/jobs/{id}/image", get(images::first))
         .route("/api/jobs/{id}/image/{index}", get(images::nth))

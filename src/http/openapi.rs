@@ -9,7 +9,8 @@ use utoipa::{
 };
 
 use super::{
-    config, edit, events, generate, health, images, inventory, jobs, metrics, models, modes,
+    config, custom, edit, events, generate, health, images, inventory, jobs, metrics, models,
+    modes,
     problem::{PROBLEM_JSON, ProblemBody},
     queue, residency, status, submit,
 };
@@ -43,7 +44,8 @@ use super::{
         images::first,
         images::nth,
         submit::submit,
-        jobs::submit_custom,
+        custom::list,
+        custom::submit,
         queue::pause,
         queue::resume,
         queue::clear,

@@ -97,7 +97,7 @@ pub async fn load(
     if stays && Residency::of_mode(mode, &now) != Residency::NotLoaded {
         return Ok(Json(answer(LoadStatus::AlreadyLoaded, &now)).into_response());
     }
-    let job = Job::Load { mode: name.clone(), pipeline: mode.pipeline.clone() };
+    let job = Job::Load { mode: name.clone(), pipeline: mode.pipeline.clone(), warm_up: false };
     match submit(&api, job, wait).await? {
         Submitted::Queued(id) => {
             let message = format!("mode '{name}' is loaded when the jobs before it are done");

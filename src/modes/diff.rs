@@ -76,6 +76,8 @@ impl Modes {
             ("scheduling", self.order.scheduling != new.order.scheduling),
             ("max_wait", self.order.max_wait != new.order.max_wait),
             ("jobs", self.jobs != new.jobs),
+            ("custom_jobs", self.custom_jobs != new.custom_jobs),
+            ("webhooks", self.webhooks != new.webhooks),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

@@ -151,7 +151,7 @@ impl Queue {
         let switch = switch.map(|(id, switch)| Entry {
             id,
             job: switch,
-            terms: Terms { priority: job.terms.priority, ..Terms::default() },
+            terms: job.terms.of_its_switch(),
             arrived_ms: job.arrived_ms,
         });
         let is_the_last = place == self.waiting.len();

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 
 use super::{Entry, Target};
 use crate::{
-    job::{Job, JobId, SwitchOrigin, Terms},
+    job::{Job, JobId, SwitchOrigin},
     modes::{Order, Scheduling},
 };
 
@@ -104,7 +104,7 @@ pub fn mend(
             && let Some(target) = &target
         {
             let job = target.clone().into_switch(SwitchOrigin::Generation);
-            let terms = Terms { priority: entry.terms.priority, ..Terms::default() };
+            let terms = entry.terms.of_its_switch();
             let switch = Entry { id: new_id(), job, terms, arrived_ms: entry.arrived_ms };
             added.push(switch.clone());
             line.push_back(switch);

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     job::Unload,
     modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Watch},
-    request::{EncodedImage, GenerateRequest},
+    request::{EncodedImage, GenerateRequest, Webhook},
 };
 
 fn pipeline(word: &str) -> PipelineSpec {
@@ -326,6 +326,8 @@ fn modes(words: &str) -> Modes {
         order: Order::default(),
         jobs: Default::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     }
 }
 
@@ -408,4 +410,20 @@ fn what_follows_a_failed_switch_can_be_taken_out() {
             "{waiting}"
         );
     }
+}
+
+#[test]
+fn the_end_of_a_switch_that_a_job_brings_along_is_told_to_nobody() {
+    let webhook = Some(Webhook { url: "http://x".to_owned(), secret: None });
+    let told = |priority| Terms { priority, webhook: webhook.clone(), ..Terms::default() };
+    let mut queue = queue(9, "a");
+    let first = queue.submit(job("a"), told(0), JobId::new).unwrap();
+    assert_eq!((first.switch, &first.job.terms.webhook), (None, &webhook));
+    // It comes before that one, which needs a switch of its own now.
+    let second = queue.submit(job("b"), told(1), JobId::new).unwrap();
+    assert_eq!(words(&queue.waiting), ">b b >a a");
+    assert_eq!(second.switch.unwrap().terms.webhook, None);
+    assert_eq!(second.job.terms.webhook, webhook);
+    let added: Vec<_> = second.mended.added.iter().map(|entry| &entry.terms.webhook).collect();
+    assert_eq!(added, [&None]);
 }

@@ -63,7 +63,8 @@ impl<'a> Fields<'a> {
         Self::read_at(String::new(), document, known)
     }
 
-    fn read_at(at: String, value: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
+    /// The same of a part of the document.
+    pub fn read_at(at: String, value: &'a Value, known: &[&str]) -> Result<Self, InvalidFields> {
         let Some(object) = value.as_object() else {
             let detail = format!("expected a JSON object, found {}", describe(value));
             return Err(InvalidFields(vec![FieldError { pointer: at, detail }]));
@@ -183,6 +184,31 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// An object: what `read` makes of it. `expected` says what else might have stood there.
+    pub fn object<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        known: &[&str],
+        read: impl FnOnce(&mut Fields) -> Option<T>,
+    ) -> Option<T> {
+        let value = self.get(name)?;
+        if !value.is_object() {
+            return self.wrong_type(name, expected, value);
+        }
+        match Fields::read_at(self.pointer(name), value, known) {
+            Ok(mut fields) => {
+                let value = read(&mut fields);
+                self.errors.append(&mut fields.errors);
+                value
+            }
+            Err(InvalidFields(mut errors)) => {
+                self.errors.append(&mut errors);
+                None
+            }
+        }
+    }
+
     /// A list of objects: what `read` makes of each.
     pub fn each<T>(
         &mut self,
@@ -239,6 +265,11 @@ impl<'a> Fields<'a> {
 
     pub fn error(&mut self, name: &str, detail: impl Into<String>) {
         self.errors.push(FieldError { pointer: self.pointer(name), detail: detail.into() });
+    }
+
+    /// Reports what somebody else has found.
+    pub fn report(&mut self, error: FieldError) {
+        self.errors.push(error);
     }
 
     /// Reports the object as a whole.

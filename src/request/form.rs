@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
-/// Fields whose text is read as JSON: numbers and lists.
-const JSON_FIELDS: [&str; 11] = [
+/// Fields whose text is read as JSON, if it is some: numbers, lists, and a webhook with its secret.
+const JSON_FIELDS: [&str; 12] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -17,6 +17,7 @@ const JSON_FIELDS: [&str; 11] = [
     "loras",
     "tags",
     "denoise_strength",
+    "webhook",
 ];
 /// Fields in which an empty text says something.
 const PROMPTS: [&str; 2] = ["prompt", "negative_prompt"];

@@ -5,7 +5,10 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, lora_tags};
+use super::{
+    EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, WebhookField,
+    WebhookWish, lora_tags,
+};
 use crate::modes::{Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
@@ -75,6 +78,9 @@ pub struct Overrides {
     /// When it is drawn, and not what: the greater one comes first. By default 0.
     #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i8>,
+    /// Told over HTTP when the job has ended: a POST of what `GET /api/jobs/{id}` answers.
+    #[schema(value_type = Option<WebhookField>)]
+    pub webhook: Option<WebhookWish>,
 }
 
 /// A LoRA that a caller wants.
@@ -118,7 +124,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -138,10 +144,8 @@ const FIELDS: [&str; 19] = [
     "denoise_strength",
     "tags",
     "priority",
+    "webhook",
 ];
-
-/// As many as a job may have.
-const MAX_TAGS: usize = 16;
 
 /// More in one request are a mistake.
 const MAX_LORAS: usize = 16;
@@ -151,6 +155,9 @@ impl Overrides {
     pub const MAX_IMAGES: u32 = 8;
     /// What all images of a request may have together.
     pub const MAX_TOTAL_PIXELS: u64 = 4 * 2048 * 2048;
+
+    /// As many as a job may have.
+    pub const MAX_TAGS: usize = 16;
 
     pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
 
@@ -188,8 +195,9 @@ impl Overrides {
             init_image: image(&mut fields, "init_image", files.init_image),
             mask_image: image(&mut fields, "mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
-            tags: fields.texts("tags", MAX_TAGS),
+            tags: fields.texts("tags", Self::MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
+            webhook: WebhookWish::read(&mut fields, "webhook"),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

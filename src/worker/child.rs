@@ -102,6 +102,7 @@ enum Task {
     Load { job: JobId, unload: Vec<PipelineId>, limit_bytes: u64, verify: bool },
     Unload { pipelines: Vec<PipelineId> },
     Generate(Generate),
+    Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
 }
 
 struct Generate {
@@ -129,6 +130,9 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
                 flags.retain(|_, flag| flag.strong_count() > 0);
                 flags.insert(job, Arc::downgrade(&cancelled));
                 Task::Generate(Generate { job, pipeline, request, limit_bytes, cancelled })
+            }
+            Ok((ToWorker::Probe { job, pipeline, limit_bytes }, _)) => {
+                Task::Probe { job, pipeline, limit_bytes }
             }
             Ok((ToWorker::Cancel { job }, _)) => {
                 if let Some(flag) = flags.get(&job).and_then(Weak::upgrade) {
@@ -175,6 +179,15 @@ impl Worker {
                 FromWorker::Unloaded { held: self.residents.held() }
             }
             Task::Generate(generate) => return self.generate(&generate),
+            Task::Probe { job, pipeline, limit_bytes } => {
+                memory::set_limit(limit_bytes);
+                match self.residents.probe(pipeline) {
+                    Ok(()) => FromWorker::Probed { job },
+                    Err(error) => {
+                        FromWorker::Failed { job, error, held: Some(self.residents.held()) }
+                    }
+                }
+            }
         };
         self.send(&answer, &[])
     }

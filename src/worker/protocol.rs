@@ -43,6 +43,9 @@ pub enum ToWorker {
     Unload { pipelines: Vec<PipelineId> },
     /// Draw with that pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
     Generate { job: JobId, pipeline: PipelineId, request: GenerateRequest, limit_bytes: u64 },
+    /// Draw one small step with that pipeline, whose outcome nobody looks at. Answered by `Probed` or
+    /// `Failed`.
+    Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
     /// Stop that job at its next step. Without effect on a job that is not running.
     Cancel { job: JobId },
 }
@@ -81,6 +84,9 @@ pub enum FromWorker {
         job: JobId,
         drawn: DrawnReport,
     },
+    Probed {
+        job: JobId,
+    },
     /// `held`: what is still loaded, if it is not what it was before.
     Failed {
         job: JobId,
@@ -103,6 +109,7 @@ impl FromWorker {
             | Self::Step { job, .. }
             | Self::Image { job, .. }
             | Self::Failed { job, .. }
+            | Self::Probed { job }
             | Self::Cancelled { job } => Some(*job),
         }
     }

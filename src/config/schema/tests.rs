@@ -11,8 +11,10 @@ use crate::config::{
     reader::{Errors, Field},
     resolve::{
         LORA_KEYS, MODE_KEYS, ROOT_KEYS,
+        custom::COMMAND_KEYS,
         memory::{LORA_CACHE_KEYS, MEMORY_KEYS},
         resolve,
+        webhooks::WEBHOOKS_KEYS,
     },
 };
 
@@ -69,6 +71,9 @@ fn fits(value: &Value, schema: &Value, whole: &Value) -> bool {
         "minimum" => value.as_f64().is_none_or(|number| number >= asked.as_f64().unwrap()),
         "exclusiveMinimum" => value.as_f64().is_none_or(|number| number > asked.as_f64().unwrap()),
         "maximum" => value.as_f64().is_none_or(|number| number <= asked.as_f64().unwrap()),
+        "minItems" => {
+            value.as_array().is_none_or(|items| items.len() as u64 >= asked.as_u64().unwrap())
+        }
         "minProperties" => {
             value.as_object().is_none_or(|object| object.len() as u64 >= asked.as_u64().unwrap())
         }
@@ -120,6 +125,8 @@ fn it_has_the_keys_that_the_parser_knows() {
         ("/properties", &ROOT_KEYS[..]),
         ("/properties/memory/properties", &MEMORY_KEYS),
         ("/properties/memory/properties/lora_cache/properties", &LORA_CACHE_KEYS),
+        ("/properties/webhooks/properties", &WEBHOOKS_KEYS),
+        ("/properties/custom_jobs/additionalProperties/properties", &COMMAND_KEYS),
         ("/definitions/mode/properties", &MODE_KEYS),
         ("/definitions/lora/properties", &LORA_KEYS),
     ] {
@@ -149,6 +156,14 @@ fn in_memory(line: &str) -> String {
     at_the_top(&format!("memory: {{{line}}}"))
 }
 
+fn in_webhooks(line: &str) -> String {
+    at_the_top(&format!("webhooks: {{{line}}}"))
+}
+
+fn in_command(line: &str) -> String {
+    at_the_top(&format!("custom_jobs: {{job: {{command: [x], {line}}}}}"))
+}
+
 fn in_lora_cache(line: &str) -> String {
     in_memory(&format!("lora_cache: {{{line}}}"))
 }
@@ -161,9 +176,24 @@ fn at_the_top(line: &str) -> String {
 #[test]
 fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
-    let places: [(&[&str], InFile); 4] = [
+    let places: [(&[&str], InFile); 7] = [
         (&MODE_KEYS, in_mode),
-        (&["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "memory"], at_the_top),
+        (
+            &[
+                "max_pixels",
+                "watch",
+                "lora_root",
+                "scheduling",
+                "max_wait",
+                "memory",
+                "custom_jobs",
+                "webhooks",
+            ],
+            at_the_top,
+        ),
+        (&["command"], |line| at_the_top(&format!("custom_jobs: {{job: {{{line}}}}}"))),
+        (&["timeout", "description"], in_command),
+        (&WEBHOOKS_KEYS, in_webhooks),
         (&MEMORY_KEYS, in_memory),
         (&LORA_CACHE_KEYS, in_lora_cache),
     ];
@@ -227,6 +257,9 @@ fn it_allows_what_the_parser_takes() {
         "chunk",
         "weighted",
         "{k: [1]}",
+        "{k: {command: [x]}}",
+        "{'a b': {command: [x]}}",
+        "{secret: x, first_retry: 2s}",
     ] {
         for (key, file) in &keys {
             // What is between two quotes is for the disk to say.

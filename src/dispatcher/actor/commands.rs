@@ -34,6 +34,7 @@ impl Actor {
             Command::Configure { diff, modes } => {
                 self.registry.configure(&diff, &modes);
                 self.keep_as(modes.jobs);
+                self.custom.configure(&modes);
                 self.lost.retain(|target| !diff.touches(&target.mode));
                 let queue = self.queue.at(self.clock.now_ms());
                 let Configured { superseded, switch } = queue.configure(&diff, &modes, JobId::new);
@@ -60,6 +61,7 @@ impl Actor {
                 let count = removed.len();
                 self.write(Record::Mark, Then::SayCleared { count, reply });
             }
+            Command::Notified { id } => self.note(Record::Notified(id)),
             Command::Drain => {
                 self.drain_until.get_or_insert_with(|| Instant::now() + self.drain_timeout);
                 for entry in self.queue.drain() {

@@ -188,7 +188,7 @@ impl Actor {
             } else if self.registry.find(&pipeline).is_some() {
                 continue;
             } else {
-                Job::Load { mode, pipeline }
+                Job::Load { mode, pipeline, warm_up: false }
             };
             self.append(job);
             self.start_what_can_be_started();

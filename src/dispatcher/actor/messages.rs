@@ -55,6 +55,7 @@ impl Actor {
             FromWorker::Step { step, steps, .. } => {
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
+            FromWorker::Probed { .. } => self.finish_running(Outcome::Loaded),
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
             FromWorker::Failed { error, held, .. } => {
                 held.into_iter().for_each(|held| self.reconcile(held));

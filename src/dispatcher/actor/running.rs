@@ -6,15 +6,15 @@
 
 use std::future::pending;
 
-use tokio::{
-    task::{JoinError, JoinHandle},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{Actor, written::Then};
 use crate::{
     dispatcher::{
-        FailureKind, JobContext, JobFailure, Outcome, clock::unix_ms, custom::HandlerResult,
+        FailureKind, JobFailure, Outcome,
+        clock::unix_ms,
+        command::GRACE,
+        custom::{BEGUN, CustomEvent, CustomRun},
     },
     job::{Job, JobId, JobState, Unload},
     journal::Record,
@@ -55,7 +55,7 @@ pub enum Phase {
     Drawing(PipelineId),
     /// The worker gives back what these modes had loaded.
     Unloading(Vec<String>),
-    Custom(JoinHandle<HandlerResult>),
+    Custom(CustomRun),
 }
 
 /// A pipeline on its way.
@@ -81,7 +81,7 @@ impl Running {
     pub fn goal(&self) -> Option<Target> {
         match (&self.failed, &self.entry.job) {
             (Some(_), _) => self.before.clone(),
-            (None, Job::Load { mode, pipeline }) => {
+            (None, Job::Load { mode, pipeline, .. }) => {
                 Some(Target { mode: mode.clone(), pipeline: pipeline.clone() })
             }
             (None, job) => Target::of(job),
@@ -94,10 +94,10 @@ pub fn begun(id: JobId, attempts: u32) -> Record {
     Record::Begun { id, attempts, at_unix_ms: unix_ms() }
 }
 
-/// The end of the running custom job, if one runs.
-pub async fn custom_end(running: &mut Option<Running>) -> Result<HandlerResult, JoinError> {
+/// What the running custom job says, if one runs.
+pub async fn custom_event(running: &mut Option<Running>) -> CustomEvent {
     match running {
-        Some(Running { phase: Phase::Custom(handler), .. }) => handler.await,
+        Some(Running { phase: Phase::Custom(run), .. }) => run.next().await,
         Some(_) | None => pending().await,
     }
 }
@@ -108,7 +108,7 @@ impl Actor {
             Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
                 JobState::Loading { percent: 0 }
             }
-            Job::Unload { .. } | Job::Custom { .. } => JobState::Running { step: 0, steps: 1 },
+            Job::Unload { .. } | Job::Custom { .. } => BEGUN.into(),
         };
         let (attempts, waited) = self.jobs.begin(entry.id, state);
         if let Some(waited) = waited {
@@ -144,9 +144,7 @@ impl Actor {
                 Phase::AwaitsWorker
             }
             Job::Unload { .. } => Phase::Unloading(Vec::new()),
-            Job::Custom { name, args } => {
-                Phase::Custom(self.custom.spawn(name, JobContext { id: job }, args.clone()))
-            }
+            Job::Custom { name, args } => Phase::Custom(self.custom.start(name, job, args.clone())),
         };
         self.begin_unloading();
         self.drive();
@@ -214,7 +212,14 @@ impl Actor {
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
                 None
             }
-            Job::Load { .. } => return self.finish_running(Outcome::Loaded),
+            Job::Load { warm_up: false, .. } => return self.finish_running(Outcome::Loaded),
+            Job::Load { warm_up: true, .. } => {
+                let job = running.entry.id;
+                running.phase = Phase::Drawing(id);
+                self.jobs.set_state(job, BEGUN.into());
+                let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+                return self.worker.send(ToWorker::Probe { job, pipeline: id, limit_bytes });
+            }
             Job::ModeSwitch { .. } | Job::Unload { .. } | Job::Custom { .. } => {
                 Some(Outcome::Switched)
             }
@@ -257,7 +262,7 @@ impl Actor {
     /// Whether the running job will end as cancelled.
     pub(super) fn cancel_running(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
-        match (&running.phase, &running.entry.job) {
+        match (&mut running.phase, &running.entry.job) {
             (Phase::AwaitsJournal | Phase::AwaitsWorker, _) => {
                 self.finish_running(Outcome::Cancelled);
                 return true;
@@ -268,7 +273,7 @@ impl Actor {
             (Phase::Drawing(_), _) => {
                 self.worker.send(ToWorker::Cancel { job: running.entry.id });
             }
-            (Phase::Custom(handler), _) => handler.abort(),
+            (Phase::Custom(run), _) => run.stop(),
         }
         running.cancelled = true;
         true
@@ -287,10 +292,21 @@ impl Actor {
 
     /// The daemon shuts down, and has waited long enough.
     pub(super) fn give_up_running(&mut self) {
-        let Some(running) = &self.running else { return };
-        if let Phase::Custom(handler) = &running.phase {
-            handler.abort();
+        let Some(running) = &mut self.running else { return };
+        if let Phase::Custom(run) = &mut running.phase
+            && !run.is_stopping()
+        {
+            // A command has a little time to end by itself; a handler is ended at its next await.
+            run.stop();
+            self.drain_until = Some(Instant::now() + 2 * GRACE);
+            return;
         }
+        self.leave_running();
+    }
+
+    /// The running job does not end any more in this daemon.
+    fn leave_running(&mut self) {
+        let Some(running) = &self.running else { return };
         if !self.outlives_us(&running.entry) || running.cancelled {
             return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
         }
@@ -301,7 +317,18 @@ impl Actor {
         self.queue.finish_running(false);
     }
 
-    pub(super) fn on_custom_end(&mut self, result: Result<HandlerResult, JoinError>) {
+    pub(super) fn on_custom(&mut self, event: CustomEvent) {
+        let Some(Running { entry, phase: Phase::Custom(run), .. }) = &self.running else { return };
+        let result = match event {
+            CustomEvent::Progress(progress) => {
+                return self.jobs.set_state(entry.id, progress.into());
+            }
+            CustomEvent::Ended(result) => result,
+        };
+        // It was stopped: for a shutdown, or because it was cancelled, which counts more.
+        if run.is_stopping() && !matches!(result, Ok(Ok(_))) {
+            return self.leave_running();
+        }
         let failed = |message| Outcome::Failed(JobFailure { kind: FailureKind::Handler, message });
         self.finish_running(match result {
             Ok(Ok(value)) => Outcome::Custom(value),

@@ -112,6 +112,9 @@ impl Actor {
             true => self.jobs.forget(id),
             false => self.jobs.finish(id, Ended { outcome: &outcome, at_unix_ms, image_bytes }),
         }
+        if let Some(view) = self.jobs.get(id) {
+            (self.on_end)(view);
+        }
         if let Some(caller) = self.outcomes.remove(&id) {
             self.to_tell.push((caller, outcome));
         }
@@ -170,9 +173,12 @@ impl Actor {
         let (mut again, mut failed) = (0, 0);
         for job in remembered {
             let (entry, attempts) = (job.entry.clone(), job.attempts);
-            let is_to_be_done = job.ending.is_none();
+            let (has_ended, notified) = (job.ending.is_some(), job.notified);
             self.jobs.restore(job);
-            if !is_to_be_done {
+            if has_ended {
+                if !notified && let Some(view) = self.jobs.get(entry.id) {
+                    (self.on_end)(view);
+                }
                 continue;
             }
             if attempts >= self.kept.max_attempts {

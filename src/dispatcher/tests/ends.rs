@@ -2,19 +2,36 @@
 
 use super::*;
 
+/// A closure as a handler.
+struct Named<F>(&'static str, F);
+
+impl<F, R> JobHandler for Named<F>
+where
+    F: Fn(JobContext, Value) -> R + Send + Sync + 'static,
+    R: Future<Output = HandlerResult> + Send,
+{
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    async fn run(&self, context: JobContext, args: Value) -> HandlerResult {
+        self.1(context, args).await
+    }
+}
+
 #[tokio::test]
 async fn custom_jobs_have_their_turn_and_their_own_ends() {
     let handlers = CustomJobs::new()
-        .register("echo", |context: JobContext, args| async move {
-            Ok::<_, Infallible>(json!({ "id": context.id.to_string(), "args": args }))
-        })
-        .register("fail", |_, _| async { Err("no luck") })
-        .register("panic", |_, _| async { panic!("oh no") as Result<Value, String> })
-        .register("panic at once", |_, args: Value| {
+        .register(Named("echo", |context: JobContext, args| async move {
+            Ok(json!({ "id": context.id().to_string(), "args": args }))
+        }))
+        .register(Named("fail", |_, _| async { Err("no luck".into()) }))
+        .register(Named("panic", |_, _| async { panic!("oh no") as HandlerResult }))
+        .register(Named("panic at once", |_, args: Value| {
             assert!(args.is_string(), "oh no");
-            ready(Ok::<_, Infallible>(args))
-        })
-        .register("wait", |_, _| std::future::pending::<Result<Value, String>>());
+            ready(Ok(args))
+        }))
+        .register(Named("wait", |_, _| std::future::pending::<HandlerResult>()));
     let mut daemon = Daemon::start_with(|config| config.custom = handlers);
     let mut worker = daemon.worker().await;
 
@@ -50,8 +67,10 @@ async fn custom_jobs_have_their_turn_and_their_own_ends() {
     assert_eq!(outcome(waiting).await, Outcome::Cancelled);
 
     let unknown = within(daemon.handle.submit(custom("ecco", Value::Null))).await.unwrap_err();
-    let known = daemon.handle.custom_names();
-    assert_eq!(known, ["echo", "fail", "panic", "panic at once", "wait"]);
+    let known: Vec<String> =
+        ["echo", "fail", "panic", "panic at once", "wait"].map(Into::into).into();
+    let listed: Vec<_> = daemon.handle.custom_jobs().iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(known, listed);
     let (name, nearest) = ("ecco".to_owned(), Some("echo".to_owned()));
     assert_eq!(unknown, SubmitError::UnknownHandler { name, nearest, known });
 }
@@ -100,4 +119,47 @@ async fn a_shutdown_gives_up_a_job_that_takes_too_long() {
     worker.expect_generate("a").await;
     within(daemon.shutdown.drain()).await;
     assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::ShuttingDown);
+}
+
+#[tokio::test]
+async fn a_custom_job_says_how_far_it_is_and_hears_that_it_is_over() {
+    let (context, mut contexts) = mpsc::unbounded_channel();
+    let slow = Named("slow", move |told: JobContext, _| {
+        told.progress(3, 7);
+        context.send(told).unwrap();
+        std::future::pending::<HandlerResult>()
+    });
+    let handlers = CustomJobs::new().register(slow);
+    let daemon = Daemon::start_with(|config| config.custom = handlers);
+    let ticket = daemon.submit(custom("slow", Value::Null)).await;
+    let context = within(contexts.recv()).await.unwrap();
+    let id = ticket.id();
+    until(|| daemon.state(id) == JobState::Running { step: 3, steps: 7 }).await;
+    context.progress(9, 7);
+    until(|| daemon.state(id) == JobState::Running { step: 7, steps: 7 }).await;
+    assert!(!context.is_cancelled());
+    assert!(daemon.cancel(id).await);
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    until(|| context.is_cancelled()).await;
+    context.progress(1, 7);
+    assert_eq!(daemon.state(id), JobState::Cancelled, "it is over");
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_a_handler_that_takes_too_long() {
+    let handlers = CustomJobs::new().register(Named("wait", |_, _| std::future::pending()));
+    let daemon = Daemon::start_with(|config| {
+        (config.custom, config.drain_timeout) = (handlers, Duration::ZERO);
+    });
+    let ticket = daemon.submit(custom("wait", Value::Null)).await;
+    let id = ticket.id();
+    daemon.until(|status| status.running == Some(id)).await;
+    within(daemon.shutdown.drain()).await;
+    assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::ShuttingDown);
+}
+
+#[test]
+#[should_panic(expected = "there is a built-in custom job 'warm_up'")]
+fn a_built_in_name_is_not_registered() {
+    let _ = CustomJobs::new().register(Named("warm_up", |_, _| ready(Ok(Value::Null))));
 }

@@ -13,7 +13,7 @@ pub fn with(memory: Memory, pinned: &'static [&'static str]) -> impl FnOnce(&mut
 }
 
 fn load(mode: &str) -> Job {
-    Job::Load { mode: mode.to_owned(), pipeline: pipeline(mode) }
+    Job::Load { mode: mode.to_owned(), pipeline: pipeline(mode), warm_up: false }
 }
 
 impl Daemon {
@@ -374,4 +374,31 @@ async fn a_switch_that_has_waited_too_long_fails_and_the_rest_goes_on() {
     worker.send_image(job).await;
     assert_eq!(outcome(first).await, drawn());
     assert_eq!(daemon.current().as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_mode_is_warmed_up_by_a_step_of_its_own() {
+    let mut daemon = Daemon::start();
+    let mut worker = daemon.worker().await;
+    let warm_up = || Job::Load { mode: "a".to_owned(), pipeline: pipeline("a"), warm_up: true };
+    let ticket = daemon.submit(warm_up()).await;
+    worker.load("a").await;
+    let probed = worker.expect_probe().await;
+    assert_eq!(daemon.state(probed), JobState::Running { step: 0, steps: 1 });
+    worker.send(FromWorker::Probed { job: probed }).await;
+    assert_eq!(outcome(ticket).await, Outcome::Loaded);
+    assert_eq!(daemon.handle.status().current_mode, None, "it is loaded, and not switched to");
+
+    // It is there, and may still be cold; and what cannot draw says so.
+    let ticket = daemon.submit(warm_up()).await;
+    let job = worker.expect_probe().await;
+    worker.send(FromWorker::Failed { job, error: bad("a"), held: None }).await;
+    assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::UnusableModel);
+
+    let ticket = daemon.submit(warm_up()).await;
+    let job = worker.expect_probe().await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+    worker.send(FromWorker::Probed { job }).await;
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
 }

@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, Metadata},
-    ops::{Bound, Range},
+    ops::{Bound, Deref, Range},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor};
 
 use super::Error;
 
@@ -64,15 +64,28 @@ impl FileIdentity {
     }
 }
 
+/// What a file's header says: what the file is can be told from this alone.
+pub struct Header {
+    pub entries: BTreeMap<String, Entry>,
+    /// What the file says about itself.
+    pub metadata: HashMap<String, String>,
+}
+
 /// An open file of tensors.
 pub struct TensorFile {
     /// As the user calls it.
     pub name: String,
     pub identity: FileIdentity,
-    pub entries: BTreeMap<String, Entry>,
-    /// What the file says about itself.
-    pub metadata: HashMap<String, String>,
+    header: Header,
     map: Mmap,
+}
+
+impl Deref for TensorFile {
+    type Target = Header;
+
+    fn deref(&self) -> &Header {
+        &self.header
+    }
 }
 
 impl TensorFile {
@@ -83,13 +96,26 @@ impl TensorFile {
         if let Some(what) = foreign_format(&map) {
             return Err(Error::NotSafetensors { file: name.to_owned(), what });
         }
-        let (entries, metadata) = read_header(name, &map)?;
-        Ok(Self { name: name.to_owned(), identity, entries, metadata, map })
+        let header = read_header(name, &map)?;
+        Ok(Self { name: name.to_owned(), identity, header, map })
     }
 
     /// A tensor's bytes, little-endian, rows first.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.map[entry.bytes.clone()]
+    }
+}
+
+impl Header {
+    /// Of that header; its tensors lie `start` bytes behind the file's begin.
+    pub fn new(metadata: &tensor::Metadata, start: usize) -> Self {
+        let entries = metadata.tensors().into_iter().map(|(name, info)| {
+            let (begin, end) = info.data_offsets;
+            let bytes = start + begin..start + end;
+            (name, Entry { dtype: info.dtype, dims: info.shape.clone(), bytes })
+        });
+        let entries = entries.collect();
+        Self { entries, metadata: metadata.metadata().clone().unwrap_or_default() }
     }
 
     /// Whether the name of any tensor begins so.
@@ -126,7 +152,8 @@ fn map(path: &Path) -> std::io::Result<(Mmap, FileIdentity)> {
     Ok((unsafe { Mmap::map(&file)? }, identity))
 }
 
-fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
+/// What a file is that is none of tensors, by its first bytes.
+pub fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
     let starts = |magic: &[u8]| bytes.starts_with(magic);
     let pickle = matches!(bytes, [0x80, 2..=5, ..]);
     match () {
@@ -142,8 +169,6 @@ fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-type Header = (BTreeMap<String, Entry>, HashMap<String, String>);
-
 fn read_header(file: &str, map: &[u8]) -> Result<Header, Error> {
     let damaged = |error: safetensors::SafeTensorError| {
         first_cut_tensor(map).map_or_else(
@@ -156,13 +181,7 @@ fn read_header(file: &str, map: &[u8]) -> Result<Header, Error> {
     };
     let (header_len, metadata) = SafeTensors::read_metadata(map).map_err(damaged)?;
     // Behind the header's length and the header itself.
-    let start = size_of::<u64>() + header_len;
-    let entries = metadata.tensors().into_iter().map(|(name, info)| {
-        let (begin, end) = info.data_offsets;
-        let bytes = start + begin..start + end;
-        (name, Entry { dtype: info.dtype, dims: info.shape.clone(), bytes })
-    });
-    Ok((entries.collect(), metadata.metadata().clone().unwrap_or_default()))
+    Ok(Header::new(&metadata, size_of::<u64>() + header_len))
 }
 
 /// Of a file with a readable header: the first tensor that does not lie wholly in it, and its end.

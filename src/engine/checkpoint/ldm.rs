@@ -5,7 +5,7 @@
 //! block is (`down_blocks.2.attentions.0`). How many there are of each is read off the file.
 
 use super::{
-    file::TensorFile,
+    file::Header,
     names::{Names, Parts, SAME, View, join, part, view},
 };
 
@@ -61,7 +61,7 @@ const SD2_LAYERS: usize = 23;
 /// SD2's text encoder. The model was trained on what the last layer but one says, so that the
 /// reference leaves the last one out, and so do files that were converted from its folders. In
 /// one of another depth that shows in what comes behind that layer.
-pub(super) fn sd2_clip(file: &TensorFile, prefix: &str) -> Names {
+pub(super) fn sd2_clip(file: &Header, prefix: &str) -> Names {
     let has = |name: &str| file.has_prefix(&join(prefix, name));
     let unused = match file.count(&join(prefix, &format!("{LAYERS}."))) {
         layers @ SD2_LAYERS.. => layers - SD2_LAYERS,
@@ -75,7 +75,7 @@ const LAYERS: &str = "transformer.resblocks";
 
 /// CLIP's text encoder as OpenCLIP calls its parts. `unused`: layers at its end that are in the
 /// file and not in the model.
-pub(super) fn open_clip(file: &TensorFile, prefix: &str, unused: usize) -> Names {
+pub(super) fn open_clip(file: &Header, prefix: &str, unused: usize) -> Names {
     let mut names = Names::default();
     let (model, at) = ("text_model", |name: &str| join(prefix, name));
     let embeddings = format!("{model}.embeddings");
@@ -112,7 +112,7 @@ pub(super) struct UNetShape {
 
 impl UNetShape {
     /// Of a UNet under LDM's names.
-    pub fn of_ldm(file: &TensorFile, prefix: &str) -> Self {
+    pub fn of_ldm(file: &Header, prefix: &str) -> Self {
         let has = |name: String| file.has_prefix(&format!("{prefix}.{name}"));
         let mut down = vec![Vec::new()];
         for n in 1..file.count(&format!("{prefix}.input_blocks.")) {
@@ -264,7 +264,7 @@ pub(super) fn old_vae() -> Names {
 }
 
 /// The autoencoder's modules.
-pub(super) fn vae(file: &TensorFile, prefix: &str) -> Names {
+pub(super) fn vae(file: &Header, prefix: &str) -> Names {
     let mut names = Names::default();
     for name in ["quant_conv", "post_quant_conv"] {
         names.add(name, join(prefix, name), SAME);

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
-pub use file::{Entry, FileIdentity, TensorFile};
+pub use file::{Entry, FileIdentity, Header, TensorFile, foreign_format};
 pub use layers::{Component, Held, Layers, Share, shares};
 pub(super) use numbers::{float_bytes, precision, to_f32};
 pub use weights::{Loading, Reading, ReadingCost, Weights};
@@ -279,12 +279,17 @@ fn open_vae(vae: &CheckpointRef) -> Result<Network, Error> {
     Ok(Network { files: vec![(Arc::new(file), names)] })
 }
 
+/// The family of a single-file checkpoint, if it is one.
+pub(super) fn family(file: &Header) -> Result<Family, String> {
+    single::recognise(file)
+}
+
 /// Whether a file holds an autoencoder, by itself or within a model.
-pub(super) fn is_vae(file: &TensorFile) -> bool {
+pub(super) fn is_vae(file: &Header) -> bool {
     vae_names(file).is_some()
 }
 
-fn vae_names(file: &TensorFile) -> Option<Names> {
+fn vae_names(file: &Header) -> Option<Names> {
     let prefix = |prefix: &str| file.has_prefix(&format!("{prefix}decoder."));
     if prefix("first_stage_model.") {
         Some(ldm::vae(file, "first_stage_model"))

@@ -1,6 +1,6 @@
 //! From canonical names to a file's own: a list of modules, each with what the file calls it.
 
-use super::file::TensorFile;
+use super::file::Header;
 
 /// How a module's own parts are called.
 pub(super) type Parts = &'static [Part];
@@ -93,7 +93,7 @@ impl Names {
     }
 
     /// The canonical names of the file's tensors, each with its name in the file.
-    pub fn tensors<'a>(&'a self, file: &'a TensorFile) -> impl Iterator<Item = (String, &'a str)> {
+    pub fn tensors<'a>(&'a self, file: &'a Header) -> impl Iterator<Item = (String, &'a str)> {
         file.entries.keys().flat_map(move |name| {
             self.modules
                 .iter()

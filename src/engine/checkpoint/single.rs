@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use super::{
     Checkpoint, Error, Network,
     facts::{Facts, Family, says_lcm},
-    file::TensorFile,
+    file::{Header, TensorFile},
     ldm::{self, UNetShape},
     names::Names,
 };
@@ -36,7 +36,7 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     Ok(Checkpoint { name: name.to_owned(), components, facts })
 }
 
-fn text_encoders(file: &TensorFile, family: Family) -> Vec<(&'static str, Names)> {
+fn text_encoders(file: &Header, family: Family) -> Vec<(&'static str, Names)> {
     let embedder = |i: usize, inner: &str| format!("conditioner.embedders.{i}.{inner}");
     let clip = |prefix: &str| {
         let has_model = file.has_prefix(&format!("{prefix}.text_model."));
@@ -56,7 +56,7 @@ fn text_encoders(file: &TensorFile, family: Family) -> Vec<(&'static str, Names)
 }
 
 /// The family by its telltale names (never by counts, so that tiny ones are recognised too).
-fn recognise(file: &TensorFile) -> Result<Family, String> {
+pub(super) fn recognise(file: &Header) -> Result<Family, String> {
     let has = |prefix: &str| file.has_prefix(prefix);
     let foreign = |what: &str| Err(format!("is {what}; SD1.x, SD2.x and SDXL are drawn with"));
     if has("edm_mean") || has("edm_vpred.") {

@@ -38,6 +38,8 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         order: Order::default(),
         jobs: Default::default(),
         modes: pinned.iter().enumerate().map(mode).collect(),
+        custom_jobs: Default::default(),
+        webhooks: Default::default(),
     }
 }
 

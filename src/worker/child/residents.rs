@@ -102,6 +102,20 @@ impl Residents {
         Ok(report)
     }
 
+    /// Draws one small step. A pipeline that panics is not used again.
+    pub fn probe(&mut self, id: PipelineId) -> Result<(), WorkerError> {
+        let Some(pipeline) = self.pipelines.get(&id) else {
+            return Err(internal("the pipeline is not loaded"));
+        };
+        match guarded(|| Ok(pipeline.probe())) {
+            Ok(probed) => probed.map_err(|error| cannot_draw("the mode's model", &error)),
+            Err(error) => {
+                self.unload(&[id]);
+                Err(error)
+            }
+        }
+    }
+
     /// Lets those go, and the machine have what they held.
     pub fn unload(&mut self, ids: &[PipelineId]) {
         if ids.is_empty() {
@@ -187,11 +201,15 @@ fn is_transient(error: &checkpoint::Error) -> bool {
 
 fn not_verified(spec: &PipelineSpec, error: &DrawError) -> WorkerError {
     tracing::error!("{}: its first step failed: {error}", spec.checkpoint.path.display());
+    cannot_draw(&spec.checkpoint.name, error)
+}
+
+fn cannot_draw(name: &str, error: &DrawError) -> WorkerError {
     let kind = match error {
         DrawError::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,
         _ => WorkerErrorKind::UnusableModel,
     };
-    let message = format!("{}: was loaded, and cannot draw: {error}", spec.checkpoint.name);
+    let message = format!("{name}: was loaded, and cannot draw: {error}");
     WorkerError { kind, message }
 }
 
