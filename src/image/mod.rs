@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use image::{ExtendedColorType, ImageEncoder, codecs};
+use image::{
+    ExtendedColorType, ImageBuffer, ImageEncoder, codecs,
+    imageops::{self, FilterType},
+};
 
 mod decode;
 mod exif;
@@ -72,6 +75,15 @@ pub fn encode(image: Rgb, format: Format, parameters: &str) -> Result<Vec<u8>, E
         }
     }
     Ok(file)
+}
+
+/// The image in another size, by Lanczos' filter. (What the VAE is given is resized by [`decode_rgb`],
+/// byte by byte as the reference does.)
+pub fn lanczos(image: Rgb, (width, height): (u32, u32)) -> Vec<u8> {
+    let pixels = ImageBuffer::<image::Rgb<u8>, _>::from_raw(image.width, image.height, image.bytes);
+    // Too few bytes are no image.
+    let resized = |pixels| imageops::resize(&pixels, width, height, FilterType::Lanczos3).into_raw();
+    pixels.map(resized).unwrap_or_default()
 }
 
 fn encode_png(image: Rgb, parameters: &str, file: &mut Vec<u8>) -> Result<(), EncodeError> {
