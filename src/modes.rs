@@ -23,7 +23,7 @@ pub use names::{
     Scheduling, Spacing, UnknownName, Watch, did_you_mean, nearest_name,
 };
 pub use order::Order;
-pub use size::{InvalidSize, Size};
+pub use size::{Dimensions, InvalidSize, Size};
 pub use time::{InvalidTime, Time};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
@@ -39,6 +39,8 @@ pub struct Modes {
     pub memory: Memory,
     pub order: Order,
     pub modes: BTreeMap<String, Arc<Mode>>,
+    /// What makes images larger where a request asks for that; `None`: Lanczos' filter.
+    pub superres: Option<CheckpointRef>,
 }
 
 impl Modes {

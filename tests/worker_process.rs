@@ -103,6 +103,7 @@ fn modes() -> Arc<Modes> {
         memory: Memory::default(),
         order: Order::default(),
         modes: Default::default(),
+        superres: None,
     })
 }
 
@@ -281,6 +282,7 @@ mod roles {
                 }
                 ToWorker::Load { job, .. } => say(loaded(job, prepared), &[]),
                 ToWorker::Unload { .. } => say(FromWorker::Unloaded { held: Held::default() }, &[]),
+                ToWorker::Upscale { .. } => panic!("nothing is to be made larger"),
                 ToWorker::Generate { job, request, .. } => {
                     say(FromWorker::Step { job, step: 1, steps: 4 }, &[]);
                     if !hangs(&request.prompt, &folder) {
@@ -318,16 +320,17 @@ mod roles {
     fn drawn() -> DrawnReport {
         let (size, scheduler) = (SIZE, SchedulerId::Ddim);
         DrawnReport {
-            size,
+            size: size.into(),
             images: 1,
             prompt_truncated: None,
             skipped_loras: vec![],
-            scheduler,
+            scheduler: Some(scheduler),
             encode_ms: 1,
             denoise_ms: 2,
             decode_ms: 3,
             peak_bytes: 0,
             steps: 4,
+            superres: None,
         }
     }
 

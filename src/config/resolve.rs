@@ -26,7 +26,7 @@ mod order;
 use memory::MemorySection;
 use order::order;
 
-pub const ROOT_KEYS: [&str; 9] = [
+pub const ROOT_KEYS: [&str; 10] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -36,6 +36,7 @@ pub const ROOT_KEYS: [&str; 9] = [
     "max_wait",
     "memory",
     "modes",
+    "superres",
 ];
 pub const MODE_KEYS: [&str; 18] = [
     "model",
@@ -58,6 +59,7 @@ pub const MODE_KEYS: [&str; 18] = [
     "metadata",
 ];
 pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
+pub const SUPERRES_KEYS: [&str; 1] = ["model"];
 
 /// What a file means.
 #[derive(Debug)]
@@ -139,6 +141,7 @@ impl Resolver {
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let order = order(&table, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
+        let superres = table.get("superres").map(|field| self.superres(&field, model.as_deref()));
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -156,10 +159,19 @@ impl Resolver {
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
         let (model_root, lora_root) = (roots.model?, roots.lora?);
-        let default_mode = default_mode?;
+        let (default_mode, superres) = (default_mode?, superres.flatten());
         let memory = section.memory.clone();
-        let modes =
-            Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, order, modes };
+        let modes = Modes {
+            default_mode,
+            model_root,
+            lora_root,
+            max_pixels,
+            watch,
+            memory,
+            order,
+            modes,
+            superres,
+        };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
     }
@@ -180,6 +192,24 @@ impl Resolver {
             key: field.key.clone(),
         });
         Some(path)
+    }
+
+    /// What makes images larger: the file's name alone, or a mapping.
+    fn superres(&mut self, field: &Field, root: Option<&Path>) -> Option<CheckpointRef> {
+        let (name, path) = match field.node.value {
+            Value::Text(_) | Value::Variable(_) => self.file_name(field, root, None)?,
+            Value::Map(_) => {
+                let at = field.node.at;
+                let table = Table::read(field, at, &SUPERRES_KEYS, &mut self.errors)?;
+                let model = table.require("model", &mut self.errors)?;
+                self.file_name(&model, root, None)?
+            }
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => {
+                field.error(&mut self.errors, "expected a file name or a mapping {model}");
+                return None;
+            }
+        };
+        Some(CheckpointRef { name, path })
     }
 
     fn default_mode(&mut self, field: &Field, declared: &[Entry]) -> Option<String> {

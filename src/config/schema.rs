@@ -34,6 +34,7 @@ pub fn schema() -> String {
                 "propertyNames": {"pattern": "^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 64},
                 "additionalProperties": {"$ref": "#/definitions/mode"},
             },
+            "superres": superres(),
         },
         "definitions": {"mode": mode(), "lora": lora()},
     });
@@ -69,6 +70,20 @@ fn section(description: &str, properties: Value) -> Value {
         "type": ["object", "null"],
         "additionalProperties": false,
         "properties": properties,
+    })
+}
+
+fn superres() -> Value {
+    let model = text("The upscaler: a .safetensors file; relative to model_root.");
+    let mapping = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["model"],
+        "properties": {"model": model},
+    });
+    json!({
+        "description": "What makes images larger where a request asks for it: an RRDBNet (ESRGAN, Real-ESRGAN); relative to model_root [Lanczos].",
+        "anyOf": [{"type": "string", "minLength": 1}, mapping, {"type": "null"}],
     })
 }
 

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     job::{Job, JobId, JobState, Terms},
     queue::Entry,
+    request::{EncodedImage, Source},
     worker::protocol::DrawnReport,
 };
 
@@ -199,10 +200,15 @@ impl SharedJobs {
                 | Outcome::Cancelled => {}
             }
             // A thousand jobs are remembered; not the megabytes of each.
-            if let Job::Generation { request, .. } = &mut view.job
-                && let Some(source) = &mut request.source
-            {
-                source.forget_images();
+            match &mut view.job {
+                Job::Generation { request, .. } => {
+                    request.source.iter_mut().for_each(Source::forget_images);
+                }
+                Job::Upscale { image, .. } => *image = EncodedImage::default(),
+                Job::ModeSwitch { .. }
+                | Job::Load { .. }
+                | Job::Unload { .. }
+                | Job::Custom { .. } => {}
             }
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -261,19 +267,20 @@ mod tests {
 
     #[test]
     fn images_are_kept_for_who_asks_later_and_within_bounds() {
-        use crate::modes::{SchedulerId, Size};
+        use crate::modes::{Dimensions, SchedulerId};
         let drawn = |bytes: usize| {
             let report = DrawnReport {
-                size: Size { width: 8, height: 8 },
+                size: Dimensions { width: 8, height: 8 },
                 images: 1,
                 prompt_truncated: None,
                 skipped_loras: vec![],
-                scheduler: SchedulerId::Ddim,
+                scheduler: Some(SchedulerId::Ddim),
                 encode_ms: 0,
                 denoise_ms: 0,
                 decode_ms: 0,
                 peak_bytes: 0,
                 steps: 1,
+                superres: None,
             };
             Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
         };

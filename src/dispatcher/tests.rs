@@ -9,6 +9,7 @@ mod order;
 mod out_of_memory;
 mod priority;
 mod residency;
+mod upscaling;
 
 use std::{collections::BTreeMap, convert::Infallible, future::ready, io, time::Duration};
 
@@ -183,7 +184,7 @@ impl Worker {
     /// Is told to let so many pipelines go, and does.
     async fn unload(&mut self, count: usize) {
         match self.receive().await {
-            ToWorker::Unload { pipelines } if pipelines.len() == count => {
+            ToWorker::Unload { pipelines, .. } if pipelines.len() == count => {
                 pipelines.iter().for_each(|id| assert!(self.held.remove(id).is_some(), "{id:?}"));
             }
             other => panic!("{other:?} where {count} pipelines were to go"),
@@ -234,7 +235,9 @@ impl Worker {
                 }
                 ToWorker::Load { job, .. } => self.send_loaded(job).await,
                 ToWorker::Unload { .. } => panic!("there is room for all"),
-                ToWorker::Generate { job, .. } => self.send_image(job).await,
+                ToWorker::Generate { job, .. } | ToWorker::Upscale { job, .. } => {
+                    self.send_image(job).await;
+                }
                 ToWorker::Cancel { .. } => {}
             }
         }
@@ -292,6 +295,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         memory,
         order: Order::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
+        superres: None,
     })
 }
 
@@ -324,16 +328,17 @@ fn custom(name: &str, args: Value) -> Job {
 fn report() -> DrawnReport {
     let (size, scheduler) = (SIZE, SchedulerId::Ddim);
     DrawnReport {
-        size,
+        size: size.into(),
         images: 1,
         prompt_truncated: None,
         skipped_loras: vec![],
-        scheduler,
+        scheduler: Some(scheduler),
         encode_ms: 1,
         denoise_ms: 2,
         decode_ms: 3,
         peak_bytes: 11,
         steps: STEPS,
+        superres: None,
     }
 }
 

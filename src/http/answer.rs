@@ -17,16 +17,17 @@ use crate::{
     dispatcher::DrawnImages,
     image::{
         self, EncodeError, Format, Rgb,
-        parameters::{Facts, infotext},
+        parameters::{self, Facts, infotext},
     },
     job::JobId,
-    modes::PipelineSpec,
-    request::GenerateRequest,
+    modes::{Dimensions, PipelineSpec},
+    request::{GenerateRequest, Superres},
 };
 
 const X_MODE: HeaderName = HeaderName::from_static("x-mode");
 const X_SEED: HeaderName = HeaderName::from_static("x-seed");
 const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
+const X_SUPER_RES_MODEL: HeaderName = HeaderName::from_static("x-superres-model");
 const X_PROMPT_TRUNCATED: HeaderName = HeaderName::from_static("x-prompt-truncated");
 const X_LORA_SKIPPED: HeaderName = HeaderName::from_static("x-lora-skipped");
 
@@ -65,6 +66,29 @@ pub struct GenerateAnswer {
     prompt_truncated: Option<String>,
     /// LoRAs that were left out.
     skipped_loras: Vec<String>,
+    /// What they were made larger by, if they were: the model as modes.yaml names it, or `lanczos`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superres_model: Option<String>,
+}
+
+/// An image that was made larger.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UpscaleAnswer {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    job_id: String,
+    #[schema(example = "image/png")]
+    media_type: &'static str,
+    /// The file in base64.
+    data: String,
+    /// As modes.yaml names it, or `lanczos`.
+    superres_model: String,
+}
+
+/// What an image was sent for.
+pub struct Upscaled {
+    pub superres: Superres,
+    /// What it says of how it was drawn.
+    pub parameters: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -108,6 +132,37 @@ pub fn encode(
                 images: files.into_iter().map(image).collect(),
                 prompt_truncated: drawn.report.prompt_truncated.clone(),
                 skipped_loras: drawn.report.skipped_loras.clone(),
+                superres_model: drawn.report.superres.as_ref().map(|it| it.model.clone()),
+            };
+            (headers, Json(answer)).into_response()
+        }
+    })
+}
+
+/// The answer with an image that was made larger. Takes its time.
+pub fn encode_upscaled(
+    upscaled: &Upscaled,
+    drawn: &DrawnImages,
+    job: JobId,
+    form: Form,
+) -> Result<Response, EncodeError> {
+    let (Form::Image(format) | Form::Json(format)) = form;
+    let Upscaled { superres, parameters } = upscaled;
+    let Dimensions { width, height } = drawn.report.size;
+    let rgb = Rgb { width, height, bytes: &drawn.rgb };
+    let file = image::encode(rgb, format, &parameters::upscaled(parameters, superres))?;
+    let mut headers = about(drawn, job);
+    Ok(match form {
+        Form::Image(format) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+            (headers, Bytes::from(file)).into_response()
+        }
+        Form::Json(format) => {
+            let answer = UpscaleAnswer {
+                job_id: job.to_string(),
+                media_type: format.media_type(),
+                data: BASE64.encode(file),
+                superres_model: superres.model_name().to_owned(),
             };
             (headers, Json(answer)).into_response()
         }
@@ -149,19 +204,30 @@ fn file(
 }
 
 fn headers(request: &GenerateRequest, drawn: &DrawnImages, job: JobId) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = about(drawn, job);
     headers.insert(X_SEED, request.seed.into());
-    headers.insert(X_SUPER_RES, HeaderValue::from_static("0"));
     let truncated = drawn.report.prompt_truncated.as_deref().map(header_text);
     let skipped: Vec<_> = drawn.report.skipped_loras.iter().map(|it| header_text(it)).collect();
     let skipped = (!skipped.is_empty()).then(|| skipped.join(","));
     for (name, value) in [
         (X_MODE, Some(request.mode.clone())),
-        (X_JOB_ID, Some(job.to_string())),
         (X_PROMPT_TRUNCATED, truncated),
         (X_LORA_SKIPPED, skipped),
     ] {
         // All are plain ASCII: configuration sees to it for the mode's name.
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// What there is to say of all images.
+fn about(drawn: &DrawnImages, job: JobId) -> HeaderMap {
+    let model = drawn.report.superres.as_ref().map(|superres| header_text(&superres.model));
+    let is_larger = HeaderValue::from_static(if model.is_some() { "1" } else { "0" });
+    let mut headers = HeaderMap::from_iter([(X_SUPER_RES, is_larger)]);
+    for (name, value) in [(X_JOB_ID, Some(job.to_string())), (X_SUPER_RES_MODEL, model)] {
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             headers.insert(name, value);
         }

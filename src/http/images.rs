@@ -12,10 +12,11 @@ use utoipa::IntoParams;
 use super::{
     Api,
     accept::{self, Form},
-    answer::{self, Asked},
+    answer::{self, Asked, Upscaled},
     asking::ImageFile,
     jobs::find,
     problem::{Kind, Problem},
+    superres,
 };
 use crate::{
     dispatcher::JobView,
@@ -76,7 +77,7 @@ pub async fn nth(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let view = find(&api, &id)?;
-    let format = match query.format()? {
+    let format = match query.format()?.or(superres::format_of(&view.job)) {
         Some(format) => format,
         None => match accept::form(&headers, 1)? {
             Form::Image(format) | Form::Json(format) => format,
@@ -84,8 +85,18 @@ pub async fn nth(
     };
     let Some(drawn) = api.dispatcher.images(view.id) else { return Err(not_there(&view)) };
     let id = view.id;
-    let Some(asked) = asked(view) else { return Err(no_image()) };
     let index: usize = index.parse().map_err(|_| no_image())?;
+    let view = match upscaled(view) {
+        Ok(upscaled) if index == 0 => {
+            let form = Form::Image(format);
+            let encoding =
+                spawn_blocking(move || answer::encode_upscaled(&upscaled, &drawn, id, form));
+            return encoding.await.map_err(Problem::internal)?.map_err(Problem::internal);
+        }
+        Ok(_) => return Err(no_image()),
+        Err(view) => view,
+    };
+    let Some(asked) = asked(*view) else { return Err(no_image()) };
     let encoding = spawn_blocking(move || answer::encode_one(&asked, &drawn, (id, index), format));
     let encoded = encoding.await.map_err(Problem::internal)?;
     encoded.ok_or_else(no_image)?.map_err(Problem::internal)
@@ -100,21 +111,20 @@ impl ImageQuery {
             Some(Ok(quality @ 1..=100)) => Some(quality),
             Some(_) => return invalid("quality", "is no number from 1 to 100"),
         };
-        let format = match self.format.as_deref() {
-            None if quality.is_none() => return Ok(None),
-            None | Some("jpeg" | "jpg") => {
-                Format::Jpeg { quality: quality.unwrap_or(accept::JPEG_QUALITY) }
-            }
-            Some("png") => Format::Png,
-            Some("webp") => Format::WebP,
-            Some(_) => return invalid("format", "is none of png, jpeg and webp"),
-        };
-        match (format, quality) {
-            (Format::Png | Format::WebP, Some(_)) => {
-                invalid("quality", "is a JPEG's: png and webp lose nothing")
-            }
-            _ => Ok(Some(format)),
-        }
+        let format = Format::of(["format", "quality"], self.format.as_deref(), quality);
+        format.map_err(|error| InvalidFields(vec![error]))
+    }
+}
+
+/// What an upscale was asked for; of any other job its view.
+fn upscaled(view: JobView) -> Result<Upscaled, Box<JobView>> {
+    match view.job {
+        Job::Upscale { superres, parameters, .. } => Ok(Upscaled { superres, parameters }),
+        Job::Generation { .. }
+        | Job::ModeSwitch { .. }
+        | Job::Load { .. }
+        | Job::Unload { .. }
+        | Job::Custom { .. } => Err(Box::new(view)),
     }
 }
 
@@ -124,7 +134,11 @@ fn asked(view: JobView) -> Option<Asked> {
         Job::Generation { request, pipeline } => {
             Some(Asked { prompt: view.terms.prompt, request, pipeline, lora_pointers: Vec::new() })
         }
-        Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
+        Job::ModeSwitch { .. }
+        | Job::Load { .. }
+        | Job::Unload { .. }
+        | Job::Custom { .. }
+        | Job::Upscale { .. } => None,
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     body::JsonBody,
     job_info::{Accepted, JobInfo, StateName},
     problem::{Kind, Problem, X_JOB_ID},
+    superres,
 };
 use crate::{
     dispatcher::JobView,
@@ -193,6 +194,9 @@ pub async fn submit_custom(
     fields.require("name");
     let args = fields.get("args").cloned().unwrap_or_default();
     let name = fields.finish(name)?.unwrap_or_default();
+    if name == superres::CUSTOM_NAME {
+        return superres::submit_custom(&api, &args).await;
+    }
     let known = api.dispatcher.custom_names();
     if !known.contains(&name) {
         return Err(unknown_handler(&name, known));

@@ -11,7 +11,7 @@ use utoipa::{
 use super::{
     config, edit, events, generate, health, images, inventory, jobs, metrics, models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    queue, residency, status, submit,
+    queue, residency, status, submit, superres,
 };
 
 #[derive(OpenApi)]
@@ -23,6 +23,7 @@ use super::{
     ),
     paths(
         generate::generate,
+        superres::upscale,
         modes::list,
         residency::switch,
         models::list,

@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{
     job::{Job, Terms},
-    request::{EncodedImage, Overrides},
+    request::{EncodedImage, Files, Overrides},
 };
 
-const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-const RESPOND_ASYNC: &str = "respond-async";
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub const RESPOND_ASYNC: &str = "respond-async";
 
 /// Queues a generation and answers at once. Its images are kept for GET /api/jobs/{id}/image; hanging
 /// up cancels nothing.
@@ -87,10 +87,11 @@ async fn answer_later(
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
 }
 
-fn of_body(body: &GenerateBody) -> Fingerprint {
+pub fn of_body(body: &GenerateBody) -> Fingerprint {
     let fields = body.fields.to_string();
     let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
-    let files = [file(&body.files.init_image), file(&body.files.mask_image)];
+    let Files { init_image, mask_image, image } = &body.files;
+    let files = [file(init_image), file(mask_image), file(image)];
     let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
     idempotency::fingerprint([fields.as_bytes()].into_iter().chain(files))
 }

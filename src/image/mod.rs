@@ -13,29 +13,8 @@ mod exif;
 pub mod parameters;
 mod resize;
 
-pub use decode::{DecodeError, decode_mask, decode_rgb, dimensions};
-
-/// What an image is encoded as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Png,
-    /// `quality` from 1 to 100.
-    Jpeg {
-        quality: u8,
-    },
-    /// Lossless.
-    WebP,
-}
-
-impl Format {
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Png => "image/png",
-            Self::Jpeg { .. } => "image/jpeg",
-            Self::WebP => "image/webp",
-        }
-    }
-}
+pub use crate::request::Format;
+pub use decode::{DecodeError, Decoded, decode_as_it_is, decode_mask, decode_rgb, dimensions};
 
 /// An image: rows top to bottom, three bytes a pixel.
 #[derive(Debug, Clone, Copy)]

@@ -75,6 +75,7 @@ impl Modes {
             ("memory", self.memory != new.memory),
             ("scheduling", self.order.scheduling != new.order.scheduling),
             ("max_wait", self.order.max_wait != new.order.max_wait),
+            ("superres", self.superres != new.superres),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

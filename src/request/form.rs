@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON: numbers and lists.
-const JSON_FIELDS: [&str; 11] = [
+const JSON_FIELDS: [&str; 14] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -17,6 +17,9 @@ const JSON_FIELDS: [&str; 11] = [
     "loras",
     "tags",
     "denoise_strength",
+    "superres",
+    "superres_magnitude",
+    "superres_quality",
 ];
 /// Fields in which an empty text says something.
 const PROMPTS: [&str; 2] = ["prompt", "negative_prompt"];
@@ -37,6 +40,7 @@ impl Form {
         let file = match name {
             "init_image" => Some(&mut self.files.init_image),
             "mask_image" => Some(&mut self.files.mask_image),
+            "image" => Some(&mut self.files.image),
             _ => None,
         };
         if bytes.is_empty() && !PROMPTS.contains(&name) {
@@ -126,7 +130,7 @@ mod tests {
         });
         assert_eq!(fields, expected);
         let init_image = Some(EncodedImage(b"\xff\xd8"[..].into()));
-        assert_eq!(files, Files { init_image, mask_image: None });
+        assert_eq!(files, Files { init_image, ..Files::default() });
     }
 
     #[test]

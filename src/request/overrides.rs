@@ -5,8 +5,14 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, lora_tags};
-use crate::modes::{Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
+use super::{
+    EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, Source, Superres,
+    lora_tags,
+    superres::{ANSWER_FIELDS, read_answer_fields},
+};
+use crate::modes::{
+    CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing,
+};
 
 #[cfg(test)]
 mod tests;
@@ -75,6 +81,15 @@ pub struct Overrides {
     /// When it is drawn, and not what: the greater one comes first. By default 0.
     #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i8>,
+    /// Whether the image is made larger once it is drawn, by what modes.yaml names as `superres`.
+    pub superres: Option<bool>,
+    /// A power of two: 1, 2 and 3 make each side 2, 4 and 8 times as long. By default 1.
+    #[schema(minimum = 1, maximum = 3)]
+    pub superres_magnitude: Option<u32>,
+    /// What it is sent as, whatever `Accept` says: `png`, `jpeg` or `webp`; `superres_quality` is a
+    /// JPEG's, 1 to 100, by default 92.
+    #[schema(value_type = Option<String>, example = "jpeg")]
+    pub superres_format: Option<Format>,
 }
 
 /// A LoRA that a caller wants.
@@ -106,6 +121,8 @@ struct LoraField {
 pub struct Files {
     pub init_image: Option<EncodedImage>,
     pub mask_image: Option<EncodedImage>,
+    /// That is to be made larger.
+    pub image: Option<EncodedImage>,
 }
 
 /// What a request is resolved against.
@@ -116,9 +133,11 @@ pub struct Context<'a> {
     pub max_pixels: u64,
     /// Width and height of the init image, where there is one.
     pub init_image: Option<(u32, u32)>,
+    /// See [`crate::modes::Modes::superres`].
+    pub superres: Option<&'a CheckpointRef>,
 }
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 23] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -138,6 +157,10 @@ const FIELDS: [&str; 19] = [
     "denoise_strength",
     "tags",
     "priority",
+    "superres",
+    "superres_magnitude",
+    "superres_format",
+    "superres_quality",
 ];
 
 /// As many as a job may have.
@@ -169,6 +192,18 @@ impl Overrides {
             fields.error("loras", format!("{} LoRAs; {MAX_LORAS} are the most", loras.len()));
         }
         let unit = 0.0..=1.0;
+        let superres = fields.flag("superres");
+        let (superres_magnitude, superres_format) = read_answer_fields(&mut fields);
+        if superres != Some(true) {
+            for name in ANSWER_FIELDS {
+                if fields.get(name).is_some() {
+                    fields.error(name, "needs 'superres': true");
+                }
+            }
+        }
+        if files.image.is_some() {
+            fields.error("image", "unknown field; did you mean 'init_image'?");
+        }
         let overrides = Self {
             mode: fields.text("mode"),
             prompt,
@@ -190,6 +225,9 @@ impl Overrides {
             denoise_strength: fields.number("denoise_strength", unit),
             tags: fields.texts("tags", MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
+            superres,
+            superres_magnitude,
+            superres_format,
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {
@@ -212,6 +250,7 @@ impl Overrides {
         draw_seed: impl FnOnce() -> u64,
     ) -> Result<GenerateRequest, InvalidFields> {
         let size = self.resolved_size(context)?;
+        let superres = self.resolved_superres(context, size)?;
         let Context { mode, .. } = context;
         let defaults = &mode.defaults;
         let source = self.init_image.map(|image| {
@@ -236,7 +275,23 @@ impl Overrides {
             long_prompts: defaults.long_prompts,
             prompt_syntax: defaults.prompt_syntax,
             source,
+            superres,
         })
+    }
+
+    fn resolved_superres(
+        &self,
+        context: Context,
+        size: Size,
+    ) -> Result<Option<Superres>, InvalidFields> {
+        if self.superres != Some(true) {
+            return Ok(None);
+        }
+        let magnitude = self.superres_magnitude.unwrap_or(1);
+        let refuse = |detail| InvalidFields(vec![FieldError::of("superres_magnitude", detail)]);
+        Superres::check(size.into(), self.n.unwrap_or(1), magnitude).map_err(refuse)?;
+        let model = context.superres.cloned();
+        Ok(Some(Superres { magnitude, model, format: self.superres_format }))
     }
 
     /// The asked size, else the init image's, else the mode's; within what is allowed.
@@ -321,7 +376,11 @@ fn negative_prompt(fields: &mut Fields) -> Option<String> {
 }
 
 /// An image that came in one of the two ways.
-fn image(fields: &mut Fields, name: &str, file: Option<EncodedImage>) -> Option<EncodedImage> {
+pub(super) fn image(
+    fields: &mut Fields,
+    name: &str,
+    file: Option<EncodedImage>,
+) -> Option<EncodedImage> {
     let inline = fields.base64(name).map(|bytes| EncodedImage(bytes.into()));
     if file.is_some() && fields.get(name).is_some() {
         fields.error(name, "is here twice, as a file and as a field");

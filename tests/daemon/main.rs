@@ -21,4 +21,5 @@ mod queue;
 mod recipe;
 mod residency;
 mod residency_api;
+mod superres;
 mod support;

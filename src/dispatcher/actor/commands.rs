@@ -105,9 +105,11 @@ impl Actor {
         }
         let limit = match &job {
             Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                None
-            }
+            Job::Generation { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. }
+            | Job::Upscale { .. } => None,
         };
         let id = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {

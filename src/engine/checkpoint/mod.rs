@@ -297,6 +297,11 @@ pub(super) fn is_vae(file: &TensorFile) -> bool {
     vae_names(file).is_some()
 }
 
+/// Whether a file holds an upscaler.
+pub(super) fn is_upscaler(file: &TensorFile) -> bool {
+    upscaler::names(file).is_some()
+}
+
 fn vae_names(file: &TensorFile) -> Option<Names> {
     let prefix = |prefix: &str| file.has_prefix(&format!("{prefix}decoder."));
     if prefix("first_stage_model.") {

@@ -32,7 +32,7 @@ fn mode() -> Mode {
 }
 
 fn context(mode: &Mode) -> Context<'_> {
-    Context { mode, max_pixels: 1024 * 1024, init_image: None }
+    Context { mode, max_pixels: 1024 * 1024, init_image: None, superres: None }
 }
 
 /// What a request becomes in the mode.
@@ -245,7 +245,7 @@ fn images_come_in_base64_or_beside_the_fields() {
         let overrides = parse(json!({"prompt": "", "init_image": text}), Files::default());
         assert_eq!(overrides.init_image, image(b"\xff\xd8"), "{text:?}");
     }
-    let files = Files { init_image: image(b"i"), mask_image: image(b"m") };
+    let files = Files { init_image: image(b"i"), mask_image: image(b"m"), image: None };
     let overrides = parse(json!({"prompt": "", "denoise_strength": 0.5}), files.clone());
     assert_eq!(
         (&overrides.init_image, &overrides.mask_image),
@@ -307,7 +307,7 @@ fn a_source_is_redrawn_in_part_and_with_a_mask_wholly() {
 fn sizes_and_numbers_of_images_have_bounds() {
     let size = |body: Value, init_image, max_pixels| {
         let mode = mode();
-        let context = Context { mode: &mode, max_pixels, init_image };
+        let context = Context { mode: &mode, max_pixels, init_image, superres: None };
         let overrides = Overrides::parse(&body).unwrap();
         match overrides.resolve(context, || 7) {
             Ok(request) => request.size.to_string(),

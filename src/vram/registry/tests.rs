@@ -37,6 +37,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         memory,
         order: Order::default(),
         modes: pinned.iter().enumerate().map(mode).collect(),
+        superres: None,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
 
-use super::{guarded, internal, millis, unusable};
+use super::{guarded, internal, millis, unusable, upscaling::LoadedUpscaler};
 use crate::{
     engine::{self, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory},
     modes::{LoraCacheLimits, PipelineSpec},
@@ -21,6 +21,7 @@ pub struct Residents {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
     loras: LoraCache,
+    pub upscaler: LoadedUpscaler,
 }
 
 /// A pipeline whose files are open.
@@ -45,6 +46,7 @@ impl Residents {
         lora_cache: LoraCacheLimits,
     ) -> Result<Estimate, WorkerError> {
         let since = Instant::now();
+        self.upscaler.let_go();
         // One that was not loaded after all.
         self.prepared = None;
         self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);
@@ -123,6 +125,7 @@ impl Residents {
                 hits: loras.hits(),
                 misses: loras.misses(),
             },
+            upscaler_bytes: self.upscaler.bytes(),
         }
     }
 
