@@ -115,14 +115,8 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    pub const ALL: [Self; 6] = [
-        Self::Generation,
-        Self::ModeSwitch,
-        Self::Load,
-        Self::Unload,
-        Self::Custom,
-        Self::Upscale,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Generation, Self::ModeSwitch, Self::Load, Self::Unload, Self::Custom, Self::Upscale];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -198,7 +198,11 @@ impl Upscaler {
 }
 
 /// A part of an image in 0 ..= 1, `[1, h, w, 3]`; beyond its end it is mirrored, as the reference does.
-fn pixels(image: Rgb<'_>, rows: &Range<usize>, columns: &Range<usize>) -> Result<Tensor, DrawError> {
+fn pixels(
+    image: Rgb<'_>,
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+) -> Result<Tensor, DrawError> {
     let [width, height] = [image.width, image.height].map(|side| side as usize);
     let mirrored = |at: usize, side: usize| {
         if at < side { at } else { (2 * (side - 1)).saturating_sub(at) }
@@ -231,7 +235,8 @@ mod tests {
     #[test]
     fn the_parts_of_a_side_meet_and_see_beyond_themselves() {
         let tiling = Tiling { tile: 20, halo: 8 };
-        for (side, multiple, count) in [(1, 1, 1), (20, 4, 1), (24, 4, 2), (101, 1, 6), (100, 2, 5)] {
+        for (side, multiple, count) in [(1, 1, 1), (20, 4, 1), (24, 4, 2), (101, 1, 6), (100, 2, 5)]
+        {
             let parts = parts(side, multiple, tiling);
             assert_eq!(parts.len(), count, "{side}");
             let mut at = 0;

@@ -6,7 +6,8 @@ use super::problem::{Kind, Problem};
 use crate::image::Format;
 
 /// What can be asked for; where a client is indifferent, the first one.
-const FORMATS: [Format; 3] = [Format::Png, Format::Jpeg { quality: Format::JPEG_QUALITY }, Format::WebP];
+const FORMATS: [Format; 3] =
+    [Format::Png, Format::Jpeg { quality: Format::JPEG_QUALITY }, Format::WebP];
 const JSON: &str = "application/json";
 
 /// How images are sent.
@@ -39,11 +40,7 @@ pub fn form(headers: &HeaderMap, images: u32) -> Result<Form, Problem> {
 
 /// The same, where the request itself has said what an image is to be encoded as: then `Accept` only
 /// tells whether that is to be in JSON.
-pub fn form_as(
-    headers: &HeaderMap,
-    images: u32,
-    format: Option<Format>,
-) -> Result<Form, Problem> {
+pub fn form_as(headers: &HeaderMap, images: u32, format: Option<Format>) -> Result<Form, Problem> {
     match (form(headers, images), format) {
         (form, None) => form,
         (Ok(Form::Json(_)), Some(format)) => Ok(Form::Json(format)),

@@ -10,8 +10,7 @@ use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::{
-    Api,
-    accept,
+    Api, accept,
     answer::{self, UpscaleAnswer, Upscaled},
     asking::{ImageFile, UNPACKING},
     body::GenerateBody,

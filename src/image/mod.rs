@@ -61,7 +61,8 @@ pub fn encode(image: Rgb, format: Format, parameters: &str) -> Result<Vec<u8>, E
 pub fn lanczos(image: Rgb, (width, height): (u32, u32)) -> Vec<u8> {
     let pixels = ImageBuffer::<image::Rgb<u8>, _>::from_raw(image.width, image.height, image.bytes);
     // Too few bytes are no image.
-    let resized = |pixels| imageops::resize(&pixels, width, height, FilterType::Lanczos3).into_raw();
+    let resized =
+        |pixels| imageops::resize(&pixels, width, height, FilterType::Lanczos3).into_raw();
     pixels.map(resized).unwrap_or_default()
 }
 

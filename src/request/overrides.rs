@@ -10,9 +10,7 @@ use super::{
     lora_tags,
     superres::{ANSWER_FIELDS, read_answer_fields},
 };
-use crate::modes::{
-    CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing,
-};
+use crate::modes::{CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
 mod tests;

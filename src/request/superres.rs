@@ -98,8 +98,7 @@ impl Superres {
 }
 
 /// The fields about an answer's image that JSON bodies have in common.
-pub const ANSWER_FIELDS: [&str; 3] =
-    ["superres_magnitude", "superres_format", "superres_quality"];
+pub const ANSWER_FIELDS: [&str; 3] = ["superres_magnitude", "superres_format", "superres_quality"];
 
 /// Reads [`ANSWER_FIELDS`]: the magnitude, and what is to be sent.
 pub(super) fn read_answer_fields(fields: &mut Fields) -> (Option<u32>, Option<Format>) {
@@ -172,9 +171,21 @@ mod tests {
         for (from, images, magnitude, expected) in [
             (of(512, 512), 1, 3, Ok(())),
             (of(512, 512), 2, 3, Ok(())),
-            (of(512, 512), 3, 3, Err("makes 3 images of 4096x4096 of 512x512; 33554432 pixels are the most")),
+            (
+                of(512, 512),
+                3,
+                3,
+                Err("makes 3 images of 4096x4096 of 512x512; 33554432 pixels are the most"),
+            ),
             (of(1, 16384), 1, 3, Ok(())),
-            (of(u32::MAX, u32::MAX), 1, 3, Err("makes an image of 34359738360x34359738360 of 4294967295x4294967295; 33554432 pixels are the most")),
+            (
+                of(u32::MAX, u32::MAX),
+                1,
+                3,
+                Err(
+                    "makes an image of 34359738360x34359738360 of 4294967295x4294967295; 33554432 pixels are the most",
+                ),
+            ),
         ] {
             let found = Superres::check(from, images, magnitude);
             assert_eq!(found, expected.map_err(str::to_owned), "{from} {images} {magnitude}");

@@ -9,9 +9,9 @@ use std::{
     collections::HashMap,
     io,
     ops::ControlFlow,
-    path::Path,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Weak,

@@ -228,9 +228,13 @@ fn what_cannot_be_made_larger_is_refused_by_its_field() {
         ]
     );
     let large = json!({"superres": true, "superres_magnitude": 3, "size": "1024x512", "n": 2});
-    let says = "/superres_magnitude makes 2 images of 8192x4096 of 1024x512; 33554432 pixels are the most";
+    let says =
+        "/superres_magnitude makes 2 images of 8192x4096 of 1024x512; 33554432 pixels are the most";
     assert_eq!(drawing(large), [says]);
-    assert_eq!(drawing(json!({"superres": 1})), ["/superres expected true or false, found a number"]);
+    assert_eq!(
+        drawing(json!({"superres": 1})),
+        ["/superres expected true or false, found a number"]
+    );
 
     let sent = |body: Value| refused(&daemon.post("/superres", &body), "/superres");
     assert_eq!(sent(json!({})), ["/image is required"]);

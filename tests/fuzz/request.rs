@@ -97,7 +97,7 @@ proptest! {
     fn a_request_is_valid_or_says_where_not(body in prop_oneof![3 => requests(), 1 => values()]) {
         let mode = mode();
         let max_pixels = Size::DEFAULT_MAX_PIXELS;
-        let context = Context { mode: &mode, max_pixels, init_image: Some((72, 104)) };
+        let context = Context { mode: &mode, max_pixels, init_image: Some((72, 104)), superres: None };
         match Overrides::parse(&body).and_then(|overrides| overrides.resolve(context, || 7)) {
             Ok(request) => {
                 prop_assert!(request.size.pixels() <= max_pixels);

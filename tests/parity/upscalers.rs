@@ -120,7 +120,8 @@ fn what_is_no_upscaler_says_what_is_wrong() {
 fn tiles_make_the_whole() {
     for (name, width, height) in [("x4", 131, 70), ("x2", 67, 94), ("x1", 50, 70)] {
         let upscaler = upscaler(name);
-        let bytes: Vec<u8> = (0..3 * width * height).map(|i| (i * 97 % 251 * i % 241) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..3 * width * height).map(|i| (i * 97 % 251 * i % 241) as u8).collect();
         let image = Rgb { width, height, bytes: &bytes };
         let run = |tiling| {
             let mut tiles = 0;

@@ -216,7 +216,9 @@ impl Checkpoint {
     /// What a LoRA can change, in all components but the autoencoder.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
-        for (&name, component) in self.networks.components.iter().filter(|(name, _)| **name != "vae") {
+        for (&name, component) in
+            self.networks.components.iter().filter(|(name, _)| **name != "vae")
+        {
             let matrices = component.matrices();
             let shape = || UNetShape::of_modules(matrices.keys().map(String::as_str));
             let ldm = (name == "unet").then(|| shape().names());

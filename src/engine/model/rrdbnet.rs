@@ -93,7 +93,8 @@ impl RrdbNet {
 impl DenseBlock {
     fn load(w: &Weights<'_>, features: usize) -> Result<Self, Error> {
         let growth = w.at("conv1").dims("weight")?[0];
-        let grown = |i: usize| conv(&w.at(&format!("conv{}", i + 1)), features + i * growth, growth);
+        let grown =
+            |i: usize| conv(&w.at(&format!("conv{}", i + 1)), features + i * growth, growth);
         let last = conv(&w.at("conv5"), features + 4 * growth, features)?;
         Ok(Self([grown(0)?, grown(1)?, grown(2)?, grown(3)?, last]))
     }

@@ -165,13 +165,7 @@ impl Conv2d {
         self.run(x, size, &self.kernels.bias, Then::Activate(activation))
     }
 
-    fn run(
-        &self,
-        x: &Tensor,
-        seen: [usize; 2],
-        bias: &[f32],
-        then: Then<'_>,
-    ) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, seen: [usize; 2], bias: &[f32], then: Then<'_>) -> Result<Tensor> {
         let [images, h, w, _] = x.dims4()?;
         let [before, after] = self.padding;
         let out =
