@@ -224,4 +224,46 @@ mod tests {
             )
         );
     }
+
+    #[test]
+    fn an_image_that_was_made_larger_says_so_behind_what_it_said() {
+        let superres =
+            Superres { magnitude: 2, model: Some(file("e/x4.safetensors")), format: None };
+        let lanczos = Superres { model: None, ..superres.clone() };
+        let made = "Postprocess upscale by: 4, Postprocess upscaler: x4";
+        let version = concat!("Version: diffused ", env!("CARGO_PKG_VERSION"));
+        for (before, expected) in [
+            ("", format!("{made}, {version}")),
+            ("a fox\nSteps: 4, Size: 8x8", format!("a fox\nSteps: 4, Size: 8x8, {made}")),
+            ("a note", format!("a note\n{made}")),
+        ] {
+            assert_eq!(upscaled(before, &superres), expected);
+        }
+        assert!(upscaled("", &lanczos).contains("Postprocess upscaler: Lanczos, "));
+        let request = GenerateRequest {
+            superres: Some(superres),
+            ..GenerateRequest::of("portrait", "a fox")
+        };
+        let facts = Facts {
+            prompt: "a fox",
+            seed: 1,
+            scheduler: None,
+            pipeline: &PipelineSpec::of(file("m")),
+            skipped_loras: &[],
+        };
+        assert!(infotext(&request, facts).ends_with(&format!("Model: m, {made}, {version}")));
+    }
+
+    #[test]
+    fn a_png_is_read_as_it_was_written() {
+        let rgb = crate::image::Rgb { width: 1, height: 1, bytes: &[1, 2, 3] };
+        let long = "x".repeat(MAX_READ_BYTES + 1);
+        for (text, expected) in
+            [("a fox, café\nSteps: 4", 0), ("狐\nSteps: 4", 0), (long.as_str(), long.len())]
+        {
+            let file = crate::image::encode(rgb, crate::image::Format::Png, text).unwrap();
+            assert_eq!(of_png(&file), text[expected..]);
+        }
+        assert_eq!(of_png(b"no image"), "");
+    }
 }

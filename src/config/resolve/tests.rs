@@ -307,3 +307,35 @@ fn the_order_of_work() {
     modes.yaml:5:11: error: max_wait: 'off' is not a time: write 90s, 10m or 2h
     ");
 }
+
+#[test]
+fn an_upscaler_is_a_name_or_a_mapping() {
+    let text = |superres: &str| {
+        format!(
+            "model_root: m\ndefault_mode: a\nmodes: {{a: {{model: x}}}}\nsuperres: {superres}\n"
+        )
+    };
+    let expected = CheckpointRef { name: "e/x4".into(), path: "/home/x/m/e/x4".into() };
+    for superres in ["e/x4", "{model: e/x4}"] {
+        let Resolved { modes, mentions, .. } = resolved(&text(superres)).unwrap();
+        assert_eq!(modes.superres.as_ref(), Some(&expected), "{superres}");
+        let mention = mentions.iter().find(|mention| mention.name == "e/x4").unwrap();
+        assert_eq!((&mention.path, mention.at.line), (&expected.path, 4));
+    }
+    assert_eq!(resolved(&text("")).unwrap().modes.superres, None);
+    for (superres, expected) in [
+        ("4", "modes.yaml:4:11: error: superres: expected a file name or a mapping {model}"),
+        ("{}", "modes.yaml:4:11: error: superres: required key 'model' is missing"),
+        (
+            "{modle: x}",
+            "modes.yaml:4:12: error: superres.modle: unknown key; did you mean 'model'?",
+        ),
+        (
+            "../x",
+            "modes.yaml:4:11: error: superres: must stay inside its root folder: '..' is not allowed",
+        ),
+    ] {
+        let errors = errors(&text(superres));
+        assert!(errors.lines().any(|line| line == expected), "{superres}: {errors}");
+    }
+}

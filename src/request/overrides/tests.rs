@@ -377,3 +377,24 @@ fn a_priority_says_when_and_not_what() {
     }
     assert_eq!(errors(with(json!("1"))), ["/priority expected a whole number, found a string"]);
 }
+
+#[test]
+fn an_image_is_made_larger_by_what_the_configuration_names() {
+    let (mode, model) = (mode(), CheckpointRef { name: "e/x4".into(), path: "/m/e/x4".into() });
+    let resolved = |body: Value, superres| {
+        let context = Context { superres, ..context(&mode) };
+        Overrides::parse(&body).unwrap().resolve(context, || 7).unwrap().superres
+    };
+    let asked = json!({"prompt": "x", "superres": true});
+    let by_default = Superres { magnitude: 1, model: None, format: None };
+    assert_eq!(resolved(asked.clone(), None), Some(by_default.clone()));
+    let of_model = Superres { model: Some(model.clone()), ..by_default };
+    assert_eq!(resolved(asked, Some(&model)), Some(of_model));
+    for body in [json!({"prompt": "x"}), json!({"prompt": "x", "superres": false})] {
+        assert_eq!(resolved(body, Some(&model)), None);
+    }
+    let body =
+        json!({"prompt": "x", "superres": true, "superres_magnitude": 3, "superres_quality": 7});
+    let format = Some(Format::Jpeg { quality: 7 });
+    assert_eq!(resolved(body, None), Some(Superres { magnitude: 3, model: None, format }));
+}
