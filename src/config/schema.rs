@@ -74,7 +74,8 @@ fn section(description: &str, properties: Value) -> Value {
 }
 
 fn superres() -> Value {
-    let model = text("The upscaler: a .safetensors file; relative to model_root.");
+    let description = "The upscaler: a .safetensors file; relative to model_root.";
+    let model = json!({"description": description, "type": "string", "minLength": 1});
     let mapping = json!({
         "type": "object",
         "additionalProperties": false,

@@ -8,7 +8,7 @@
 use std::ops::{ControlFlow, Range};
 
 use super::{
-    DrawError,
+    DrawError, Step,
     checkpoint::{self, Layers, Loading, Reading, UPSCALER, open_upscaler},
     lora::Patches,
     memory,
@@ -16,9 +16,12 @@ use super::{
     nn::Tensor,
 };
 use crate::{
-    image::{Rgb, lanczos},
+    image::{Decoded, decode_as_it_is, lanczos},
     modes::CheckpointRef,
+    request::RequestField,
 };
+
+pub use crate::image::Rgb;
 
 /// A loaded upscaler.
 pub struct Upscaler {
@@ -99,6 +102,27 @@ pub fn upscale(
         return Ok(upscaled);
     }
     stretched(upscaled.rgb(), (width, height))
+}
+
+/// The same of a PNG, JPEG or WebP file. `on_tile` hears how many tiles are done, and of how many.
+///
+/// # Errors
+/// Besides, the file is no image.
+pub fn upscale_file(
+    upscaler: Option<&Upscaler>,
+    file: &[u8],
+    magnitude: u32,
+    on_tile: &mut dyn FnMut(Step) -> ControlFlow<()>,
+) -> Result<Upscaled, DrawError> {
+    let field = RequestField::Image;
+    let Decoded { width, height, bytes } =
+        decode_as_it_is(file).map_err(|error| DrawError::Source { field, error })?;
+    let (mut step, steps) = (0, tiles(upscaler, (width, height), magnitude));
+    let mut on_tile = || {
+        step += 1;
+        on_tile(Step { step, steps })
+    };
+    upscale(upscaler, Rgb { width, height, bytes: &bytes }, magnitude, &mut on_tile)
 }
 
 fn stretched(image: Rgb<'_>, (width, height): (u32, u32)) -> Result<Upscaled, DrawError> {

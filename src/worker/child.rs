@@ -24,15 +24,14 @@ use std::{
 
 use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind};
 use crate::{
-    engine::{DrawError, Drawn, Step, checkpoint, memory, upscale},
-    image::Rgb,
+    engine::{DrawError, Step, checkpoint, memory},
     job::JobId,
-    modes::{LoraCacheLimits, LoraReport, PipelineSpec, Size},
+    modes::{LoraCacheLimits, LoraReport, PipelineSpec},
     request::{EncodedImage, GenerateRequest, Superres},
     vram::ledger::PipelineId,
 };
 use residents::Residents;
-use upscaling::Enlarged;
+use upscaling::{Enlarged, Made};
 
 mod residents;
 mod upscaling;
@@ -178,6 +177,7 @@ impl Worker {
     fn work(&mut self, task: Task) -> io::Result<()> {
         let answer = match task {
             Task::Prepare { job, id, pipeline, lora_cache } => {
+                self.let_go_of_upscaler()?;
                 match self.residents.prepare(id, pipeline, lora_cache) {
                     Ok(estimate) => FromWorker::Prepared { job, estimate },
                     Err(error) => FromWorker::Failed { job, error, held: None },
@@ -218,51 +218,24 @@ impl Worker {
             let error = internal("the pipeline is not loaded");
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         };
-        let enlarging = request.superres.as_ref().map(|superres| {
-            let upscaler = superres.model.as_ref().and(self.residents.upscaler.get());
-            let from = (request.size.width, request.size.height);
-            let tiles = upscale::tiles(upscaler, from, superres.magnitude) * request.n;
-            (superres, upscaler, tiles)
-        });
-        let tiles = enlarging.map_or(0, |(.., tiles)| tiles);
+        let network = request.superres.as_ref().and_then(|superres| superres.model.as_ref());
+        let upscaler = network.and(self.residents.upscaler.get());
         let allocated = memory::allocated_bytes();
         memory::reset_peak();
         let socket = &self.socket;
-        let tell = |step, steps| {
+        let mut on_step = |Step { step, steps }| {
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
             // If the daemon is gone, the other thread ends the process.
-            let _ = send(socket, &FromWorker::Step { job, step, steps: steps + tiles }, &[]);
+            let _ = send(socket, &FromWorker::Step { job, step, steps }, &[]);
             ControlFlow::Continue(())
         };
-        let mut last = Step { step: 0, steps: 0 };
-        let made = guarded(|| {
-            let mut on_step = |step: Step| {
-                last = step;
-                tell(step.step, step.steps)
-            };
-            let drawn = match pipeline.draw(request, &mut on_step) {
-                Ok(drawn) => drawn,
-                Err(error) => return Ok(Err(error)),
-            };
-            let Some((superres, upscaler, _)) = enlarging else { return Ok(Ok((drawn, None))) };
-            let mut done = last.steps;
-            let mut on_tile = || {
-                done += 1;
-                tell(done, last.steps)
-            };
-            let Size { width, height } = drawn.size;
-            let rgb = |bytes| Rgb { width, height, bytes };
-            let images: Vec<Rgb> = drawn.images.iter().map(|bytes| rgb(bytes)).collect();
-            let enlarged = upscaling::enlarge(upscaler, superres, &images, &mut on_tile);
-            Ok(enlarged.map(|enlarged| (drawn, Some((superres, enlarged)))))
-        });
-        match made {
-            Ok(Ok((drawn, enlarged))) => {
-                let (report, rgb) = report(drawn, pipeline.loras(), enlarged);
+        match guarded(|| Ok(upscaling::draw(pipeline, request, upscaler, &mut on_step))) {
+            Ok(Ok(made)) => {
+                let (report, rgb) = report(made, pipeline.loras());
                 let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
-                let drawn = DrawnReport { peak_bytes, steps: last.step, ..report };
+                let drawn = DrawnReport { peak_bytes, ..report };
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(error)) => self.send_draw_error(job, &error),
@@ -336,18 +309,15 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
     }
 }
 
-fn report(
-    drawn: Drawn,
-    loras: &[LoraReport],
-    enlarged: Option<(&Superres, Enlarged)>,
-) -> (DrawnReport, Vec<u8>) {
+fn report(made: Made, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
+    let Made { drawn, steps, enlarged } = made;
     let skipped = loras.iter().filter(|lora| lora.skipped.is_some());
     let images = drawn.images.len() as u32;
     let (size, rgb, superres) = match enlarged {
         None => (drawn.size.into(), drawn.images.concat(), None),
-        Some((superres, Enlarged { images, took })) => {
+        Some(Enlarged { images, report }) => {
             let (size, rgb) = upscaling::payload(images);
-            (size, rgb, Some(upscaling::report(superres, took)))
+            (size, rgb, Some(report))
         }
     };
     let report = DrawnReport {
@@ -360,7 +330,7 @@ fn report(
         denoise_ms: millis(drawn.denoise),
         decode_ms: millis(drawn.decode),
         peak_bytes: 0,
-        steps: 0,
+        steps,
         superres,
     };
     (report, rgb)

@@ -230,6 +230,9 @@ fn it_allows_what_the_parser_takes() {
         "chunk",
         "weighted",
         "{k: [1]}",
+        "{model: x}",
+        "{model: ~}",
+        "{model: x, other: 1}",
     ] {
         for (key, file) in &keys {
             // What is between two quotes is for the disk to say.

@@ -46,7 +46,6 @@ impl Residents {
         lora_cache: LoraCacheLimits,
     ) -> Result<Estimate, WorkerError> {
         let since = Instant::now();
-        self.upscaler.let_go();
         // One that was not loaded after all.
         self.prepared = None;
         self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);

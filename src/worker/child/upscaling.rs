@@ -4,25 +4,19 @@
 //! the usual size) and soon loaded again: so it leaves before a pipeline is prepared, and is no part
 //! of the plans for those.
 
-use std::{
-    io,
-    ops::ControlFlow,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{io, ops::ControlFlow, sync::atomic::Ordering, time::Instant};
 
 use super::{Upscale, Worker, draw_error, guarded, millis, send, unusable_file};
 use crate::{
     engine::{
-        DrawError,
+        DrawError, Drawn, Pipeline, Step,
         checkpoint::FileIdentity,
         memory,
-        upscale::{self, Upscaled, Upscaler},
+        upscale::{self, Rgb, Upscaled, Upscaler},
     },
-    image::{self, Rgb},
     job::JobId,
     modes::{CheckpointRef, Dimensions},
-    request::{RequestField, Superres},
+    request::{GenerateRequest, Superres},
     worker::protocol::{DrawnReport, FromWorker, SuperresReport, WorkerError},
 };
 
@@ -60,27 +54,56 @@ impl LoadedUpscaler {
     }
 }
 
-/// A generation's images, made larger.
+/// A request's images.
+pub struct Made {
+    pub drawn: Drawn,
+    /// How many denoising steps that took.
+    pub steps: u32,
+    pub enlarged: Option<Enlarged>,
+}
+
+/// The images as they are when they were made larger, and how.
 pub struct Enlarged {
     pub images: Vec<Upscaled>,
-    pub took: Duration,
+    pub report: SuperresReport,
 }
 
-/// Makes images of one size larger. `on_tile` is asked after each tile of each of them.
-pub fn enlarge(
+/// Draws a request's images, and makes them larger if that was asked for. `on_step` hears of tiles
+/// as of steps, which they follow.
+pub fn draw(
+    pipeline: &Pipeline,
+    request: &GenerateRequest,
     upscaler: Option<&Upscaler>,
-    superres: &Superres,
-    images: &[Rgb<'_>],
-    on_tile: &mut dyn FnMut() -> ControlFlow<()>,
-) -> Result<Enlarged, DrawError> {
+    on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
+) -> Result<Made, DrawError> {
+    let size = (request.size.width, request.size.height);
+    let magnitude = request.superres.as_ref().map(|superres| superres.magnitude);
+    let tiles = magnitude.map_or(0, |it| request.n * upscale::tiles(upscaler, size, it));
+    let mut last = Step { step: 0, steps: 0 };
+    let drawn = pipeline.draw(request, &mut |Step { step, steps }| {
+        last = Step { step, steps: steps + tiles };
+        on_step(last)
+    })?;
+    let Some(superres) = &request.superres else {
+        return Ok(Made { drawn, steps: last.step, enlarged: None });
+    };
     let began = Instant::now();
-    let one = |image: &Rgb<'_>| upscale::upscale(upscaler, *image, superres.magnitude, on_tile);
-    let images = images.iter().map(one).collect::<Result<_, _>>()?;
-    Ok(Enlarged { images, took: began.elapsed() })
+    let mut step = last.step;
+    let mut on_tile = || {
+        step += 1;
+        on_step(Step { step, ..last })
+    };
+    let images = drawn.images.iter().map(|rgb| {
+        let image = Rgb { width: size.0, height: size.1, bytes: rgb };
+        upscale::upscale(upscaler, image, superres.magnitude, &mut on_tile)
+    });
+    let images = images.collect::<Result<_, _>>()?;
+    let enlarged = Enlarged { images, report: report(superres, began) };
+    Ok(Made { drawn, steps: last.step, enlarged: Some(enlarged) })
 }
 
-pub fn report(superres: &Superres, took: Duration) -> SuperresReport {
-    SuperresReport { model: superres.model_name().to_owned(), superres_ms: millis(took) }
+fn report(superres: &Superres, since: Instant) -> SuperresReport {
+    SuperresReport { model: superres.model_name().to_owned(), superres_ms: millis(since.elapsed()) }
 }
 
 impl Worker {
@@ -100,6 +123,15 @@ impl Worker {
         Ok(loaded)
     }
 
+    /// It makes room for a pipeline.
+    pub(super) fn let_go_of_upscaler(&mut self) -> io::Result<()> {
+        if self.residents.upscaler.get().is_none() {
+            return Ok(());
+        }
+        self.residents.upscaler.let_go();
+        self.send(&FromWorker::Holds { held: self.residents.held() }, &[])
+    }
+
     pub(super) fn upscale(&mut self, upscale: &Upscale) -> io::Result<()> {
         let Upscale { job, image, superres, limit_bytes, cancelled } = upscale;
         let job = *job;
@@ -107,22 +139,25 @@ impl Worker {
         if let Err(error) = self.load_upscaler(Some(superres))? {
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         }
-        let allocated = memory::allocated_bytes();
+        let (allocated, began) = (memory::allocated_bytes(), Instant::now());
         memory::reset_peak();
         let upscaler = superres.model.as_ref().and(self.residents.upscaler.get());
-        let mut on_tile = |step, steps| {
-            let _ = send(&self.socket, &FromWorker::Step { job, step, steps }, &[]);
-            match cancelled.load(Ordering::Relaxed) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+        let mut on_tile = |Step { step, steps }| {
+            if cancelled.load(Ordering::Relaxed) {
+                return ControlFlow::Break(());
             }
+            // If the daemon is gone, the other thread ends the process.
+            let _ = send(&self.socket, &FromWorker::Step { job, step, steps }, &[]);
+            ControlFlow::Continue(())
         };
-        let made = guarded(|| Ok(one(upscaler, superres, &image.0, &mut on_tile)));
+        let magnitude = superres.magnitude;
+        let made =
+            guarded(|| Ok(upscale::upscale_file(upscaler, &image.0, magnitude, &mut on_tile)));
         match made {
-            Ok(Ok(Enlarged { images, took })) => {
-                let (dimensions, rgb) = payload(images);
+            Ok(Ok(made)) => {
+                let (size, rgb) = payload(vec![made]);
                 let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
-                let drawn = upscaled(dimensions, peak_bytes, report(superres, took));
+                let drawn = upscaled(size, peak_bytes, report(superres, began));
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(error)) => self.send_draw_error(job, &error),
@@ -145,26 +180,6 @@ impl Worker {
             }
         }
     }
-}
-
-/// Makes an image of a file larger; `on_tile` hears how many tiles are done, and of how many.
-fn one(
-    upscaler: Option<&Upscaler>,
-    superres: &Superres,
-    file: &[u8],
-    on_tile: &mut dyn FnMut(u32, u32) -> ControlFlow<()>,
-) -> Result<Enlarged, DrawError> {
-    let field = RequestField::Image;
-    let decoded = image::decode_as_it_is(file);
-    let image = decoded.map_err(|error| DrawError::Source { field, error })?;
-    let tiles = upscale::tiles(upscaler, (image.width, image.height), superres.magnitude);
-    let mut done = 0;
-    let mut on_tile = || {
-        done += 1;
-        on_tile(done, tiles)
-    };
-    let rgb = Rgb { width: image.width, height: image.height, bytes: &image.bytes };
-    enlarge(upscaler, superres, &[rgb], &mut on_tile)
 }
 
 /// Images of one size: that, and all their bytes.
