@@ -1,6 +1,6 @@
 //! Images that are made larger: those that were drawn, and those that were sent.
 //!
-//! Owns the upscaler that is loaded; there is one at most. It is small beside a pipeline (0.26 GiB for
+//! Owns the upscaler that is loaded; there is one at most. It is small beside a pipeline (0.25 GiB for
 //! the usual size) and soon loaded again: so it leaves before a pipeline is prepared, and is no part
 //! of the plans for those.
 
