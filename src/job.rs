@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use crate::{
     modes::PipelineSpec,
-    request::{GenerateRequest, Overrides, Webhook},
+    request::{EncodedImage, GenerateRequest, Overrides, Superres, Webhook},
 };
 
 /// Names a job everywhere: in the API, in the log and in every message to the worker.
@@ -105,6 +105,14 @@ pub enum Job {
     Unload { what: Unload },
     /// Run a handler that was registered under that name.
     Custom { name: String, args: serde_json::Value },
+    /// Make an image larger.
+    Upscale {
+        image: EncodedImage,
+        superres: Superres,
+        /// What the image says of how it was drawn, for the new one to say so, too.
+        #[serde(default)]
+        parameters: String,
+    },
 }
 
 /// What an unloading takes.
@@ -128,11 +136,12 @@ pub enum JobKind {
     Load,
     Unload,
     Custom,
+    Upscale,
 }
 
 impl JobKind {
-    pub const ALL: [Self; 5] =
-        [Self::Generation, Self::ModeSwitch, Self::Load, Self::Unload, Self::Custom];
+    pub const ALL: [Self; 6] =
+        [Self::Generation, Self::ModeSwitch, Self::Load, Self::Unload, Self::Custom, Self::Upscale];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -141,6 +150,7 @@ impl JobKind {
             Self::Load => "load",
             Self::Unload => "unload",
             Self::Custom => "custom",
+            Self::Upscale => "upscale",
         }
     }
 }
@@ -153,6 +163,7 @@ impl Job {
             Self::Load { .. } => JobKind::Load,
             Self::Unload { .. } => JobKind::Unload,
             Self::Custom { .. } => JobKind::Custom,
+            Self::Upscale { .. } => JobKind::Upscale,
         }
     }
 
@@ -164,6 +175,7 @@ impl Job {
                     source.forget_images();
                 }
             }
+            Self::Upscale { image, .. } => *image = EncodedImage::default(),
             Self::ModeSwitch { .. }
             | Self::Load { .. }
             | Self::Unload { .. }
@@ -177,7 +189,7 @@ impl Job {
             Self::Generation { request, .. } => Some(&request.mode),
             Self::ModeSwitch { mode, .. } | Self::Load { mode, .. } => Some(mode),
             Self::Unload { what: Unload::Mode { mode, .. } } => Some(mode),
-            Self::Unload { what: Unload::All } | Self::Custom { .. } => None,
+            Self::Unload { what: Unload::All } | Self::Custom { .. } | Self::Upscale { .. } => None,
         }
     }
 }

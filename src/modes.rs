@@ -28,7 +28,7 @@ pub use names::{
     Scheduling, Spacing, Switch, UnknownName, Watch, did_you_mean, nearest_name,
 };
 pub use order::Order;
-pub use size::{InvalidSize, Size};
+pub use size::{Dimensions, InvalidSize, Size};
 pub use time::{InvalidTime, Time};
 pub use webhooks::{Secret, Webhooks};
 
@@ -49,6 +49,8 @@ pub struct Modes {
     /// Commands that custom jobs run, by the jobs' names.
     pub custom_jobs: BTreeMap<String, CustomCommand>,
     pub webhooks: Webhooks,
+    /// What makes images larger where a request asks for that; `None`: Lanczos' filter.
+    pub superres: Option<CheckpointRef>,
 }
 
 impl Modes {

@@ -17,12 +17,14 @@ mod form;
 mod json;
 mod lora_tags;
 mod overrides;
+mod superres;
 mod webhook;
 
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
 pub use json::parse as parse_json;
 pub use overrides::{Context, Files, LoraWish, Overrides};
+pub use superres::{Format, Superres, UpscaleRequest, UpscaleWish};
 pub use webhook::{Webhook, WebhookField, WebhookWish};
 
 /// A field that a loaded model may be unable to follow.
@@ -35,6 +37,8 @@ pub enum RequestField {
     DenoiseStrength,
     InitImage,
     MaskImage,
+    /// The one that is to be made larger.
+    Image,
 }
 
 impl RequestField {
@@ -47,6 +51,7 @@ impl RequestField {
             Self::DenoiseStrength => "denoise_strength",
             Self::InitImage => "init_image",
             Self::MaskImage => "mask_image",
+            Self::Image => "image",
         }
     }
 }
@@ -91,6 +96,10 @@ pub struct GenerateRequest {
     /// The image to start from (img2img, inpainting).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// How the image is made larger once it is drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub superres: Option<Superres>,
 }
 
 impl GenerateRequest {
@@ -113,6 +122,7 @@ impl GenerateRequest {
             long_prompts: LongPrompts::Cut,
             prompt_syntax: PromptSyntax::Plain,
             source: None,
+            superres: None,
         }
     }
 

@@ -109,6 +109,7 @@ fn modes() -> Arc<Modes> {
         modes: Default::default(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        superres: None,
     })
 }
 
@@ -287,6 +288,7 @@ mod roles {
                 }
                 ToWorker::Load { job, .. } => say(loaded(job, prepared), &[]),
                 ToWorker::Unload { .. } => say(FromWorker::Unloaded { held: Held::default() }, &[]),
+                ToWorker::Upscale { .. } => panic!("nothing is to be made larger"),
                 ToWorker::Generate { job, request, .. } => {
                     say(FromWorker::Step { job, step: 1, steps: 4 }, &[]);
                     if !hangs(&request.prompt, &folder) {
@@ -325,16 +327,17 @@ mod roles {
     fn drawn() -> DrawnReport {
         let (size, scheduler) = (SIZE, SchedulerId::Ddim);
         DrawnReport {
-            size,
+            size: size.into(),
             images: 1,
             prompt_truncated: None,
             skipped_loras: vec![],
-            scheduler,
+            scheduler: Some(scheduler),
             encode_ms: 1,
             denoise_ms: 2,
             decode_ms: 3,
             peak_bytes: 0,
             steps: 4,
+            superres: None,
         }
     }
 

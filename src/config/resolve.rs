@@ -32,7 +32,7 @@ use memory::MemorySection;
 use order::order;
 use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 12] = [
+pub const ROOT_KEYS: [&str; 13] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -45,6 +45,7 @@ pub const ROOT_KEYS: [&str; 12] = [
     "modes",
     "custom_jobs",
     "webhooks",
+    "superres",
 ];
 pub const MODE_KEYS: [&str; 18] = [
     "model",
@@ -67,6 +68,7 @@ pub const MODE_KEYS: [&str; 18] = [
     "metadata",
 ];
 pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
+pub const SUPERRES_KEYS: [&str; 1] = ["model"];
 
 /// What a file means.
 #[derive(Debug)]
@@ -151,6 +153,7 @@ impl Resolver {
         let section = MemorySection::read(&table, &mut self.errors);
         let custom_jobs = custom_jobs(&table, base, &mut self.errors);
         let webhooks = webhooks(&table, &mut self.errors);
+        let superres = table.get("superres").map(|field| self.superres(&field, model.as_deref()));
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -168,7 +171,7 @@ impl Resolver {
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
         let (model_root, lora_root) = (roots.model?, roots.lora?);
-        let default_mode = default_mode?;
+        let (default_mode, superres) = (default_mode?, superres.flatten());
         let memory = section.memory.clone();
         let modes = Modes {
             default_mode,
@@ -182,6 +185,7 @@ impl Resolver {
             modes,
             custom_jobs,
             webhooks,
+            superres,
         };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
@@ -203,6 +207,24 @@ impl Resolver {
             key: field.key.clone(),
         });
         Some(path)
+    }
+
+    /// What makes images larger: the file's name alone, or a mapping.
+    fn superres(&mut self, field: &Field, root: Option<&Path>) -> Option<CheckpointRef> {
+        let (name, path) = match field.node.value {
+            Value::Text(_) | Value::Variable(_) => self.file_name(field, root, None)?,
+            Value::Map(_) => {
+                let at = field.node.at;
+                let table = Table::read(field, at, &SUPERRES_KEYS, &mut self.errors)?;
+                let model = table.require("model", &mut self.errors)?;
+                self.file_name(&model, root, None)?
+            }
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::List(_) => {
+                field.error(&mut self.errors, "expected a file name or a mapping {model}");
+                return None;
+            }
+        };
+        Some(CheckpointRef { name, path })
     }
 
     fn default_mode(&mut self, field: &Field, declared: &[Entry]) -> Option<String> {

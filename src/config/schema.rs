@@ -43,6 +43,7 @@ pub fn schema() -> String {
                 "propertyNames": names(),
                 "additionalProperties": {"$ref": "#/definitions/mode"},
             },
+            "superres": superres(),
         },
         "definitions": {"mode": mode(), "lora": lora()},
     });
@@ -130,6 +131,21 @@ fn section(description: &str, properties: Value) -> Value {
         "type": ["object", "null"],
         "additionalProperties": false,
         "properties": properties,
+    })
+}
+
+fn superres() -> Value {
+    let description = "The upscaler: a .safetensors file; relative to model_root.";
+    let model = json!({"description": description, "type": "string", "minLength": 1});
+    let mapping = json!({
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["model"],
+        "properties": {"model": model},
+    });
+    json!({
+        "description": "What makes images larger where a request asks for it: an RRDBNet (ESRGAN, Real-ESRGAN); relative to model_root [Lanczos].",
+        "anyOf": [{"type": "string", "minLength": 1}, mapping, {"type": "null"}],
     })
 }
 

@@ -39,7 +39,7 @@ fn the_example_is_valid() {
 fn the_example_is_valid_with_its_comments_taken_away() {
     let text = include_str!("../../modes.yaml.example");
     let shown: String =
-        text.lines().map(|line| format!("{}\n", line.replacen("  #: ", "  ", 1))).collect();
+        text.lines().map(|line| format!("{}\n", line.replacen("#: ", "", 1))).collect();
     assert_ne!(shown, text);
     let root = raw::parse(&shown).unwrap();
     let file = Path::new("modes.yaml").into();
@@ -100,18 +100,19 @@ fn a_diff_names_what_came_went_and_changed() {
     let memory = Memory { verify: true, ..Memory::default() };
     let order = Order { max_wait: Time::of_secs(1), ..Order::default() };
     let jobs = Jobs { max_attempts: 3, ..Jobs::default() };
-    let new = Modes { max_pixels: 1 << 20, memory, order, jobs, ..modes(text, "b") };
+    let superres = old.modes.get("a").map(|mode| mode.pipeline.checkpoint.clone());
+    let new = Modes { max_pixels: 1 << 20, memory, order, jobs, superres, ..modes(text, "b") };
     let expected = ModesDiff {
         added: vec!["d".into()],
         removed: vec!["a".into()],
         to_reload: vec!["b".into()],
         redefined: vec!["c".into()],
         default_mode: Some("b".into()),
-        settings: vec!["max_pixels", "memory", "max_wait", "jobs"],
+        settings: vec!["max_pixels", "memory", "max_wait", "jobs", "superres"],
     };
     assert_eq!(old.diff(&new), expected);
     assert_eq!(expected.changed(), ["b", "c"]);
-    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait, jobs";
+    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait, jobs, superres";
     assert_eq!(expected.to_string(), told);
     assert!(old.diff(&old).is_empty());
 }
@@ -155,7 +156,7 @@ fn missing_files_are_warnings_with_the_nearest_name() {
                 a: {model: sd15/dreamlik.safetensors, loras: [x.safetensors]}\n  \
                 b: {model: sd15}\n  c: {model: sd15/dreamlike.safetensors}\n  \
                 d: {model: link.safetensors}\n  e: {model: sd15/quite.safetensors}\n  \
-                f: {model: sdxl, vae: fine-vae}\n  g: {model: fine-vae, vae: sdxl}\n";
+                f: {model: sdxl, vae: fine-vae}\n  g: {model: fine-vae, vae: sdxl}\nsuperres: sd15/othr.safetensors\n";
     fs::write(&path, text).unwrap();
     let manager = ModeConfigManager::load(&path).unwrap();
     let folder = folder.path().to_str().unwrap();
@@ -169,5 +170,6 @@ fn missing_files_are_warnings_with_the_nearest_name() {
     ~/modes.yaml:9:14: warning: modes.e.model: there is no file 'sd15/quite.safetensors' (looked for ~/models/sd15/quite.safetensors)
     ~/modes.yaml:11:14: warning: modes.g.model: 'fine-vae' is a folder without model_index.json; a .safetensors file or a folder as diffusers writes it is expected (looked for ~/models/fine-vae)
     ~/modes.yaml:11:29: warning: modes.g.vae: 'sdxl' is a folder without config.json; a .safetensors file or a folder as diffusers writes it is expected (looked for ~/models/sdxl)
+    ~/modes.yaml:12:11: warning: superres: there is no file 'sd15/othr.safetensors'; did you mean 'sd15/other.safetensors'? (looked for ~/models/sd15/othr.safetensors)
     ");
 }

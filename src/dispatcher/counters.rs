@@ -48,10 +48,13 @@ pub enum Stage {
     Encode,
     Denoise,
     Decode,
+    /// Making images larger.
+    Superres,
 }
 
 impl Stage {
-    pub const ALL: [Self; 5] = [Self::Load, Self::Merge, Self::Encode, Self::Denoise, Self::Decode];
+    pub const ALL: [Self; 6] =
+        [Self::Load, Self::Merge, Self::Encode, Self::Denoise, Self::Decode, Self::Superres];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -60,6 +63,7 @@ impl Stage {
             Self::Encode => "encode",
             Self::Denoise => "denoise",
             Self::Decode => "decode",
+            Self::Superres => "superres",
         }
     }
 }
@@ -102,6 +106,13 @@ impl Counters {
     }
 
     pub fn drawn(&mut self, report: &DrawnReport) {
+        if let Some(superres) = &report.superres {
+            self.stage(Stage::Superres, superres.superres_ms);
+        }
+        // An image that was sent was not drawn.
+        if report.scheduler.is_none() {
+            return;
+        }
         self.stage(Stage::Encode, report.encode_ms);
         self.stage(Stage::Denoise, report.denoise_ms);
         self.stage(Stage::Decode, report.decode_ms);

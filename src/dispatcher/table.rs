@@ -299,7 +299,7 @@ fn expires_at(finished_unix_ms: u64, retention: &Retention) -> u64 {
 mod tests {
     use super::*;
     use crate::{
-        modes::{SchedulerId, Size, Time},
+        modes::{Dimensions, SchedulerId, Time},
         worker::protocol::DrawnImages,
     };
 
@@ -318,16 +318,17 @@ mod tests {
 
     fn drawn(bytes: usize) -> Outcome {
         let report = DrawnReport {
-            size: Size { width: 8, height: 8 },
+            size: Dimensions { width: 8, height: 8 },
             images: 1,
             prompt_truncated: None,
             skipped_loras: vec![],
-            scheduler: SchedulerId::Ddim,
+            scheduler: Some(SchedulerId::Ddim),
             encode_ms: 0,
             denoise_ms: 0,
             decode_ms: 0,
             peak_bytes: 0,
             steps: 1,
+            superres: None,
         };
         Outcome::Images(Arc::new(DrawnImages { rgb: vec![0; bytes], report }))
     }

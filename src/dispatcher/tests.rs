@@ -9,6 +9,7 @@ mod order;
 mod out_of_memory;
 mod priority;
 mod residency;
+mod upscaling;
 
 use std::{collections::BTreeMap, future::ready, io, time::Duration};
 
@@ -191,7 +192,7 @@ impl Worker {
     /// Is told to let so many pipelines go, and does.
     async fn unload(&mut self, count: usize) {
         match self.receive().await {
-            ToWorker::Unload { pipelines } if pipelines.len() == count => {
+            ToWorker::Unload { pipelines, .. } if pipelines.len() == count => {
                 pipelines.iter().for_each(|id| assert!(self.held.remove(id).is_some(), "{id:?}"));
             }
             other => panic!("{other:?} where {count} pipelines were to go"),
@@ -242,7 +243,9 @@ impl Worker {
                 }
                 ToWorker::Load { job, .. } => self.send_loaded(job).await,
                 ToWorker::Unload { .. } => panic!("there is room for all"),
-                ToWorker::Generate { job, .. } => self.send_image(job).await,
+                ToWorker::Generate { job, .. } | ToWorker::Upscale { job, .. } => {
+                    self.send_image(job).await;
+                }
                 ToWorker::Probe { job, .. } => self.send(FromWorker::Probed { job }).await,
                 ToWorker::Cancel { .. } => {}
             }
@@ -306,6 +309,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        superres: None,
     })
 }
 
@@ -338,16 +342,17 @@ fn custom(name: &str, args: Value) -> Job {
 fn report() -> DrawnReport {
     let (size, scheduler) = (SIZE, SchedulerId::Ddim);
     DrawnReport {
-        size,
+        size: size.into(),
         images: 1,
         prompt_truncated: None,
         skipped_loras: vec![],
-        scheduler,
+        scheduler: Some(scheduler),
         encode_ms: 1,
         denoise_ms: 2,
         decode_ms: 3,
         peak_bytes: 11,
         steps: STEPS,
+        superres: None,
     }
 }
 

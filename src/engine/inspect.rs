@@ -38,6 +38,9 @@ pub fn inspect(name: &str, path: &Path) -> Inspected {
         Ok(_) if checkpoint::is_vae(&file) => {
             Inspected { kind: ModelKind::Vae, family: None, precision, problem: None }
         }
+        Ok(_) if checkpoint::is_upscaler(&file) => {
+            Inspected { kind: ModelKind::Upscaler, family: None, precision, problem: None }
+        }
         Ok(_) => Inspected { precision, ..unusable(&problem) },
     }
 }

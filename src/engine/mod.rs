@@ -6,6 +6,7 @@
 //! - [`scheduler`], [`sampling`], [`noise`]: how noise becomes latents;
 //! - [`tokenizer`], [`prompt`]: how words become numbers;
 //! - [`memory`]: how much is allocated, and how much may be;
+//! - [`upscale`]: images made larger;
 //! - [`diffusion`]: encode → denoise → decode, with `conditioning` (what the UNet is told) and
 //!   `source` (what is drawn over).
 
@@ -23,6 +24,7 @@ pub mod sampling;
 pub mod scheduler;
 mod source;
 pub mod tokenizer;
+pub mod upscale;
 pub mod verify;
 
 pub use checkpoint::{Component, Layers, Share, shares};
@@ -132,7 +134,7 @@ impl Prepared {
             Patches::of(&spec.loras, &to, spec.on_lora_error, loras)?
         };
         facts.is_lcm |= patches.has_lcm();
-        let check = Reading::check(&checkpoint, &patches);
+        let check = Reading::check(checkpoint.networks(), &patches);
         Models::read(&facts, &check)?;
         let (planned, cost) = check.finish();
         Ok(Self { checkpoint, facts, patches, loras, planned, file_bytes: cost.bytes })
@@ -169,7 +171,7 @@ impl Prepared {
         let total = self.file_bytes.max(1);
         let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
         let loading = Loading { planned: &self.planned, kept, on_bytes: &on_bytes };
-        let reading = Reading::load(&self.checkpoint, &self.patches, loading);
+        let reading = Reading::load(self.checkpoint.networks(), &self.patches, loading);
         let models = Models::read(&self.facts, &reading)?;
         let (layers, cost) = reading.finish();
         let (facts, loras) = (self.facts.clone(), self.loras.clone());

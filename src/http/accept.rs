@@ -6,9 +6,8 @@ use super::problem::{Kind, Problem};
 use crate::image::Format;
 
 /// What can be asked for; where a client is indifferent, the first one.
-const FORMATS: [Format; 3] = [Format::Png, Format::Jpeg { quality: JPEG_QUALITY }, Format::WebP];
-/// Where nobody asks for another one.
-pub const JPEG_QUALITY: u8 = 92;
+const FORMATS: [Format; 3] =
+    [Format::Png, Format::Jpeg { quality: Format::JPEG_QUALITY }, Format::WebP];
 const JSON: &str = "application/json";
 
 /// How images are sent.
@@ -37,6 +36,18 @@ pub fn form(headers: &HeaderMap, images: u32) -> Result<Form, Problem> {
         };
         Problem::new(Kind::NotAcceptable, detail)
     })
+}
+
+/// The same, where the request itself has said what an image is to be encoded as: then `Accept` only
+/// tells whether that is to be in JSON.
+pub fn form_as(headers: &HeaderMap, images: u32, format: Option<Format>) -> Result<Form, Problem> {
+    match (form(headers, images), format) {
+        (form, None) => form,
+        (Ok(Form::Json(_)), Some(format)) => Ok(Form::Json(format)),
+        (Ok(Form::Image(_)), Some(format)) => Ok(Form::Image(format)),
+        (Err(_), Some(format)) if images == 1 => Ok(Form::Image(format)),
+        (Err(problem), Some(_)) => Err(problem),
+    }
 }
 
 fn choose(accept: &str, images: u32) -> Option<Form> {
@@ -120,6 +131,22 @@ mod tests {
             ("", None, None),
         ] {
             assert_eq!((choose(accept, 1), choose(accept, 2)), (one, several), "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_format_that_was_asked_for_goes_before_what_is_accepted() {
+        let jpeg = Format::Jpeg { quality: 7 };
+        for (accept, images, expected) in [
+            ("*/*", 1, Some(Form::Image(jpeg))),
+            ("image/webp", 1, Some(Form::Image(jpeg))),
+            ("text/html", 1, Some(Form::Image(jpeg))),
+            ("application/json", 1, Some(Form::Json(jpeg))),
+            ("*/*", 2, Some(Form::Json(jpeg))),
+            ("image/jpeg", 2, None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+            assert_eq!(form_as(&headers, images, Some(jpeg)).ok(), expected, "{accept} {images}");
         }
     }
 

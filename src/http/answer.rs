@@ -17,16 +17,17 @@ use crate::{
     dispatcher::{DrawnImages, DrawnReport, KeptImage},
     image::{
         self, EncodeError, Format, Rgb,
-        parameters::{Facts, infotext},
+        parameters::{self, Facts, infotext},
     },
     job::JobId,
-    modes::PipelineSpec,
-    request::GenerateRequest,
+    modes::{Dimensions, PipelineSpec},
+    request::{GenerateRequest, Superres},
 };
 
 const X_MODE: HeaderName = HeaderName::from_static("x-mode");
 const X_SEED: HeaderName = HeaderName::from_static("x-seed");
 const X_SUPER_RES: HeaderName = HeaderName::from_static("x-superres");
+const X_SUPER_RES_MODEL: HeaderName = HeaderName::from_static("x-superres-model");
 const X_PROMPT_TRUNCATED: HeaderName = HeaderName::from_static("x-prompt-truncated");
 const X_LORA_SKIPPED: HeaderName = HeaderName::from_static("x-lora-skipped");
 
@@ -65,6 +66,29 @@ pub struct GenerateAnswer {
     prompt_truncated: Option<String>,
     /// LoRAs that were left out.
     skipped_loras: Vec<String>,
+    /// What they were made larger by, if they were: the model as modes.yaml names it, or `lanczos`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superres_model: Option<String>,
+}
+
+/// An image that was made larger.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UpscaleAnswer {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    job_id: String,
+    #[schema(example = "image/png")]
+    media_type: &'static str,
+    /// The file in base64.
+    data: String,
+    /// As modes.yaml names it, or `lanczos`.
+    superres_model: String,
+}
+
+/// What an image was sent for.
+pub struct Upscaled {
+    pub superres: Superres,
+    /// What it says of how it was drawn.
+    pub parameters: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -108,34 +132,77 @@ pub fn encode(
                 images: files.into_iter().map(image).collect(),
                 prompt_truncated: drawn.report.prompt_truncated.clone(),
                 skipped_loras: drawn.report.skipped_loras.clone(),
+                superres_model: drawn.report.superres.as_ref().map(|it| it.model.clone()),
             };
             (headers, Json(answer)).into_response()
         }
     })
 }
 
+/// The answer with an image that was made larger. Takes its time.
+pub fn encode_upscaled(
+    upscaled: &Upscaled,
+    drawn: &DrawnImages,
+    job: JobId,
+    form: Form,
+) -> Result<Response, EncodeError> {
+    let (Form::Image(format) | Form::Json(format)) = form;
+    let Upscaled { superres, parameters } = upscaled;
+    let Dimensions { width, height } = drawn.report.size;
+    let rgb = Rgb { width, height, bytes: &drawn.rgb };
+    let file = image::encode(rgb, format, &parameters::upscaled(parameters, superres))?;
+    let mut headers = about(&drawn.report, job);
+    Ok(match form {
+        Form::Image(format) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+            (headers, Bytes::from(file)).into_response()
+        }
+        Form::Json(format) => {
+            let answer = UpscaleAnswer {
+                job_id: job.to_string(),
+                media_type: format.media_type(),
+                data: BASE64.encode(file),
+                superres_model: superres.model_name().to_owned(),
+            };
+            (headers, Json(answer)).into_response()
+        }
+    })
+}
+
+/// What an image that is kept was asked for.
+pub enum Wanted {
+    Drawn(Box<Asked>),
+    Upscaled(Upscaled),
+}
+
 /// One image of a job, as a file of that format. Takes its time.
 pub fn one_image(
-    asked: &Asked,
+    wanted: &Wanted,
     (report, kept): (&DrawnReport, KeptImage),
     (job, index): (JobId, usize),
     format: Format,
 ) -> Result<Response, Box<dyn Error + Send + Sync>> {
-    let seed = asked.request.seed.wrapping_add(index as u64);
+    let (mut headers, parameters) = match wanted {
+        Wanted::Drawn(asked) => {
+            let seed = asked.request.seed.wrapping_add(index as u64);
+            let mut headers = headers(&asked.request, report, job);
+            headers.insert(X_SEED, seed.into());
+            (headers, infotext(&asked.request, facts(asked, report, seed)))
+        }
+        Wanted::Upscaled(Upscaled { superres, parameters }) => {
+            (about(report, job), parameters::upscaled(parameters, superres))
+        }
+    };
+    let Dimensions { width, height } = report.size;
+    let encode = |bytes: &[u8]| image::encode(Rgb { width, height, bytes }, format, &parameters);
     let file = match (kept, format) {
         // As it was written.
         (KeptImage::Png(file), Format::Png) => file,
         (KeptImage::Png(file), Format::Jpeg { .. } | Format::WebP) => {
-            let rgb = image::decode_rgb(&file, report.size)?;
-            self::file(asked, report, (seed, &rgb), format)?
+            encode(&image::decode_as_it_is(&file)?.bytes)?
         }
-        (KeptImage::Drawn(images), _) => {
-            let rgb = images.each().nth(index).unwrap_or_default();
-            self::file(asked, report, (seed, rgb), format)?
-        }
+        (KeptImage::Drawn(images), _) => encode(images.each().nth(index).unwrap_or_default())?,
     };
-    let mut headers = headers(&asked.request, report, job);
-    headers.insert(X_SEED, seed.into());
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     Ok((headers, Bytes::from(file)).into_response())
 }
@@ -146,31 +213,45 @@ fn file(
     (seed, bytes): (u64, &[u8]),
     format: Format,
 ) -> Result<Vec<u8>, EncodeError> {
-    let facts = Facts {
+    let rgb = Rgb { width: report.size.width, height: report.size.height, bytes };
+    image::encode(rgb, format, &infotext(&asked.request, facts(asked, report, seed)))
+}
+
+fn facts<'a>(asked: &'a Asked, report: &'a DrawnReport, seed: u64) -> Facts<'a> {
+    Facts {
         prompt: &asked.prompt,
         seed,
         scheduler: report.scheduler,
         pipeline: &asked.pipeline,
         skipped_loras: &report.skipped_loras,
-    };
-    let rgb = Rgb { width: report.size.width, height: report.size.height, bytes };
-    image::encode(rgb, format, &infotext(&asked.request, facts))
+    }
 }
 
 fn headers(request: &GenerateRequest, report: &DrawnReport, job: JobId) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = about(report, job);
     headers.insert(X_SEED, request.seed.into());
-    headers.insert(X_SUPER_RES, HeaderValue::from_static("0"));
     let truncated = report.prompt_truncated.as_deref().map(header_text);
     let skipped: Vec<_> = report.skipped_loras.iter().map(|it| header_text(it)).collect();
     let skipped = (!skipped.is_empty()).then(|| skipped.join(","));
     for (name, value) in [
         (X_MODE, Some(request.mode.clone())),
-        (X_JOB_ID, Some(job.to_string())),
         (X_PROMPT_TRUNCATED, truncated),
         (X_LORA_SKIPPED, skipped),
     ] {
         // All are plain ASCII: configuration sees to it for the mode's name.
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// What there is to say of all images.
+fn about(report: &DrawnReport, job: JobId) -> HeaderMap {
+    let model = report.superres.as_ref().map(|superres| header_text(&superres.model));
+    let is_larger = HeaderValue::from_static(if model.is_some() { "1" } else { "0" });
+    let mut headers = HeaderMap::from_iter([(X_SUPER_RES, is_larger)]);
+    for (name, value) in [(X_JOB_ID, Some(job.to_string())), (X_SUPER_RES_MODEL, model)] {
         if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
             headers.insert(name, value);
         }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Images of requests are unpacked by two at a time: one may take half a gigabyte.
-static UNPACKING: Semaphore = Semaphore::const_new(2);
+pub static UNPACKING: Semaphore = Semaphore::const_new(2);
 
 /// The bytes of an image file.
 #[derive(ToSchema)]
@@ -89,7 +89,8 @@ async fn ask(
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
     let seed = getrandom::u32().map_err(Problem::internal)?;
-    let context = Context { mode, max_pixels: modes.max_pixels, init_image };
+    let superres = modes.superres.as_ref();
+    let context = Context { mode, max_pixels: modes.max_pixels, init_image, superres };
     let request = overrides.resolve(context, || seed.into())?;
     let asked = Asked { prompt, request, pipeline, lora_pointers };
     Ok(Understood { asked, terms })

@@ -16,6 +16,8 @@ use super::{
     job_info::{Accepted, StateName},
     jobs::accepted,
     problem::{Kind, Problem},
+    submit::submit_durable,
+    superres,
 };
 use crate::{
     config::check_file_name,
@@ -66,7 +68,9 @@ pub async fn submit(
 ) -> Result<Response, Problem> {
     let modes = api.config.current();
     let Asked { name, args, terms } = Asked::read(&body, &modes)?;
-    let job = if is_built_in(&name) {
+    let job = if name == superres::CUSTOM_NAME {
+        superres::custom(&api, &args).await?
+    } else if is_built_in(&name) {
         built_in(&name, &args, &modes)?
     } else {
         let known = listed(&api, &modes);
@@ -78,7 +82,7 @@ pub async fn submit(
     if changes_what_is_loaded(&job) {
         Admin::check(&headers, &api)?;
     }
-    let id = api.dispatcher.submit_with(job, terms).await?.detach();
+    let id = submit_durable(&api, job, terms).await?;
     Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
 }
 
@@ -110,7 +114,7 @@ impl Asked {
     }
 }
 
-/// What a built-in job's name and arguments mean.
+/// What a built-in job's name and arguments mean, but for `upscale`.
 fn built_in(name: &str, args: &Value, modes: &Modes) -> Result<Job, Problem> {
     match name {
         "unload_all" => {
@@ -183,7 +187,7 @@ fn arguments<T>(
 fn changes_what_is_loaded(job: &Job) -> bool {
     match job {
         Job::Load { .. } | Job::Unload { .. } | Job::ModeSwitch { .. } => true,
-        Job::Generation { .. } | Job::Custom { .. } => false,
+        Job::Generation { .. } | Job::Custom { .. } | Job::Upscale { .. } => false,
     }
 }
 
@@ -285,7 +289,10 @@ mod tests {
             meant,
             [("unload_all", "unload"), ("unload_all", "unload"), ("warm_up", "load")]
         );
-        for (name, _) in BUILT_IN_JOBS {
+        // An upscale takes a look at its image first, and has a place of its own.
+        let others = BUILT_IN_JOBS.iter().filter(|(name, _)| *name != superres::CUSTOM_NAME);
+        assert_eq!(others.clone().count() + 1, BUILT_IN_JOBS.len());
+        for (name, _) in others {
             let refused = built_in(name, &json!([]), &modes).unwrap_err();
             assert_eq!(refused.kind(), Kind::InvalidRequest, "{name}");
         }

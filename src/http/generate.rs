@@ -33,7 +33,9 @@ use crate::{
          headers(
             ("X-Mode" = String, description = "The mode that drew it"),
             ("X-Seed" = u64, description = "The seed that it was drawn with, the first of several"),
-            ("X-SuperRes" = u32, description = "The upscaling factor; 0 is none"),
+            ("X-SuperRes" = u32, description = "Whether it was made larger: 0 or 1"),
+            ("X-SuperRes-Model" = String, description =
+                "What by: the model as modes.yaml names it, percent-encoded, or `lanczos`"),
             ("X-Job-Id" = String, description = "For GET /api/jobs/{id}"),
             ("X-Prompt-Truncated" = String, description =
                 "The beginning of what the text encoder did not see of the prompt, percent-encoded"),
@@ -63,7 +65,8 @@ pub async fn generate(
         return submit::later(&api, &headers, body).await;
     }
     let Understood { asked, terms } = understand(&api, body).await?;
-    let form = accept::form(&headers, asked.request.n)?;
+    let format = asked.request.superres.as_ref().and_then(|superres| superres.format);
+    let form = accept::form_as(&headers, asked.request.n, format)?;
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
     let job = Job::Generation { request, pipeline };
     let ticket = api.dispatcher.submit_with(job, terms).await?;

@@ -12,10 +12,11 @@ use utoipa::IntoParams;
 use super::{
     Api,
     accept::{self, Form},
-    answer::{self, Asked},
+    answer::{self, Asked, Upscaled, Wanted},
     asking::ImageFile,
     jobs::find,
     problem::{Kind, Problem},
+    superres,
 };
 use crate::{
     dispatcher::JobView,
@@ -76,7 +77,7 @@ pub async fn nth(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let view = find(&api, &id)?;
-    let format = match query.format()? {
+    let format = match query.format()?.or(superres::format_of(&view.job)) {
         Some(format) => format,
         None => match accept::form(&headers, 1)? {
             Form::Image(format) | Form::Json(format) => format,
@@ -95,8 +96,8 @@ pub async fn nth(
             return Err(not_there(&view));
         };
         let id = view.id;
-        let Some(asked) = asked(view) else { return Err(no_image()) };
-        answer::one_image(&asked, (&report, kept), (id, index), format).map_err(Problem::internal)
+        let Some(wanted) = wanted(view) else { return Err(no_image()) };
+        answer::one_image(&wanted, (&report, kept), (id, index), format).map_err(Problem::internal)
     });
     encoding.await.map_err(Problem::internal)?
 }
@@ -110,29 +111,20 @@ impl ImageQuery {
             Some(Ok(quality @ 1..=100)) => Some(quality),
             Some(_) => return invalid("quality", "is no number from 1 to 100"),
         };
-        let format = match self.format.as_deref() {
-            None if quality.is_none() => return Ok(None),
-            None | Some("jpeg" | "jpg") => {
-                Format::Jpeg { quality: quality.unwrap_or(accept::JPEG_QUALITY) }
-            }
-            Some("png") => Format::Png,
-            Some("webp") => Format::WebP,
-            Some(_) => return invalid("format", "is none of png, jpeg and webp"),
-        };
-        match (format, quality) {
-            (Format::Png | Format::WebP, Some(_)) => {
-                invalid("quality", "is a JPEG's: png and webp lose nothing")
-            }
-            _ => Ok(Some(format)),
-        }
+        let format = Format::of(["format", "quality"], self.format.as_deref(), quality);
+        format.map_err(|error| InvalidFields(vec![error]))
     }
 }
 
-/// What the job was asked for; nothing if it draws none.
-fn asked(view: JobView) -> Option<Asked> {
+/// What the job was asked for; nothing if it makes no image.
+fn wanted(view: JobView) -> Option<Wanted> {
     match view.job {
         Job::Generation { request, pipeline } => {
-            Some(Asked { prompt: view.terms.prompt, request, pipeline, lora_pointers: Vec::new() })
+            let (prompt, lora_pointers) = (view.terms.prompt, Vec::new());
+            Some(Wanted::Drawn(Box::new(Asked { prompt, request, pipeline, lora_pointers })))
+        }
+        Job::Upscale { superres, parameters, .. } => {
+            Some(Wanted::Upscaled(Upscaled { superres, parameters }))
         }
         Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
     }

@@ -8,7 +8,7 @@ use super::loras::LoraInfo;
 use crate::{
     dispatcher::JobView,
     job::{Job, JobKind, JobState},
-    request::{GenerateRequest, Source},
+    request::{GenerateRequest, Source, Superres},
     webhook::{Delivery, Event},
 };
 
@@ -52,6 +52,12 @@ pub struct JobInfo {
     /// How many images there are at `/api/jobs/{id}/image/0` and on; absent where none are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     images: Option<u32>,
+    /// Of an upscale, and of a generation whose images are made larger.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superres: Option<SuperresInfo>,
+    /// How long that took, once it is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    superres_ms: Option<u64>,
 }
 
 /// Where a job is on its way.
@@ -91,6 +97,21 @@ pub struct SourceInfo {
     mask: bool,
 }
 
+/// How images are made larger.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SuperresInfo {
+    /// Each side becomes 2, 4 or 8 times as long: 1, 2 or 3.
+    magnitude: u32,
+    /// As modes.yaml names it, or `lanczos`.
+    model: String,
+}
+
+impl From<&Superres> for SuperresInfo {
+    fn from(superres: &Superres) -> Self {
+        Self { magnitude: superres.magnitude, model: superres.model_name().to_owned() }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StateName {
@@ -127,15 +148,19 @@ impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
         let (kind, mode) = (view.job.kind(), view.job.mode().map(str::to_owned));
         let (mut request, mut loras, mut name, mut timeout_secs) = (None, None, None, None);
+        let mut superres = None;
+        let superres_ms = view.report.and_then(|report| report.superres).map(|it| it.superres_ms);
         // No arm takes the pipeline along: it holds paths on disk.
         match view.job {
             Job::Generation { request: asked, pipeline } => {
+                superres = asked.superres.as_ref().map(SuperresInfo::from);
                 request = Some(RequestInfo::from(asked));
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
             }
             Job::ModeSwitch { timeout_secs: limit, .. } => timeout_secs = limit,
             Job::Load { .. } | Job::Unload { .. } => {}
             Job::Custom { name: of, args: _ } => name = Some(of),
+            Job::Upscale { superres: of, .. } => superres = Some(SuperresInfo::from(&of)),
         }
         Self {
             id: view.id.to_string(),
@@ -154,6 +179,8 @@ impl From<JobView> for JobInfo {
             priority: view.terms.priority,
             tags: view.terms.tags,
             images: (view.images > 0).then_some(view.images),
+            superres,
+            superres_ms,
         }
     }
 }
@@ -185,6 +212,8 @@ impl Place {
 
 impl From<GenerateRequest> for RequestInfo {
     fn from(mut request: GenerateRequest) -> Self {
+        // It holds a path on disk, and stands beside the request.
+        request.superres = None;
         let source = request.source.take();
         let source = source.map(|Source { image: _, mask, denoise_strength }| SourceInfo {
             denoise_strength,

@@ -46,6 +46,7 @@ mod queue;
 mod residency;
 mod status;
 mod submit;
+mod superres;
 
 /// A prompt is a few hundred bytes.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -73,6 +74,7 @@ pub fn router(api: Api) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(metrics::metrics))
         .route("/generate", post(generate::generate).layer(generate_limit))
+        .route("/superres", post(superres::upscale).layer(generate_limit))
         .route("/api/models", get(models::list))
         .route("/api/models/current", get(models::current))
         .route("/api/models/available", get(models::available))

@@ -12,7 +12,7 @@ use super::{
     config, custom, edit, events, generate, health, images, inventory, jobs, metrics, models,
     modes,
     problem::{PROBLEM_JSON, ProblemBody},
-    queue, residency, status, submit,
+    queue, residency, status, submit, superres,
 };
 
 #[derive(OpenApi)]
@@ -24,6 +24,7 @@ use super::{
     ),
     paths(
         generate::generate,
+        superres::upscale,
         modes::list,
         residency::switch,
         models::list,

@@ -191,6 +191,12 @@ impl Problem {
         self
     }
 
+    /// The same, of a document that stands there in another one.
+    pub fn below(mut self, pointer: &str) -> Self {
+        self.errors.iter_mut().for_each(|error| error.pointer.insert_str(0, pointer));
+        self
+    }
+
     /// The job that failed.
     pub fn of_job(failure: JobFailure, job: JobId) -> Self {
         let kind = match failure.kind {

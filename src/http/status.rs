@@ -134,6 +134,7 @@ pub async fn welcome() -> impl IntoResponse {
         env!("CARGO_PKG_VERSION"),
         " draws images.\n\n",
         "  POST /generate            {\"prompt\": \"a red fox in the snow\"} -> a PNG\n",
+        "  POST /superres            an image -> a larger one\n",
         "  GET  /api/modes           what can be asked for\n",
         "  GET  /api/models/status   what is loaded and what waits\n",
         "  GET  /api/events          what happens to the jobs, as it happens\n",

@@ -17,11 +17,11 @@ use super::{
 };
 use crate::{
     job::{IdempotencyKey, Job, JobId, Terms},
-    request::{EncodedImage, Overrides},
+    request::{EncodedImage, Files, Overrides},
 };
 
-const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-const RESPOND_ASYNC: &str = "respond-async";
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+pub const RESPOND_ASYNC: &str = "respond-async";
 
 /// Queues a generation and answers at once. Its images are kept for GET /api/jobs/{id}/image; hanging
 /// up cancels nothing.
@@ -74,14 +74,22 @@ async fn answer_later(
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let idempotency = idempotency::key(headers)?
-        .map(|key| IdempotencyKey { key, fingerprint: fingerprint_of(&body) });
+    let idempotency = idempotency_of(headers, &body)?;
     let Understood { asked, terms } = understand(api, body).await?;
     let terms = Terms { durable: true, idempotency, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
     let id = submit_durable(api, job, terms).await?;
     let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
+}
+
+/// The request's key, if it has one, with what stands for its body.
+pub fn idempotency_of(
+    headers: &HeaderMap,
+    body: &GenerateBody,
+) -> Result<Option<IdempotencyKey>, Problem> {
+    let key = idempotency::key(headers)?;
+    Ok(key.map(|key| IdempotencyKey { key, fingerprint: fingerprint_of(body) }))
 }
 
 /// Queues a job that goes on whoever hangs up, from here on; once for each Idempotency-Key.
@@ -98,7 +106,8 @@ pub async fn submit_durable(api: &Api, job: Job, terms: Terms) -> Result<JobId, 
 fn fingerprint_of(body: &GenerateBody) -> String {
     let fields = body.fields.to_string();
     let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
-    let files = [file(&body.files.init_image), file(&body.files.mask_image)];
+    let Files { init_image, mask_image, image } = &body.files;
+    let files = [file(init_image), file(mask_image), file(image)];
     let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
     idempotency::fingerprint([fields.as_bytes()].into_iter().chain(files))
 }

@@ -33,6 +33,20 @@ pub fn dimensions(file: &[u8]) -> Result<(u32, u32), DecodeError> {
     decode(file).map(|image| (image.width(), image.height()))
 }
 
+/// An image: rows top to bottom, three bytes a pixel.
+pub struct Decoded {
+    pub width: u32,
+    pub height: u32,
+    pub bytes: Vec<u8>,
+}
+
+/// The image in the size that it has.
+pub fn decode_as_it_is(file: &[u8]) -> Result<Decoded, DecodeError> {
+    let image = decode(file)?.into_rgb8();
+    let (width, height) = image.dimensions();
+    Ok(Decoded { width, height, bytes: image.into_raw() })
+}
+
 /// The image in that size: rows top to bottom, three bytes a pixel.
 pub fn decode_rgb(file: &[u8], size: Size) -> Result<Vec<u8>, DecodeError> {
     let image = decode(file)?.into_rgb8();

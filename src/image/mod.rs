@@ -3,36 +3,18 @@
 
 use std::borrow::Cow;
 
-use image::{ExtendedColorType, ImageEncoder, codecs};
+use image::{
+    ExtendedColorType, ImageBuffer, ImageEncoder, codecs,
+    imageops::{self, FilterType},
+};
 
 mod decode;
 mod exif;
 pub mod parameters;
 mod resize;
 
-pub use decode::{DecodeError, decode_mask, decode_rgb, dimensions};
-
-/// What an image is encoded as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Png,
-    /// `quality` from 1 to 100.
-    Jpeg {
-        quality: u8,
-    },
-    /// Lossless.
-    WebP,
-}
-
-impl Format {
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Png => "image/png",
-            Self::Jpeg { .. } => "image/jpeg",
-            Self::WebP => "image/webp",
-        }
-    }
-}
+pub use crate::request::Format;
+pub use decode::{DecodeError, Decoded, decode_as_it_is, decode_mask, decode_rgb, dimensions};
 
 /// An image: rows top to bottom, three bytes a pixel.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +54,16 @@ pub fn encode(image: Rgb, format: Format, parameters: &str) -> Result<Vec<u8>, E
         }
     }
     Ok(file)
+}
+
+/// The image in another size, by Lanczos' filter. (What the VAE is given is resized by [`decode_rgb`],
+/// byte by byte as the reference does.)
+pub fn lanczos(image: Rgb, (width, height): (u32, u32)) -> Vec<u8> {
+    let pixels = ImageBuffer::<image::Rgb<u8>, _>::from_raw(image.width, image.height, image.bytes);
+    // Too few bytes are no image.
+    let resized =
+        |pixels| imageops::resize(&pixels, width, height, FilterType::Lanczos3).into_raw();
+    pixels.map(resized).unwrap_or_default()
 }
 
 fn encode_png(image: Rgb, parameters: &str, file: &mut Vec<u8>) -> Result<(), EncodeError> {

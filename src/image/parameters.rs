@@ -1,12 +1,15 @@
 //! The generation parameters as text, in the form that AUTOMATIC1111's web UI writes and most
 //! tools read ("infotext"): prompt, negative prompt, one line of settings.
 
-use std::{fmt::Write, path::Path};
+use std::{fmt::Write, io::Cursor, path::Path};
 
 use crate::{
     modes::{PipelineSpec, SchedulerId},
-    request::GenerateRequest,
+    request::{GenerateRequest, MAX_PROMPT_BYTES, Superres},
 };
+
+/// Of what a file says, so much is taken along: two prompts and more.
+const MAX_READ_BYTES: usize = 4 * MAX_PROMPT_BYTES;
 
 /// What there is to say of an image beside its request.
 #[derive(Debug, Clone, Copy)]
@@ -15,7 +18,7 @@ pub struct Facts<'a> {
     pub prompt: &'a str,
     pub seed: u64,
     /// The one that drew it.
-    pub scheduler: SchedulerId,
+    pub scheduler: Option<SchedulerId>,
     pub pipeline: &'a PipelineSpec,
     /// LoRAs of the pipeline that were left out.
     pub skipped_loras: &'a [String],
@@ -28,14 +31,15 @@ pub fn infotext(request: &GenerateRequest, facts: Facts) -> String {
     if let Some(negative) = request.negative_prompt.as_deref().filter(|text| !text.is_empty()) {
         let _ = write!(text, "\nNegative prompt: {negative}"); // to a String: cannot fail
     }
-    let mut settings = vec![
-        ("Steps", request.steps.to_string()),
-        ("Sampler", sampler_name(scheduler).to_owned()),
+    let mut settings = vec![("Steps", request.steps.to_string())];
+    let sampler = scheduler.map(|scheduler| ("Sampler", sampler_name(scheduler).to_owned()));
+    settings.extend(sampler);
+    settings.extend([
         ("CFG scale", request.guidance_scale.to_string()),
         ("Seed", seed.to_string()),
         ("Size", request.size.to_string()),
         ("Model", stem(&pipeline.checkpoint.name)),
-    ];
+    ]);
     let vae = pipeline.vae.as_ref().map(|vae| ("VAE", stem(&vae.name)));
     let source = request.source.as_ref();
     let strength = source.map(|it| ("Denoising strength", it.denoise_strength.to_string()));
@@ -54,10 +58,53 @@ pub fn infotext(request: &GenerateRequest, facts: Facts) -> String {
     if let Some(loras) = loras(pipeline, skipped_loras) {
         settings.push(("LoRAs", loras));
     }
-    settings.push(("Version", concat!("diffused ", env!("CARGO_PKG_VERSION")).to_owned()));
+    settings.extend(request.superres.iter().flat_map(postprocess));
+    settings.push(version());
+    format!("{text}\n{}", line(&settings))
+}
+
+/// What an image that was made larger says: what it said before, and that it was.
+pub fn upscaled(before: &str, superres: &Superres) -> String {
+    let mut settings = postprocess(superres).to_vec();
+    // The last line is where settings stand, if there are any.
+    match before.lines().last() {
+        None => {
+            settings.push(version());
+            line(&settings)
+        }
+        Some(last) if last.starts_with("Steps: ") => format!("{before}, {}", line(&settings)),
+        Some(_) => format!("{before}\n{}", line(&settings)),
+    }
+}
+
+/// What a PNG says of how it was drawn, in a text chunk before its pixels; else nothing.
+pub fn of_png(file: &[u8]) -> String {
+    const KEYWORD: &str = "parameters";
+    let Ok(reader) = png::Decoder::new(Cursor::new(file)).read_info() else {
+        return String::new();
+    };
+    let info = reader.info();
+    let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    let newer = || info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    let text = plain.map(|chunk| chunk.text.clone()).or_else(|| newer()?.get_text().ok());
+    text.filter(|text| text.len() <= MAX_READ_BYTES).unwrap_or_default()
+}
+
+/// As the field's tools call it where an image is made larger once it is drawn.
+fn postprocess(superres: &Superres) -> [(&'static str, String); 2] {
+    let model = superres.model.as_ref().map_or("Lanczos".to_owned(), |model| stem(&model.name));
+    let factor = superres.factor().to_string();
+    [("Postprocess upscale by", factor), ("Postprocess upscaler", model)]
+}
+
+fn version() -> (&'static str, String) {
+    ("Version", concat!("diffused ", env!("CARGO_PKG_VERSION")).to_owned())
+}
+
+fn line(settings: &[(&str, String)]) -> String {
     let settings: Vec<_> =
         settings.iter().map(|(key, value)| format!("{key}: {}", quoted(value))).collect();
-    format!("{text}\n{}", settings.join(", "))
+    settings.join(", ")
 }
 
 /// Those that were merged, the mode's and the request's own, with their strengths.
@@ -138,7 +185,7 @@ mod tests {
         let facts = Facts {
             prompt: "a fox,\nin the snow <lora:oil:-1>",
             seed: 1,
-            scheduler: SchedulerId::Dpmpp2mKarras,
+            scheduler: Some(SchedulerId::Dpmpp2mKarras),
             pipeline: &pipeline,
             skipped_loras: &["gone".to_owned()],
         };
@@ -164,7 +211,7 @@ mod tests {
         let facts = Facts {
             prompt: "a fox",
             seed: u64::MAX,
-            scheduler: SchedulerId::EulerA,
+            scheduler: Some(SchedulerId::EulerA),
             pipeline: &pipeline,
             skipped_loras: &[],
         };
@@ -176,5 +223,47 @@ mod tests {
                  Size: 512x512, Model: \"a, b: c\", Version: diffused {version}"
             )
         );
+    }
+
+    #[test]
+    fn an_image_that_was_made_larger_says_so_behind_what_it_said() {
+        let superres =
+            Superres { magnitude: 2, model: Some(file("e/x4.safetensors")), format: None };
+        let lanczos = Superres { model: None, ..superres.clone() };
+        let made = "Postprocess upscale by: 4, Postprocess upscaler: x4";
+        let version = concat!("Version: diffused ", env!("CARGO_PKG_VERSION"));
+        for (before, expected) in [
+            ("", format!("{made}, {version}")),
+            ("a fox\nSteps: 4, Size: 8x8", format!("a fox\nSteps: 4, Size: 8x8, {made}")),
+            ("a note", format!("a note\n{made}")),
+        ] {
+            assert_eq!(upscaled(before, &superres), expected);
+        }
+        assert!(upscaled("", &lanczos).contains("Postprocess upscaler: Lanczos, "));
+        let request = GenerateRequest {
+            superres: Some(superres),
+            ..GenerateRequest::of("portrait", "a fox")
+        };
+        let facts = Facts {
+            prompt: "a fox",
+            seed: 1,
+            scheduler: None,
+            pipeline: &PipelineSpec::of(file("m")),
+            skipped_loras: &[],
+        };
+        assert!(infotext(&request, facts).ends_with(&format!("Model: m, {made}, {version}")));
+    }
+
+    #[test]
+    fn a_png_is_read_as_it_was_written() {
+        let rgb = crate::image::Rgb { width: 1, height: 1, bytes: &[1, 2, 3] };
+        let long = "x".repeat(MAX_READ_BYTES + 1);
+        for (text, expected) in
+            [("a fox, café\nSteps: 4", 0), ("狐\nSteps: 4", 0), (long.as_str(), long.len())]
+        {
+            let file = crate::image::encode(rgb, crate::image::Format::Png, text).unwrap();
+            assert_eq!(of_png(&file), text[expected..]);
+        }
+        assert_eq!(of_png(b"no image"), "");
     }
 }

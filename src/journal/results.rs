@@ -11,7 +11,7 @@ use std::{
 use crate::{
     image::{
         self, Format, Rgb,
-        parameters::{Facts, infotext},
+        parameters::{self, Facts, infotext},
     },
     job::{Job, JobId},
     queue::Entry,
@@ -112,6 +112,7 @@ fn png_files(entry: &Entry, images: &DrawnImages) -> impl Iterator<Item = io::Re
                 };
                 infotext(request, facts)
             }
+            Job::Upscale { superres, parameters, .. } => parameters::upscaled(parameters, superres),
             Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
                 String::new()
             }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     job::{Job, JobId, JobState, Terms},
-    modes::{CheckpointRef, PipelineSpec, SchedulerId, Size},
+    modes::{CheckpointRef, Dimensions, PipelineSpec, SchedulerId},
     queue::Entry,
     request::{EncodedImage, GenerateRequest, Source},
     worker::protocol::{DrawnImages, DrawnReport},
@@ -34,16 +34,17 @@ fn accepted(entry: &Entry) -> Record {
 
 fn images() -> DrawnImages {
     let report = DrawnReport {
-        size: Size { width: 8, height: 8 },
+        size: Dimensions { width: 8, height: 8 },
         images: 2,
         prompt_truncated: None,
         skipped_loras: vec![],
-        scheduler: SchedulerId::Ddim,
+        scheduler: Some(SchedulerId::Ddim),
         encode_ms: 1,
         denoise_ms: 2,
         decode_ms: 3,
         peak_bytes: 4,
         steps: 5,
+        superres: None,
     };
     DrawnImages { rgb: (0..2 * 192).map(|i| i as u8).collect(), report }
 }
@@ -133,7 +134,7 @@ fn images_are_files_with_their_parameters() {
     for (at, file) in files.iter().enumerate() {
         let seed = format!("Seed: {}", 7 + at);
         assert!(file.windows(seed.len()).any(|it| it == seed.as_bytes()));
-        let rgb = crate::image::decode_rgb(file, Size { width: 8, height: 8 }).unwrap();
+        let rgb = crate::image::decode_as_it_is(file).unwrap().bytes;
         assert_eq!(rgb, images().each().nth(at).unwrap());
     }
     journal.append(Record::ImagesForgotten(vec![job.id]), 0);

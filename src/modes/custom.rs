@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use super::Time;
 
 /// The custom jobs that every daemon has, and what each is for. Nothing else may have their names.
-pub const BUILT_IN_JOBS: [(&str, &str); 3] = [
+pub const BUILT_IN_JOBS: [(&str, &str); 4] = [
     ("unload_all", "Gives back the memory of all that is loaded"),
+    ("upscale", "Makes an image larger, as POST /superres does"),
     (
         "verify_checkpoint",
         "Reads every tensor of a mode's files, or of one model, and says what is wrong",

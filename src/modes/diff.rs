@@ -78,6 +78,7 @@ impl Modes {
             ("jobs", self.jobs != new.jobs),
             ("custom_jobs", self.custom_jobs != new.custom_jobs),
             ("webhooks", self.webhooks != new.webhooks),
+            ("superres", self.superres != new.superres),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

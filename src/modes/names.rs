@@ -148,6 +148,8 @@ named! {
         Lora = "lora",
         /// An autoencoder alone.
         Vae = "vae",
+        /// What makes images larger.
+        Upscaler = "upscaler",
         Unknown = "unknown",
     }
 }

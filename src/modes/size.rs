@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Width and height of an image in pixels, each a positive multiple of 8.
+/// Width and height of a drawn image in pixels, each a positive multiple of 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Size {
@@ -33,6 +33,51 @@ impl Size {
     }
 }
 
+/// Width and height of any image in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Dimensions {
+    pub width: u32,
+    pub height: u32,
+}
+
+impl From<Size> for Dimensions {
+    fn from(Size { width, height }: Size) -> Self {
+        Self { width, height }
+    }
+}
+
+impl FromStr for Dimensions {
+    type Err = InvalidSize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSize> {
+        let unreadable = || InvalidSize::Unreadable(text.to_owned());
+        let (width, height) = text.split_once(['x', 'X']).ok_or_else(unreadable)?;
+        let number = |s: &str| s.trim().parse::<u32>().map_err(|_| unreadable());
+        Ok(Self { width: number(width)?, height: number(height)? })
+    }
+}
+
+impl TryFrom<String> for Dimensions {
+    type Error = InvalidSize;
+
+    fn try_from(text: String) -> Result<Self, InvalidSize> {
+        text.parse()
+    }
+}
+
+impl From<Dimensions> for String {
+    fn from(dimensions: Dimensions) -> Self {
+        dimensions.to_string()
+    }
+}
+
+impl fmt::Display for Dimensions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum InvalidSize {
     #[error("'{0}' is not a size; write it as WIDTHxHEIGHT, for example 512x512")]
@@ -47,10 +92,8 @@ impl FromStr for Size {
     type Err = InvalidSize;
 
     fn from_str(text: &str) -> Result<Self, InvalidSize> {
-        let unreadable = || InvalidSize::Unreadable(text.to_owned());
-        let (width, height) = text.split_once(['x', 'X']).ok_or_else(unreadable)?;
-        let number = |s: &str| s.trim().parse::<u32>().map_err(|_| unreadable());
-        Self::new(number(width)?, number(height)?)
+        let Dimensions { width, height } = text.parse()?;
+        Self::new(width, height)
     }
 }
 

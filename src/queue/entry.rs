@@ -23,7 +23,9 @@ impl Target {
             Job::ModeSwitch { mode, pipeline, .. } => {
                 Some(Self { mode: mode.clone(), pipeline: pipeline.clone() })
             }
-            Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => None,
+            Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } | Job::Upscale { .. } => {
+                None
+            }
         }
     }
 

@@ -104,7 +104,8 @@ impl Queue {
                 | Job::Generation { .. }
                 | Job::Load { .. }
                 | Job::Unload { .. }
-                | Job::Custom { .. } => None,
+                | Job::Custom { .. }
+                | Job::Upscale { .. } => None,
             })
             .next()
             .unwrap_or(&self.settled_mode)
@@ -186,6 +187,7 @@ impl Queue {
             }
             | Job::Load { .. }
             | Job::Unload { .. }
+            | Job::Upscale { .. }
             | Job::Custom { .. } => Ok(None),
         }
     }
@@ -211,7 +213,8 @@ impl Queue {
             | Job::Generation { .. }
             | Job::Load { .. }
             | Job::Unload { .. }
-            | Job::Custom { .. } => false,
+            | Job::Custom { .. }
+            | Job::Upscale { .. } => false,
         });
         let superseded = if is_superseded { self.waiting.pop_back() } else { None };
         let there = self.there_at(self.waiting.len());
@@ -337,7 +340,7 @@ impl Queue {
         let stays = on_their_way.all(|entry| match &entry.job {
             Job::Generation { .. } => Target::of(&entry.job).as_ref() == Some(target),
             Job::ModeSwitch { .. } | Job::Unload { .. } => false,
-            Job::Load { .. } | Job::Custom { .. } => true,
+            Job::Load { .. } | Job::Custom { .. } | Job::Upscale { .. } => true,
         });
         let needless = stays && self.loaded.as_ref() == Some(target);
         if needless {
@@ -350,6 +353,7 @@ impl Queue {
 fn source_bytes(job: &Job) -> usize {
     match job {
         Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
+        Job::Upscale { image, .. } => image.0.len(),
         Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => 0,
     }
 }

@@ -126,7 +126,8 @@ fn is_barrier(job: &Job) -> bool {
         | Job::Unload { .. } => true,
         Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. }
         | Job::Generation { .. }
-        | Job::Custom { .. } => false,
+        | Job::Custom { .. }
+        | Job::Upscale { .. } => false,
     }
 }
 

@@ -65,7 +65,7 @@ fn word(job: &Job) -> String {
             format!("{sign}{}", with_loras(mode, pipeline))
         }
         Job::Unload { .. } => "%".to_owned(),
-        Job::Load { .. } | Job::Custom { .. } => "*".to_owned(),
+        Job::Load { .. } | Job::Custom { .. } | Job::Upscale { .. } => "*".to_owned(),
     }
 }
 
@@ -328,6 +328,7 @@ fn modes(words: &str) -> Modes {
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        superres: None,
     }
 }
 

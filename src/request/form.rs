@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON, if it is some: numbers, lists, and a webhook with its secret.
-const JSON_FIELDS: [&str; 12] = [
+const JSON_FIELDS: [&str; 15] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -18,6 +18,9 @@ const JSON_FIELDS: [&str; 12] = [
     "tags",
     "denoise_strength",
     "webhook",
+    "superres",
+    "superres_magnitude",
+    "superres_quality",
 ];
 /// Fields in which an empty text says something.
 const PROMPTS: [&str; 2] = ["prompt", "negative_prompt"];
@@ -38,6 +41,7 @@ impl Form {
         let file = match name {
             "init_image" => Some(&mut self.files.init_image),
             "mask_image" => Some(&mut self.files.mask_image),
+            "image" => Some(&mut self.files.image),
             _ => None,
         };
         if bytes.is_empty() && !PROMPTS.contains(&name) {
@@ -127,7 +131,7 @@ mod tests {
         });
         assert_eq!(fields, expected);
         let init_image = Some(EncodedImage(b"\xff\xd8"[..].into()));
-        assert_eq!(files, Files { init_image, mask_image: None });
+        assert_eq!(files, Files { init_image, ..Files::default() });
     }
 
     #[test]

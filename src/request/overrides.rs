@@ -6,10 +6,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, WebhookField,
-    WebhookWish, lora_tags,
+    EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, Source, Superres,
+    WebhookField, WebhookWish, lora_tags,
+    superres::{ANSWER_FIELDS, read_answer_fields},
 };
-use crate::modes::{Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
+use crate::modes::{CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
 mod tests;
@@ -81,6 +82,15 @@ pub struct Overrides {
     /// Told over HTTP when the job has ended: a POST of what `GET /api/jobs/{id}` answers.
     #[schema(value_type = Option<WebhookField>)]
     pub webhook: Option<WebhookWish>,
+    /// Whether the image is made larger once it is drawn, by what modes.yaml names as `superres`.
+    pub superres: Option<bool>,
+    /// A power of two: 1, 2 and 3 make each side 2, 4 and 8 times as long. By default 1.
+    #[schema(minimum = 1, maximum = 3)]
+    pub superres_magnitude: Option<u32>,
+    /// What it is sent as, whatever `Accept` says: `png`, `jpeg` or `webp`; `superres_quality` is a
+    /// JPEG's, 1 to 100, by default 92.
+    #[schema(value_type = Option<String>, example = "jpeg")]
+    pub superres_format: Option<Format>,
 }
 
 /// A LoRA that a caller wants.
@@ -112,6 +122,8 @@ struct LoraField {
 pub struct Files {
     pub init_image: Option<EncodedImage>,
     pub mask_image: Option<EncodedImage>,
+    /// That is to be made larger.
+    pub image: Option<EncodedImage>,
 }
 
 /// What a request is resolved against.
@@ -122,9 +134,11 @@ pub struct Context<'a> {
     pub max_pixels: u64,
     /// Width and height of the init image, where there is one.
     pub init_image: Option<(u32, u32)>,
+    /// See [`crate::modes::Modes::superres`].
+    pub superres: Option<&'a CheckpointRef>,
 }
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 24] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -145,6 +159,10 @@ const FIELDS: [&str; 20] = [
     "tags",
     "priority",
     "webhook",
+    "superres",
+    "superres_magnitude",
+    "superres_format",
+    "superres_quality",
 ];
 
 /// More in one request are a mistake.
@@ -176,6 +194,18 @@ impl Overrides {
             fields.error("loras", format!("{} LoRAs; {MAX_LORAS} are the most", loras.len()));
         }
         let unit = 0.0..=1.0;
+        let superres = fields.flag("superres");
+        let (superres_magnitude, superres_format) = read_answer_fields(&mut fields);
+        if superres != Some(true) {
+            for name in ANSWER_FIELDS {
+                if fields.get(name).is_some() {
+                    fields.error(name, "needs 'superres': true");
+                }
+            }
+        }
+        if files.image.is_some() {
+            fields.error("image", "unknown field; did you mean 'init_image'?");
+        }
         let overrides = Self {
             mode: fields.text("mode"),
             prompt,
@@ -198,6 +228,9 @@ impl Overrides {
             tags: fields.texts("tags", Self::MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
             webhook: WebhookWish::read(&mut fields, "webhook"),
+            superres,
+            superres_magnitude,
+            superres_format,
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {
@@ -220,6 +253,7 @@ impl Overrides {
         draw_seed: impl FnOnce() -> u64,
     ) -> Result<GenerateRequest, InvalidFields> {
         let size = self.resolved_size(context)?;
+        let superres = self.resolved_superres(context, size)?;
         let Context { mode, .. } = context;
         let defaults = &mode.defaults;
         let source = self.init_image.map(|image| {
@@ -244,7 +278,23 @@ impl Overrides {
             long_prompts: defaults.long_prompts,
             prompt_syntax: defaults.prompt_syntax,
             source,
+            superres,
         })
+    }
+
+    fn resolved_superres(
+        &self,
+        context: Context,
+        size: Size,
+    ) -> Result<Option<Superres>, InvalidFields> {
+        if self.superres != Some(true) {
+            return Ok(None);
+        }
+        let magnitude = self.superres_magnitude.unwrap_or(1);
+        let refuse = |detail| InvalidFields(vec![FieldError::of("superres_magnitude", detail)]);
+        Superres::check(size.into(), self.n.unwrap_or(1), magnitude).map_err(refuse)?;
+        let model = context.superres.cloned();
+        Ok(Some(Superres { magnitude, model, format: self.superres_format }))
     }
 
     /// The asked size, else the init image's, else the mode's; within what is allowed.
@@ -329,7 +379,11 @@ fn negative_prompt(fields: &mut Fields) -> Option<String> {
 }
 
 /// An image that came in one of the two ways.
-fn image(fields: &mut Fields, name: &str, file: Option<EncodedImage>) -> Option<EncodedImage> {
+pub(super) fn image(
+    fields: &mut Fields,
+    name: &str,
+    file: Option<EncodedImage>,
+) -> Option<EncodedImage> {
     let inline = fields.base64(name).map(|bytes| EncodedImage(bytes.into()));
     if file.is_some() && fields.get(name).is_some() {
         fields.error(name, "is here twice, as a file and as a field");

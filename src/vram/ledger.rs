@@ -38,6 +38,9 @@ pub struct Held {
     /// All that its process has allocated: weights, tables, what a library keeps.
     pub allocated_bytes: u64,
     pub lora_cache: LoraCacheUse,
+    /// Weights of the upscaler; they are no pipeline's.
+    #[serde(default)]
+    pub upscaler_bytes: u64,
 }
 
 /// Opened LoRA files that are kept.
@@ -71,7 +74,7 @@ impl Estimate {
 impl Held {
     /// All weights, each counted once.
     pub fn weights_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.bytes).sum()
+        self.segments.iter().map(|segment| segment.bytes).sum::<u64>() + self.upscaler_bytes
     }
 }
 

@@ -115,6 +115,11 @@ impl VramRegistry {
         pinned.map(|model| (model.loaded.mode.clone(), model.loaded.pipeline.clone()))
     }
 
+    /// Whether the worker has an upscaler loaded.
+    pub fn holds_upscaler(&self) -> bool {
+        self.held.upscaler_bytes > 0
+    }
+
     pub fn active(&self) -> Option<PipelineId> {
         self.active
     }

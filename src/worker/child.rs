@@ -11,6 +11,7 @@ use std::{
     ops::ControlFlow,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Weak,
@@ -23,15 +24,17 @@ use std::{
 
 use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind};
 use crate::{
-    engine::{DrawError, Drawn, Step, checkpoint, memory},
+    engine::{DrawError, Step, checkpoint, memory},
     job::JobId,
     modes::{LoraCacheLimits, LoraReport, PipelineSpec},
-    request::GenerateRequest,
+    request::{EncodedImage, GenerateRequest, Superres},
     vram::ledger::PipelineId,
 };
 use residents::Residents;
+use upscaling::{Enlarged, Made};
 
 mod residents;
+mod upscaling;
 
 #[cfg(test)]
 mod tests;
@@ -100,9 +103,10 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
 enum Task {
     Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, lora_cache: LoraCacheLimits },
     Load { job: JobId, unload: Vec<PipelineId>, limit_bytes: u64, verify: bool },
-    Unload { pipelines: Vec<PipelineId> },
+    Unload { pipelines: Vec<PipelineId>, upscaler: bool },
     Generate(Generate),
     Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
+    Upscale(Upscale),
 }
 
 struct Generate {
@@ -113,9 +117,23 @@ struct Generate {
     cancelled: Arc<AtomicBool>,
 }
 
+struct Upscale {
+    job: JobId,
+    image: EncodedImage,
+    superres: Superres,
+    limit_bytes: u64,
+    cancelled: Arc<AtomicBool>,
+}
+
 /// Hands tasks on and raises the flags of those that are cancelled. Returns why it ended.
 fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error {
     let mut flags: HashMap<JobId, Weak<AtomicBool>> = HashMap::new();
+    let flag_of = |job: JobId, flags: &mut HashMap<JobId, Weak<AtomicBool>>| {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        flags.retain(|_, flag| flag.strong_count() > 0);
+        flags.insert(job, Arc::downgrade(&cancelled));
+        cancelled
+    };
     loop {
         let task = match protocol::read::<ToWorker>(&mut from) {
             Ok((ToWorker::Prepare { job, id, pipeline, lora_cache }, _)) => {
@@ -124,15 +142,19 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
             Ok((ToWorker::Load { job, unload, limit_bytes, verify }, _)) => {
                 Task::Load { job, unload, limit_bytes, verify }
             }
-            Ok((ToWorker::Unload { pipelines }, _)) => Task::Unload { pipelines },
+            Ok((ToWorker::Unload { pipelines, upscaler }, _)) => {
+                Task::Unload { pipelines, upscaler }
+            }
             Ok((ToWorker::Generate { job, pipeline, request, limit_bytes }, _)) => {
-                let cancelled = Arc::new(AtomicBool::new(false));
-                flags.retain(|_, flag| flag.strong_count() > 0);
-                flags.insert(job, Arc::downgrade(&cancelled));
+                let cancelled = flag_of(job, &mut flags);
                 Task::Generate(Generate { job, pipeline, request, limit_bytes, cancelled })
             }
             Ok((ToWorker::Probe { job, pipeline, limit_bytes }, _)) => {
                 Task::Probe { job, pipeline, limit_bytes }
+            }
+            Ok((ToWorker::Upscale { job, image, superres, limit_bytes }, _)) => {
+                let cancelled = flag_of(job, &mut flags);
+                Task::Upscale(Upscale { job, image, superres, limit_bytes, cancelled })
             }
             Ok((ToWorker::Cancel { job }, _)) => {
                 if let Some(flag) = flags.get(&job).and_then(Weak::upgrade) {
@@ -159,6 +181,7 @@ impl Worker {
     fn work(&mut self, task: Task) -> io::Result<()> {
         let answer = match task {
             Task::Prepare { job, id, pipeline, lora_cache } => {
+                self.let_go_of_upscaler()?;
                 match self.residents.prepare(id, pipeline, lora_cache) {
                     Ok(estimate) => FromWorker::Prepared { job, estimate },
                     Err(error) => FromWorker::Failed { job, error, held: None },
@@ -174,7 +197,10 @@ impl Worker {
                     }
                 }
             }
-            Task::Unload { pipelines } => {
+            Task::Unload { pipelines, upscaler } => {
+                if upscaler {
+                    self.residents.upscaler.let_go();
+                }
                 self.residents.unload(&pipelines);
                 FromWorker::Unloaded { held: self.residents.held() }
             }
@@ -188,6 +214,7 @@ impl Worker {
                     }
                 }
             }
+            Task::Upscale(upscale) => return self.upscale(&upscale),
         };
         self.send(&answer, &[])
     }
@@ -195,17 +222,21 @@ impl Worker {
     fn generate(&mut self, generate: &Generate) -> io::Result<()> {
         let Generate { job, pipeline: id, request, limit_bytes, cancelled } = generate;
         let (job, id) = (*job, *id);
+        memory::set_limit(*limit_bytes);
+        // First, so that a file which cannot be used costs no drawing.
+        if let Err(error) = self.load_upscaler(request.superres.as_ref())? {
+            return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
+        }
         let Some(pipeline) = self.residents.get(id) else {
             let error = internal("the pipeline is not loaded");
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         };
-        memory::set_limit(*limit_bytes);
+        let network = request.superres.as_ref().and_then(|superres| superres.model.as_ref());
+        let upscaler = network.and(self.residents.upscaler.get());
         let allocated = memory::allocated_bytes();
         memory::reset_peak();
         let socket = &self.socket;
-        let mut done = 0;
         let mut on_step = |Step { step, steps }| {
-            done = step;
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
@@ -213,20 +244,17 @@ impl Worker {
             let _ = send(socket, &FromWorker::Step { job, step, steps }, &[]);
             ControlFlow::Continue(())
         };
-        match guarded(|| Ok(pipeline.draw(request, &mut on_step))) {
-            Ok(Ok(drawn)) => {
-                let (report, rgb) = report(drawn, pipeline.loras());
+        match guarded(|| Ok(upscaling::draw(pipeline, request, upscaler, &mut on_step))) {
+            Ok(Ok(made)) => {
+                let (report, rgb) = report(made, pipeline.loras());
                 let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
-                let drawn = DrawnReport { peak_bytes, steps: done, ..report };
+                let drawn = DrawnReport { peak_bytes, ..report };
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
-            Ok(Err(DrawError::Cancelled)) => self.send(&FromWorker::Cancelled { job }, &[]),
-            Ok(Err(error)) => {
-                let error = draw_error(job, &error);
-                self.send(&FromWorker::Failed { job, error, held: None }, &[])
-            }
+            Ok(Err(error)) => self.send_draw_error(job, &error),
             Err(error) => {
-                // What a panic left of the pipeline's buffers is anybody's guess.
+                // What a panic left of the buffers is anybody's guess.
+                self.residents.upscaler.let_go();
                 self.residents.unload(&[id]);
                 let held = Some(self.residents.held());
                 self.send(&FromWorker::Failed { job, error, held }, &[])
@@ -256,7 +284,11 @@ fn internal(message: &str) -> WorkerError {
 
 /// The engine's reason; it names the file as the user does, and the log has its place as well.
 fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
-    tracing::error!("{}: {error}", spec.checkpoint.path.display());
+    unusable_file(&spec.checkpoint.path, error)
+}
+
+fn unusable_file(path: &Path, error: &checkpoint::Error) -> WorkerError {
+    tracing::error!("{}: {error}", path.display());
     let kind = match error {
         checkpoint::Error::Lora { index, .. } => WorkerErrorKind::UnusableLora { index: *index },
         checkpoint::Error::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,
@@ -290,21 +322,31 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
     }
 }
 
-fn report(drawn: Drawn, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
+fn report(made: Made, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
+    let Made { drawn, steps, enlarged } = made;
     let skipped = loras.iter().filter(|lora| lora.skipped.is_some());
+    let images = drawn.images.len() as u32;
+    let (size, rgb, superres) = match enlarged {
+        None => (drawn.size.into(), drawn.images.concat(), None),
+        Some(Enlarged { images, report }) => {
+            let (size, rgb) = upscaling::payload(images);
+            (size, rgb, Some(report))
+        }
+    };
     let report = DrawnReport {
-        size: drawn.size,
-        images: drawn.images.len() as u32,
+        size,
+        images,
         prompt_truncated: drawn.prompt_truncated,
         skipped_loras: skipped.map(|lora| lora.name.clone()).collect(),
-        scheduler: drawn.scheduler,
+        scheduler: Some(drawn.scheduler),
         encode_ms: millis(drawn.encode),
         denoise_ms: millis(drawn.denoise),
         decode_ms: millis(drawn.decode),
         peak_bytes: 0,
-        steps: 0,
+        steps,
+        superres,
     };
-    (report, drawn.images.concat())
+    (report, rgb)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     job::JobId,
-    modes::{LoraCacheLimits, LoraReport, PipelineSpec, SchedulerId, Size},
-    request::{GenerateRequest, RequestField},
+    modes::{Dimensions, LoraCacheLimits, LoraReport, PipelineSpec, SchedulerId},
+    request::{EncodedImage, GenerateRequest, RequestField, Superres},
     vram::ledger::{Estimate, Held, PipelineId},
 };
 
 /// A message longer than this is a broken peer, not a message. The longest there are: a request
 /// with two images, which a form brings in 64 MiB at most and JSON carries in base64, 86 MiB; and
-/// the RGB of all images of a request, 4096×4096 pixels together, 48 MiB.
+/// the RGB of all images of a job, which is 96 MiB at most (`Superres::MAX_PIXELS`).
 pub const MAX_FRAME_BYTES: usize = 96 << 20;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,13 +39,15 @@ pub enum ToWorker {
         /// Whether it must draw a step in finite numbers.
         verify: bool,
     },
-    /// Let those go. Answered by `Unloaded`.
-    Unload { pipelines: Vec<PipelineId> },
+    /// Let those go, and the upscaler as well. Answered by `Unloaded`.
+    Unload { pipelines: Vec<PipelineId>, upscaler: bool },
     /// Draw with that pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
     Generate { job: JobId, pipeline: PipelineId, request: GenerateRequest, limit_bytes: u64 },
     /// Draw one small step with that pipeline, whose outcome nobody looks at. Answered by `Probed` or
     /// `Failed`.
     Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
+    /// Make an image larger. Answered as `Generate`; a tile is a step.
+    Upscale { job: JobId, image: EncodedImage, superres: Superres, limit_bytes: u64 },
     /// Stop that job at its next step. Without effect on a job that is not running.
     Cancel { job: JobId },
 }
@@ -72,6 +74,10 @@ pub enum FromWorker {
         held: Held,
     },
     Unloaded {
+        held: Held,
+    },
+    /// What is held has changed by the way: an upscaler came or went.
+    Holds {
         held: Held,
     },
     Step {
@@ -102,7 +108,7 @@ impl FromWorker {
     /// The job that it is about.
     pub fn job(&self) -> Option<JobId> {
         match self {
-            Self::Ready { .. } | Self::Unloaded { .. } => None,
+            Self::Ready { .. } | Self::Unloaded { .. } | Self::Holds { .. } => None,
             Self::Loading { job, .. }
             | Self::Prepared { job, .. }
             | Self::Loaded { job, .. }
@@ -131,15 +137,16 @@ pub struct LoadReport {
 /// How an image came about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DrawnReport {
-    pub size: Size,
+    pub size: Dimensions,
     /// How many; the frame's payload has them one after the other.
     pub images: u32,
     /// The end of the prompt that the text encoder did not see.
     pub prompt_truncated: Option<String>,
     /// LoRAs of the mode that were left out.
     pub skipped_loras: Vec<String>,
-    /// The one that was used, the family's own if the request named none.
-    pub scheduler: SchedulerId,
+    /// The one that was used, the family's own if the request named none; `None` where nothing was
+    /// drawn.
+    pub scheduler: Option<SchedulerId>,
     pub encode_ms: u64,
     pub denoise_ms: u64,
     pub decode_ms: u64,
@@ -147,6 +154,17 @@ pub struct DrawnReport {
     pub peak_bytes: u64,
     /// How many denoising steps that were, of all images together.
     pub steps: u32,
+    /// Where they were made larger, which `size` says the result of.
+    #[serde(default)]
+    pub superres: Option<SuperresReport>,
+}
+
+/// How images were made larger.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SuperresReport {
+    /// The model as modes.yaml names it, or `lanczos`.
+    pub model: String,
+    pub superres_ms: u64,
 }
 
 impl DrawnReport {

@@ -24,5 +24,6 @@ mod queue;
 mod recipe;
 mod residency;
 mod residency_api;
+mod superres;
 mod support;
 mod webhooks;

@@ -44,7 +44,8 @@ impl Studio {
     /// What a client gets that sends a prompt and a seed alone.
     fn draw(&self, prompt: &str, seed: u64) -> Image {
         let overrides = Overrides { prompt: prompt.to_owned(), ..Overrides::default() };
-        let context = Context { mode: &self.mode, max_pixels: 1 << 20, init_image: None };
+        let context =
+            Context { mode: &self.mode, max_pixels: 1 << 20, init_image: None, superres: None };
         let request = overrides.resolve(context, || seed).unwrap();
         let mut drawn = self.pipeline.draw(&request, &mut |_| ControlFlow::Continue(())).unwrap();
         Image { rgb: drawn.images.remove(0), width: drawn.size.width as usize }

@@ -2,12 +2,14 @@
 
 use diffused::{
     modes::{CheckpointRef, Defaults, Mode, PipelineSpec, Size},
-    request::{Context, FieldError, GenerateRequest, InvalidFields, MAX_PROMPT_BYTES, Overrides},
+    request::{
+        Context, FieldError, GenerateRequest, InvalidFields, MAX_PROMPT_BYTES, Overrides, Superres,
+    },
 };
 use proptest::prelude::*;
 use serde_json::{Map, Number, Value};
 
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 22] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -25,6 +27,10 @@ const FIELDS: [&str; 18] = [
     "mask_image",
     "denoise_strength",
     "loras",
+    "superres",
+    "superres_magnitude",
+    "superres_format",
+    "superres_quality",
     "x",
 ];
 const WORDS: [&str; 12] = [
@@ -97,13 +103,18 @@ proptest! {
     fn a_request_is_valid_or_says_where_not(body in prop_oneof![3 => requests(), 1 => values()]) {
         let mode = mode();
         let max_pixels = Size::DEFAULT_MAX_PIXELS;
-        let context = Context { mode: &mode, max_pixels, init_image: Some((72, 104)) };
+        let context = Context { mode: &mode, max_pixels, init_image: Some((72, 104)), superres: None };
         match Overrides::parse(&body).and_then(|overrides| overrides.resolve(context, || 7)) {
             Ok(request) => {
                 prop_assert!(request.size.pixels() <= max_pixels);
                 prop_assert!((1..=Defaults::MAX_STEPS).contains(&request.steps));
                 prop_assert!((0.0..=Defaults::MAX_GUIDANCE_SCALE).contains(&request.guidance_scale));
                 prop_assert!(request.clip_skip <= Defaults::MAX_CLIP_SKIP);
+                if let Some(superres) = &request.superres {
+                    let pixels = request.size.pixels() * u64::from(request.n);
+                    let factor = u64::from(superres.factor());
+                    prop_assert!(factor <= 8 && pixels * factor * factor <= Superres::MAX_PIXELS);
+                }
                 prop_assert!(request.prompt.len() <= MAX_PROMPT_BYTES);
                 // It travels between processes as it is.
                 let json = serde_json::to_string(&request).unwrap();

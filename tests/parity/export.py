@@ -21,6 +21,7 @@ import models
 import schedulers
 import stages
 import tiny
+import upscalers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = Path("tests/parity/golden/tiny-sd15.safetensors")
@@ -46,6 +47,8 @@ def main() -> None:
         export_families(others | {"tiny-sd15": pipeline}, root / GOLDEN / "families")
         say("LoRAs")
         lora.export(others | {"tiny-sd15": pipeline}, root / GOLDEN / "lora", write_json)
+        say("upscalers")
+        upscalers.export(root / GOLDEN / "upscalers")
         if check:
             compare(root)
 

@@ -11,3 +11,4 @@ mod lora;
 mod recipe;
 mod schedulers;
 mod stages;
+mod upscalers;

@@ -332,3 +332,35 @@ fn what_is_kept_of_jobs() {
         "jobs: {journal: maybe, max_attempts: 0, retain: 1, retention: {max_gb: -1, max_age: 1}}";
     insta::assert_snapshot!(errors(&format!("{file}{wrong}\n")), @"");
 }
+
+#[test]
+fn an_upscaler_is_a_name_or_a_mapping() {
+    let text = |superres: &str| {
+        format!(
+            "model_root: m\ndefault_mode: a\nmodes: {{a: {{model: x}}}}\nsuperres: {superres}\n"
+        )
+    };
+    let expected = CheckpointRef { name: "e/x4".into(), path: "/home/x/m/e/x4".into() };
+    for superres in ["e/x4", "{model: e/x4}"] {
+        let Resolved { modes, mentions, .. } = resolved(&text(superres)).unwrap();
+        assert_eq!(modes.superres.as_ref(), Some(&expected), "{superres}");
+        let mention = mentions.iter().find(|mention| mention.name == "e/x4").unwrap();
+        assert_eq!((&mention.path, mention.at.line), (&expected.path, 4));
+    }
+    assert_eq!(resolved(&text("")).unwrap().modes.superres, None);
+    for (superres, expected) in [
+        ("4", "modes.yaml:4:11: error: superres: expected a file name or a mapping {model}"),
+        ("{}", "modes.yaml:4:11: error: superres: required key 'model' is missing"),
+        (
+            "{modle: x}",
+            "modes.yaml:4:12: error: superres.modle: unknown key; did you mean 'model'?",
+        ),
+        (
+            "../x",
+            "modes.yaml:4:11: error: superres: must stay inside its root folder: '..' is not allowed",
+        ),
+    ] {
+        let errors = errors(&text(superres));
+        assert!(errors.lines().any(|line| line == expected), "{superres}: {errors}");
+    }
+}

@@ -157,9 +157,11 @@ impl Actor {
     pub(super) fn limit_switch(&mut self, entry: &Entry) {
         let limit = match &entry.job {
             Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                None
-            }
+            Job::Generation { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. }
+            | Job::Upscale { .. } => None,
         };
         if let Some(secs) = limit {
             let until_ms = entry.arrived_ms + 1000 * u64::from(secs);

@@ -127,14 +127,18 @@ impl Actor {
 
     /// Has the worker let go of pipelines; they do not count any more.
     pub(super) fn unload(&mut self, ids: &[PipelineId], reason: Reason) {
-        if ids.is_empty() {
-            return;
+        if !ids.is_empty() {
+            self.let_go(ids, false, reason);
         }
+    }
+
+    /// The same, and of the upscaler if that is said.
+    pub(super) fn let_go(&mut self, ids: &[PipelineId], upscaler: bool, reason: Reason) {
         tracing::info!(modes = ?self.registry.modes(ids), reason = reason.name(), "unloaded");
         self.registry.count_evictions(reason, ids.len());
         self.registry.remove(ids);
         self.forget_lost_mode();
-        self.worker.send(ToWorker::Unload { pipelines: ids.to_vec() });
+        self.worker.send(ToWorker::Unload { pipelines: ids.to_vec(), upscaler });
     }
 
     pub(super) fn on_unloaded(&mut self, held: Held) {

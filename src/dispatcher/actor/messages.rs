@@ -40,12 +40,15 @@ impl Actor {
         if let FromWorker::Unloaded { held } = message {
             return self.on_unloaded(held);
         }
+        if let FromWorker::Holds { held } = message {
+            return self.reconcile(held);
+        }
         let running = self.running.as_ref().map(Running::id);
         let Some(job) = message.job().filter(|job| Some(*job) == running) else {
             return tracing::warn!(?message, "the worker speaks of a job that does not run");
         };
         match message {
-            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } => {}
+            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } | FromWorker::Holds { .. } => {}
             FromWorker::Prepared { estimate, .. } => self.on_prepared(estimate),
             FromWorker::Loading { fraction, .. } => {
                 let percent = (100.0 * fraction).clamp(0.0, 100.0) as u8;
@@ -71,9 +74,10 @@ impl Actor {
         if failure.kind == FailureKind::OutOfMemory && !running.made_room {
             running.made_room = true;
             let leaving = self.registry.evictable(self.clock.now_ms());
-            if !leaving.is_empty() {
+            let upscaler = self.registry.holds_upscaler();
+            if !leaving.is_empty() || upscaler {
                 tracing::warn!("{} pipelines leave for a second attempt: {failure}", leaving.len());
-                self.unload(&leaving, Reason::OutOfMemory);
+                self.let_go(&leaving, upscaler, Reason::OutOfMemory);
                 return self.drive();
             }
         }
@@ -87,6 +91,7 @@ impl Actor {
         let Some(running) = &self.running else { return };
         let asked = match &running.entry.job {
             Job::Generation { request, .. } => request.n,
+            Job::Upscale { .. } => 1,
             Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
                 0
             }
@@ -111,7 +116,7 @@ impl Actor {
                 let modes = std::mem::take(modes);
                 return self.finish_running(Outcome::Unloaded(modes));
             }
-            Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) => {}
+            Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) | Phase::Upscaling => {}
         }
         if running.cancelled {
             return self.finish_running(Outcome::Cancelled);
@@ -119,8 +124,10 @@ impl Actor {
         if running.attempts >= self.kept.max_attempts {
             let was_oom = host::oom_kills() > self.oom_kills_at_start;
             let failure = worker_died(running.attempts, was_oom);
-            return match running.phase {
-                Phase::Drawing(_) => self.finish_running(Outcome::Failed(failure)),
+            return match (&running.phase, &running.entry.job) {
+                (Phase::Drawing(_), _) | (_, Job::Upscale { .. }) => {
+                    self.finish_running(Outcome::Failed(failure));
+                }
                 _ => self.on_load_failed(failure),
             };
         }

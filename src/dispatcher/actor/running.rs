@@ -53,6 +53,8 @@ pub enum Phase {
     /// The worker loads its pipeline, or the one that was there before.
     Loading(Box<Loading>),
     Drawing(PipelineId),
+    /// The worker makes an image larger.
+    Upscaling,
     /// The worker gives back what these modes had loaded.
     Unloading(Vec<String>),
     Custom(CustomRun),
@@ -105,9 +107,10 @@ pub async fn custom_event(running: &mut Option<Running>) -> CustomEvent {
 impl Actor {
     pub(super) fn begin(&mut self, entry: Entry) {
         let state = match &entry.job {
-            Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
-                JobState::Loading { percent: 0 }
-            }
+            Job::Generation { .. }
+            | Job::ModeSwitch { .. }
+            | Job::Load { .. }
+            | Job::Upscale { .. } => JobState::Loading { percent: 0 },
             Job::Unload { .. } | Job::Custom { .. } => BEGUN.into(),
         };
         let (attempts, waited) = self.jobs.begin(entry.id, state);
@@ -140,9 +143,10 @@ impl Actor {
             return;
         }
         running.phase = match &running.entry.job {
-            Job::Generation { .. } | Job::ModeSwitch { .. } | Job::Load { .. } => {
-                Phase::AwaitsWorker
-            }
+            Job::Generation { .. }
+            | Job::ModeSwitch { .. }
+            | Job::Load { .. }
+            | Job::Upscale { .. } => Phase::AwaitsWorker,
             Job::Unload { .. } => Phase::Unloading(Vec::new()),
             Job::Custom { name, args } => Phase::Custom(self.custom.start(name, job, args.clone())),
         };
@@ -162,18 +166,22 @@ impl Actor {
             Unload::Mode { mode, pipeline } => self.registry.of_mode(mode, pipeline),
         };
         let modes = self.registry.modes(&ids);
-        if ids.is_empty() {
+        let upscaler = *what == Unload::All && self.registry.holds_upscaler();
+        if ids.is_empty() && !upscaler {
             return self.finish_running(Outcome::Unloaded(modes));
         }
         *phase = Phase::Unloading(modes);
-        self.unload(&ids, Reason::Asked);
+        self.let_go(&ids, upscaler, Reason::Asked);
     }
 
     /// Asks the worker for the next thing that the running job needs of it.
     pub(super) fn drive(&mut self) {
         let Some(running) = &mut self.running else { return };
-        let Some(goal) = running.goal() else { return };
         if matches!(running.phase, Phase::AwaitsJournal) {
+            return;
+        }
+        let goal = running.goal();
+        if goal.is_none() && !matches!(running.entry.job, Job::Upscale { .. }) {
             return;
         }
         if !self.worker.is_ready() {
@@ -181,10 +189,22 @@ impl Actor {
             let id = running.id();
             return self.jobs.set_state(id, JobState::Loading { percent: 0 });
         }
+        let Some(goal) = goal else { return self.upscale() };
         match self.registry.find(&goal.pipeline) {
             Some(id) => self.on_there(id, goal),
             None => self.prepare(goal),
         }
+    }
+
+    /// The worker is there, which is all that an upscale needs.
+    fn upscale(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        let Job::Upscale { image, superres, .. } = &running.entry.job else { return };
+        let (job, image, superres) = (running.entry.id, image.clone(), superres.clone());
+        running.phase = Phase::Upscaling;
+        self.jobs.set_state(job, JobState::Running { step: 0, steps: 1 });
+        let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+        self.worker.send(ToWorker::Upscale { job, image, superres, limit_bytes });
     }
 
     /// The pipeline is loaded that the running job needs.
@@ -220,9 +240,10 @@ impl Actor {
                 let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
                 return self.worker.send(ToWorker::Probe { job, pipeline: id, limit_bytes });
             }
-            Job::ModeSwitch { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                Some(Outcome::Switched)
-            }
+            Job::ModeSwitch { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. }
+            | Job::Upscale { .. } => Some(Outcome::Switched),
         };
         self.activate(id, target);
         self.degraded = None;
@@ -270,7 +291,7 @@ impl Actor {
             // A load cannot be stopped. A generation ends behind it; a switch is done by then.
             (Phase::Loading(_), Job::Generation { .. }) => {}
             (Phase::Loading(_) | Phase::Unloading(_), _) => return false,
-            (Phase::Drawing(_), _) => {
+            (Phase::Drawing(_) | Phase::Upscaling, _) => {
                 self.worker.send(ToWorker::Cancel { job: running.entry.id });
             }
             (Phase::Custom(run), _) => run.stop(),
@@ -283,7 +304,7 @@ impl Actor {
     pub(super) fn give_up_loading(&mut self) {
         let is_loading = self.running.as_ref().is_some_and(|running| match &running.entry.job {
             Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } => true,
-            Job::Generation { .. } | Job::Custom { .. } => false,
+            Job::Generation { .. } | Job::Custom { .. } | Job::Upscale { .. } => false,
         });
         if is_loading {
             self.give_up_running();

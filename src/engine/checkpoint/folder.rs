@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Checkpoint, Error, Network,
+    Checkpoint, Error, Network, Networks,
     facts::{Facts, Family, Heads, says_lcm},
     file::TensorFile,
     ldm,
@@ -51,7 +51,8 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
             components.insert(component, open_component(&inner, &path.join(component))?);
         }
     }
-    Ok(Checkpoint { name: name.to_owned(), components, facts })
+    let networks = Networks { name: name.to_owned(), components };
+    Ok(Checkpoint { networks, facts })
 }
 
 /// One component's folder.

@@ -14,6 +14,7 @@ mod ldm;
 mod names;
 mod numbers;
 mod single;
+mod upscaler;
 mod weights;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -33,6 +34,7 @@ use crate::{
 };
 use ldm::UNetShape;
 use names::{Names, View};
+pub(super) use upscaler::{UPSCALER, open as open_upscaler};
 
 /// Why a checkpoint cannot be used. Messages name the file as the user does.
 #[derive(Debug, thiserror::Error)]
@@ -152,11 +154,16 @@ impl View {
     }
 }
 
-/// An open checkpoint: its headers are read and checked, its tensors are still on disk.
-pub struct Checkpoint {
+/// Open networks: their files' headers are read and checked, their tensors are still on disk.
+pub struct Networks {
     /// The file or folder as the user calls it.
     name: String,
     components: BTreeMap<&'static str, Network>,
+}
+
+/// An open checkpoint: the networks of a pipeline.
+pub struct Checkpoint {
+    networks: Networks,
     facts: Facts,
 }
 
@@ -167,7 +174,7 @@ impl Checkpoint {
         let mut checkpoint =
             if path.is_dir() { folder::open(name, path)? } else { single::open(name, path)? };
         if let Some(vae) = &spec.vae {
-            checkpoint.components.insert("vae", open_vae(vae)?);
+            checkpoint.networks.components.insert("vae", open_vae(vae)?);
             if let Some(scale) = folder::latent_scale(&vae.name, &vae.path)? {
                 checkpoint.facts.latent_scale = scale;
             }
@@ -183,9 +190,13 @@ impl Checkpoint {
         &self.facts
     }
 
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
     /// How that component's tensors are stored, and in how many bytes each.
     pub fn tensors_of(&self, component: &str) -> impl Iterator<Item = (Dtype, usize)> {
-        let files = self.components.get(component).into_iter().flat_map(|it| &it.files);
+        let files = self.networks.components.get(component).into_iter().flat_map(|it| &it.files);
         let named = files.flat_map(|(file, names)| names.tensors(file).map(move |it| (file, it)));
         named.map(|(file, (_, tensor))| {
             let entry = &file.entries[tensor];
@@ -195,7 +206,7 @@ impl Checkpoint {
 
     /// The files that [`Self::modules`] are in.
     pub fn files_of_modules(&self) -> Vec<FileIdentity> {
-        let components = self.components.iter().filter(|(name, _)| **name != "vae");
+        let components = self.networks.components.iter().filter(|(name, _)| **name != "vae");
         let files = components.flat_map(|(_, component)| &component.files);
         let mut files: Vec<_> = files.map(|(file, _)| file.identity.clone()).collect();
         files.dedup();
@@ -205,7 +216,9 @@ impl Checkpoint {
     /// What a LoRA can change, in all components but the autoencoder.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = Vec::new();
-        for (&name, component) in self.components.iter().filter(|(name, _)| **name != "vae") {
+        for (&name, component) in
+            self.networks.components.iter().filter(|(name, _)| **name != "vae")
+        {
             let matrices = component.matrices();
             let shape = || UNetShape::of_modules(matrices.keys().map(String::as_str));
             let ldm = (name == "unet").then(|| shape().names());
@@ -222,7 +235,9 @@ impl Checkpoint {
         }
         modules
     }
+}
 
+impl Networks {
     /// The component of a canonical name, and the name in it.
     fn component<'a>(&self, canonical: &'a str) -> Option<(&Network, &'a str)> {
         let (component, rest) = canonical.split_once('.')?;
@@ -287,6 +302,11 @@ pub(super) fn family(file: &Header) -> Result<Family, String> {
 /// Whether a file holds an autoencoder, by itself or within a model.
 pub(super) fn is_vae(file: &Header) -> bool {
     vae_names(file).is_some()
+}
+
+/// Whether a file holds an upscaler.
+pub(super) fn is_upscaler(file: &Header) -> bool {
+    upscaler::names(file).is_some()
 }
 
 fn vae_names(file: &Header) -> Option<Names> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use safetensors::Dtype;
 
 use super::{
-    Checkpoint, Error, Network,
+    Checkpoint, Error, Network, Networks,
     facts::{Facts, Family, says_lcm},
     file::{Header, TensorFile},
     ldm::{self, UNetShape},
@@ -33,7 +33,8 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     for (canonical, names) in text_encoders(&file, family) {
         components.insert(canonical, component(names));
     }
-    Ok(Checkpoint { name: name.to_owned(), components, facts })
+    let networks = Networks { name: name.to_owned(), components };
+    Ok(Checkpoint { networks, facts })
 }
 
 fn text_encoders(file: &Header, family: Family) -> Vec<(&'static str, Names)> {

@@ -10,7 +10,7 @@ use std::{
 use safetensors::Dtype;
 
 use super::{
-    Checkpoint, Error, Found, Held, Layers, TensorFile, View,
+    Error, Found, Held, Layers, Networks, TensorFile, View,
     layers::{Layer, LayerKey, Source},
     numbers::{float_bytes, to_f32, write_f32},
 };
@@ -22,7 +22,7 @@ use crate::engine::{
 /// One walk of a model's loading code over a checkpoint: first as a check, which looks at names
 /// and shapes alone, then to load. So that a file is refused before anything else had to go.
 pub struct Reading<'a> {
-    checkpoint: &'a Checkpoint,
+    networks: &'a Networks,
     patches: &'a Patches,
     /// Nothing in a check.
     loading: Option<Loading<'a>>,
@@ -67,9 +67,9 @@ pub struct ReadingCost {
 
 impl<'a> Reading<'a> {
     /// Looks at names, shapes and types; layers made from it hold nothing.
-    pub fn check(checkpoint: &'a Checkpoint, patches: &'a Patches) -> Self {
+    pub fn check(networks: &'a Networks, patches: &'a Patches) -> Self {
         Self {
-            checkpoint,
+            networks,
             patches,
             loading: None,
             layers: RefCell::default(),
@@ -81,8 +81,8 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads the tensors of all layers but those that are kept.
-    pub fn load(checkpoint: &'a Checkpoint, patches: &'a Patches, loading: Loading<'a>) -> Self {
-        Self { loading: Some(loading), ..Self::check(checkpoint, patches) }
+    pub fn load(networks: &'a Networks, patches: &'a Patches, loading: Loading<'a>) -> Self {
+        Self { loading: Some(loading), ..Self::check(networks, patches) }
     }
 
     /// The layers that were planned, or made and taken over, and what that took.
@@ -144,7 +144,7 @@ impl Weights<'_> {
 
     /// Whether the file has anything of this module.
     pub fn exists(&self) -> bool {
-        self.reading.checkpoint.has_module(&self.name)
+        self.reading.networks.has_module(&self.name)
     }
 
     /// Whether this is a walk that keeps nothing.
@@ -262,7 +262,7 @@ impl Weights<'_> {
     }
 
     fn find(&self, name: &str) -> Result<Found<'_>, Error> {
-        self.reading.checkpoint.find(&self.canonical(name))
+        self.reading.networks.find(&self.canonical(name))
     }
 }
 

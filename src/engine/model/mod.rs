@@ -5,11 +5,13 @@
 
 mod clip;
 mod resnet;
+mod rrdbnet;
 mod transformer;
 mod unet;
 mod vae;
 
 pub use clip::ClipTextEncoder;
+pub use rrdbnet::RrdbNet;
 pub use unet::{Conditioning, UNet};
 pub use vae::{Moments, Vae};
 

@@ -209,7 +209,7 @@ impl UNet {
             if let (Some(upsample), Some(skip)) = (&block.upsample, skips.last()) {
                 // To the skip's size, which for odd sizes is not the double.
                 let [_, h, w, _] = skip.dims4()?;
-                x = upsample.forward_enlarged(&x, [h, w])?;
+                x = upsample.forward_enlarged(&x, [h, w], Activation::None)?;
             }
         }
         self.conv_out.forward(&self.norm_out.forward(&x)?)

@@ -122,7 +122,7 @@ impl Decoder {
             }
             if let Some(upsample) = &block.resample {
                 let [_, h, w, _] = x.dims4()?;
-                x = upsample.forward_enlarged(&x, [2 * h, 2 * w])?;
+                x = upsample.forward_enlarged(&x, [2 * h, 2 * w], Activation::None)?;
             }
         }
         self.conv_out.forward(&self.norm_out.forward(&x)?)

@@ -29,6 +29,8 @@ pub enum Activation {
     Gelu,
     /// x·sigmoid(1.702·x), as OpenAI's CLIP has it.
     QuickGelu,
+    /// x, of negative x a fifth.
+    LeakyRelu,
 }
 
 /// The activation of every element.

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, Storage};
 
-use super::cpu::OutPtr;
+use super::cpu::{OutPtr, norm};
 use crate::engine::memory::{self, OutOfMemory};
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -94,6 +94,29 @@ impl Tensor {
     pub fn add(&self, other: &Self) -> Result<Self> {
         ask(self.0.elem_count())?;
         Ok(Self(self.0.add(&other.0)?))
+    }
+
+    /// `self + factor·other`.
+    pub fn add_scaled(&self, other: &Self, factor: f32) -> Result<Self> {
+        if self.dims() != other.dims() {
+            let (a, b) = (self.dims(), other.dims());
+            return Err(candle_core::Error::msg(format!("{a:?} and {b:?} are added")).into());
+        }
+        let (x, y) = (self.data()?, other.data()?);
+        Self::build(self.dims(), |out| norm::add_scaled(&x, &y, factor, out))
+    }
+
+    /// Squares of `n` pixels a side become channels (torch's `pixel_unshuffle`): `[b, h, w, c]` →
+    /// `[b, h/n, w/n, c·n·n]`, a channel's pixels side by side, row by row.
+    pub fn fold(&self, n: usize) -> Result<Self> {
+        if n == 1 {
+            return Ok(self.clone());
+        }
+        let [b, h, w, c] = self.dims4()?;
+        let split = self.0.reshape(&[b, h / n, n, w / n, n, c][..])?;
+        ask(split.elem_count())?;
+        let folded = split.permute([0, 1, 3, 5, 2, 4])?.contiguous()?;
+        Ok(Self(folded.reshape(&[b, h / n, w / n, c * n * n][..])?))
     }
 
     /// Element by element.

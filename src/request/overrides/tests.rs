@@ -32,7 +32,7 @@ fn mode() -> Mode {
 }
 
 fn context(mode: &Mode) -> Context<'_> {
-    Context { mode, max_pixels: 1024 * 1024, init_image: None }
+    Context { mode, max_pixels: 1024 * 1024, init_image: None, superres: None }
 }
 
 /// What a request becomes in the mode.
@@ -245,7 +245,7 @@ fn images_come_in_base64_or_beside_the_fields() {
         let overrides = parse(json!({"prompt": "", "init_image": text}), Files::default());
         assert_eq!(overrides.init_image, image(b"\xff\xd8"), "{text:?}");
     }
-    let files = Files { init_image: image(b"i"), mask_image: image(b"m") };
+    let files = Files { init_image: image(b"i"), mask_image: image(b"m"), image: None };
     let overrides = parse(json!({"prompt": "", "denoise_strength": 0.5}), files.clone());
     assert_eq!(
         (&overrides.init_image, &overrides.mask_image),
@@ -307,7 +307,7 @@ fn a_source_is_redrawn_in_part_and_with_a_mask_wholly() {
 fn sizes_and_numbers_of_images_have_bounds() {
     let size = |body: Value, init_image, max_pixels| {
         let mode = mode();
-        let context = Context { mode: &mode, max_pixels, init_image };
+        let context = Context { mode: &mode, max_pixels, init_image, superres: None };
         let overrides = Overrides::parse(&body).unwrap();
         match overrides.resolve(context, || 7) {
             Ok(request) => request.size.to_string(),
@@ -376,4 +376,25 @@ fn a_priority_says_when_and_not_what() {
         assert_eq!(errors(with(value)), [told]);
     }
     assert_eq!(errors(with(json!("1"))), ["/priority expected a whole number, found a string"]);
+}
+
+#[test]
+fn an_image_is_made_larger_by_what_the_configuration_names() {
+    let (mode, model) = (mode(), CheckpointRef { name: "e/x4".into(), path: "/m/e/x4".into() });
+    let resolved = |body: Value, superres| {
+        let context = Context { superres, ..context(&mode) };
+        Overrides::parse(&body).unwrap().resolve(context, || 7).unwrap().superres
+    };
+    let asked = json!({"prompt": "x", "superres": true});
+    let by_default = Superres { magnitude: 1, model: None, format: None };
+    assert_eq!(resolved(asked.clone(), None), Some(by_default.clone()));
+    let of_model = Superres { model: Some(model.clone()), ..by_default };
+    assert_eq!(resolved(asked, Some(&model)), Some(of_model));
+    for body in [json!({"prompt": "x"}), json!({"prompt": "x", "superres": false})] {
+        assert_eq!(resolved(body, Some(&model)), None);
+    }
+    let body =
+        json!({"prompt": "x", "superres": true, "superres_magnitude": 3, "superres_quality": 7});
+    let format = Some(Format::Jpeg { quality: 7 });
+    assert_eq!(resolved(body, None), Some(Superres { magnitude: 3, model: None, format }));
 }

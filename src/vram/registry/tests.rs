@@ -40,6 +40,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         modes: pinned.iter().enumerate().map(mode).collect(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        superres: None,
     }
 }
 

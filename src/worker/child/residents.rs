@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
 
-use super::{guarded, internal, millis, unusable};
+use super::{guarded, internal, millis, unusable, upscaling::LoadedUpscaler};
 use crate::{
     engine::{self, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory},
     modes::{LoraCacheLimits, PipelineSpec},
@@ -21,6 +21,7 @@ pub struct Residents {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
     loras: LoraCache,
+    pub upscaler: LoadedUpscaler,
 }
 
 /// A pipeline whose files are open.
@@ -137,6 +138,7 @@ impl Residents {
                 hits: loras.hits(),
                 misses: loras.misses(),
             },
+            upscaler_bytes: self.upscaler.bytes(),
         }
     }
 

@@ -101,7 +101,7 @@ fn pipelines_stand_beside_each_other_and_share_what_is_the_same() {
         assert_eq!(shares(&held.segments, id).shared_bytes, all);
     }
     for (gone, left) in [(first, vec![second]), (second, vec![])] {
-        let answer = ask(&mut socket, &ToWorker::Unload { pipelines: vec![gone] });
+        let answer = ask(&mut socket, &ToWorker::Unload { pipelines: vec![gone], upscaler: false });
         let FromWorker::Unloaded { held } = answer else { panic!("{answer:?}") };
         assert_eq!(held.weights_bytes(), if left.is_empty() { 0 } else { all });
         assert_eq!(held.pipelines, left);

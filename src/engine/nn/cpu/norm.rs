@@ -129,6 +129,7 @@ fn activate_v<S: Simd>(simd: S, x: S::f32s, activation: Activation) -> S::f32s {
         Activation::Silu => swish_v(simd, x, 1.0),
         Activation::Gelu => gelu_v(simd, x),
         Activation::QuickGelu => swish_v(simd, x, 1.702),
+        Activation::LeakyRelu => simd.max_f32s(x, simd.mul_f32s(x, simd.splat_f32s(0.2))),
     }
 }
 
@@ -140,6 +141,64 @@ pub(crate) fn activate(x: &[f32], activation: Activation, out: OutPtr) {
         let out = unsafe { out.slice_mut(i * CHUNK, x.len()) };
         arch().dispatch(Activate { x, activation, out });
     });
+}
+
+/// The same where the numbers are.
+pub(crate) fn activate_in_place(x: OutPtr, len: usize, activation: Activation) {
+    const CHUNK: usize = 16 << 10;
+    (0..len.div_ceil(CHUNK)).into_par_iter().for_each(|i| {
+        // SAFETY: each chunk has a place of its own; who calls has written all of them.
+        let x = unsafe { x.slice_mut(i * CHUNK, CHUNK.min(len - i * CHUNK)) };
+        arch().dispatch(ActivateInPlace { x, activation });
+    });
+}
+
+struct ActivateInPlace<'a> {
+    x: &'a mut [f32],
+    activation: Activation,
+}
+
+impl WithSimd for ActivateInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for x in self.x.chunks_mut(S::F32_LANES) {
+            let y = activate_v(simd, simd.partial_load_f32s(x), self.activation);
+            simd.partial_store_f32s(x, y);
+        }
+    }
+}
+
+/// `out = x + factor·y`.
+pub(crate) fn add_scaled(x: &[f32], y: &[f32], factor: f32, out: OutPtr) {
+    const CHUNK: usize = 16 << 10;
+    x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK)).enumerate().for_each(|(i, (x, y))| {
+        // SAFETY: each chunk has a place of its own.
+        let out = unsafe { out.slice_mut(i * CHUNK, x.len()) };
+        arch().dispatch(AddScaled { x, y, factor, out });
+    });
+}
+
+struct AddScaled<'a> {
+    x: &'a [f32],
+    y: &'a [f32],
+    factor: f32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let factor = simd.splat_f32s(self.factor);
+        let inputs = self.x.chunks(S::F32_LANES).zip(self.y.chunks(S::F32_LANES));
+        for ((x, y), out) in inputs.zip(self.out.chunks_mut(S::F32_LANES)) {
+            let (x, y) = (simd.partial_load_f32s(x), simd.partial_load_f32s(y));
+            simd.partial_store_f32s(out, simd.mul_add_e_f32s(y, factor, x));
+        }
+    }
 }
 
 struct Activate<'a> {

@@ -6,10 +6,12 @@ use super::{Load, Numbers, expect_channels, expect_dims};
 use crate::engine::{
     checkpoint::{Held, Weights},
     nn::{
-        Result, Tensor,
+        Activation, Result, Tensor,
         cpu::{
+            OutPtr,
             conv::{self, Geometry},
             gemm::Finish,
+            norm,
             packed::PackedWeights,
             winograd::{Winograd, WinogradWeights},
         },
@@ -40,6 +42,13 @@ impl Held for Kernels {
         };
         weights as u64 + self.bias.bytes()
     }
+}
+
+/// What becomes of the sums.
+enum Then<'a> {
+    Add(&'a Tensor),
+    /// While they are where they are.
+    Activate(Activation),
 }
 
 /// By which algorithm a convolution runs; chosen when it is loaded.
@@ -118,14 +127,19 @@ impl Conv2d {
 
     /// `[b, h, w, c]` → `[b, h/stride, w/stride, n]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_activated(x, Activation::None)
+    }
+
+    /// `activation(forward(x))`.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.kernels.bias, None)
+        self.run(x, [h, w], &self.kernels.bias, Then::Activate(activation))
     }
 
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let [_, h, w, _] = x.dims4()?;
-        self.run(x, [h, w], &self.kernels.bias, Some(residual))
+        self.run(x, [h, w], &self.kernels.bias, Then::Add(residual))
     }
 
     /// `forward(x) + shift`, with a `[b, n]` shift for all pixels of an image.
@@ -137,21 +151,21 @@ impl Conv2d {
             .zip(self.kernels.bias.iter().cycle())
             .map(|(s, b)| s + b)
             .collect();
-        self.run(x, [h, w], &bias, None)
+        self.run(x, [h, w], &bias, Then::Activate(Activation::None))
     }
 
-    /// The convolution of `x` enlarged to `size` by nearest neighbour, without enlarging it.
-    pub fn forward_enlarged(&self, x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
-        self.run(x, size, &self.kernels.bias, None)
-    }
-
-    fn run(
+    /// The convolution of `x` enlarged to `size` by nearest neighbour, without enlarging it; and the
+    /// activation of that.
+    pub fn forward_enlarged(
         &self,
         x: &Tensor,
-        seen: [usize; 2],
-        bias: &[f32],
-        residual: Option<&Tensor>,
+        size: [usize; 2],
+        activation: Activation,
     ) -> Result<Tensor> {
+        self.run(x, size, &self.kernels.bias, Then::Activate(activation))
+    }
+
+    fn run(&self, x: &Tensor, seen: [usize; 2], bias: &[f32], then: Then<'_>) -> Result<Tensor> {
         let [images, h, w, _] = x.dims4()?;
         let [before, after] = self.padding;
         let out =
@@ -166,6 +180,14 @@ impl Conv2d {
             out,
         };
         let data = x.data()?;
+        let (residual, activation) = match then {
+            Then::Add(residual) => (Some(residual), Activation::None),
+            Then::Activate(activation) => (None, activation),
+        };
+        let activate = |out: OutPtr| match activation {
+            Activation::None => {}
+            some => norm::activate_in_place(out, dims.iter().product(), some),
+        };
         let residual = residual.map(|residual| expect_dims(residual, &dims)?.data()).transpose()?;
         let residual = residual.as_deref();
         match &self.kernels.weights {
@@ -174,6 +196,7 @@ impl Conv2d {
                 let finish = residual.map_or(Finish::Store, Finish::Add);
                 Tensor::build(&dims, |out| {
                     conv::conv2d(&data, images, geometry, weights, Some(bias), finish, out);
+                    activate(out);
                 })
             }
             ConvWeights::Winograd(weights) => {
@@ -190,7 +213,10 @@ impl Conv2d {
                     bias,
                     residual,
                 };
-                Tensor::build_beside(winograd.scratch(), &dims, |out| winograd.run(out))
+                Tensor::build_beside(winograd.scratch(), &dims, |out| {
+                    winograd.run(out);
+                    activate(out);
+                })
             }
         }
     }
