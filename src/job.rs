@@ -53,6 +53,16 @@ pub struct Terms {
     /// and its images are kept for whoever asks for them later.
     #[serde(default)]
     pub durable: bool,
+    /// By then it has ended, or it fails; in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_unix_ms: Option<u64>,
+    /// How long it may wait until it is begun. (Its caller waits for it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission_secs: Option<u32>,
+    /// How long an attempt to draw may take, from the prompt to the last image; not what is loaded
+    /// for it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_secs: Option<u32>,
 }
 
 impl Terms {

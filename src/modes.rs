@@ -24,7 +24,7 @@ pub use names::{
 };
 pub use order::Order;
 pub use size::{InvalidSize, Size};
-pub use time::{InvalidTime, Time};
+pub use time::{InvalidTime, InvalidTimeout, Time, Timeout};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,8 @@ pub struct Modes {
     pub memory: Memory,
     pub order: Order,
     pub modes: BTreeMap<String, Arc<Mode>>,
+    /// How long drawing may take.
+    pub timeout: Timeout,
 }
 
 impl Modes {
@@ -70,6 +72,9 @@ pub struct Mode {
     pub preload: bool,
     /// Passed through to clients as it was written.
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// How long drawing with it may take.
+    #[serde(default)]
+    pub timeout: Timeout,
 }
 
 /// What must be loaded before an image can be drawn; two modes with equal specs share a pipeline.

@@ -12,12 +12,14 @@ use utoipa::ToSchema;
 
 use crate::modes::{LongPrompts, PromptSyntax, SchedulerId, Size, Spacing};
 
+mod deadline;
 mod fields;
 mod form;
 mod json;
 mod lora_tags;
 mod overrides;
 
+pub use deadline::Deadline;
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
 pub use json::parse as parse_json;

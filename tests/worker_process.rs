@@ -18,7 +18,7 @@ use diffused::{
         Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
-    modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Watch},
+    modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Timeout, Watch},
     request::GenerateRequest,
     vram::ledger::{Estimate, Held, PipelineId},
     worker::{
@@ -64,6 +64,7 @@ impl Daemon {
             preload: Vec::new(),
             custom: CustomJobs::new(),
             drain_timeout: Duration::from_secs(60),
+            stop_grace: DispatcherConfig::STOP_GRACE,
         });
         Self { handle, shutdown, folder }
     }
@@ -103,6 +104,7 @@ fn modes() -> Arc<Modes> {
         memory: Memory::default(),
         order: Order::default(),
         modes: Default::default(),
+        timeout: Timeout::Off,
     })
 }
 

@@ -62,6 +62,16 @@ pub struct Arguments {
     #[arg(long, value_name = "SECS", default_value_t = 60, env = "DRAIN_TIMEOUT",
           value_parser = clap::value_parser!(u64).range(..=86_400))]
     drain_timeout: u64,
+    /// How many seconds a POST /generate may wait until it is begun, before it is answered with
+    /// 503 [default: as long as that takes]
+    #[arg(long, value_name = "SECS", env = "ADMISSION_TIMEOUT",
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    admission_timeout: Option<u32>,
+    /// How many seconds the worker may take to stop a job whose time is over, before it is ended
+    /// and started anew; at least two of the job's steps
+    #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::STOP_GRACE.as_secs(),
+          env = "STOP_GRACE", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    stop_grace: u64,
 }
 
 impl Arguments {
@@ -132,6 +142,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         modes,
         custom,
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
+        stop_grace: Duration::from_secs(arguments.stop_grace),
     });
     let dispatcher_too = handle.clone();
     config.on_change(move |diff, modes| dispatcher_too.configure(diff.clone(), modes.clone()));
@@ -149,6 +160,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
         idempotency: Arc::default(),
+        admission_secs: arguments.admission_timeout,
     });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

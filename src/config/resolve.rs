@@ -26,7 +26,7 @@ mod order;
 use memory::MemorySection;
 use order::order;
 
-pub const ROOT_KEYS: [&str; 9] = [
+pub const ROOT_KEYS: [&str; 11] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -34,10 +34,12 @@ pub const ROOT_KEYS: [&str; 9] = [
     "watch",
     "scheduling",
     "max_wait",
+    "fair",
+    "timeout",
     "memory",
     "modes",
 ];
-pub const MODE_KEYS: [&str; 18] = [
+pub const MODE_KEYS: [&str; 19] = [
     "model",
     "vae",
     "loras",
@@ -55,6 +57,7 @@ pub const MODE_KEYS: [&str; 18] = [
     "prompt_syntax",
     "pinned",
     "preload",
+    "timeout",
     "metadata",
 ];
 pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
@@ -138,6 +141,7 @@ impl Resolver {
             .map_or(Size::DEFAULT_MAX_PIXELS, u64::from);
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let order = order(&table, &mut self.errors);
+        let timeout = parsed(&table, "timeout", &mut self.errors).unwrap_or_default();
         let section = MemorySection::read(&table, &mut self.errors);
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
@@ -158,8 +162,17 @@ impl Resolver {
         let (model_root, lora_root) = (roots.model?, roots.lora?);
         let default_mode = default_mode?;
         let memory = section.memory.clone();
-        let modes =
-            Modes { default_mode, model_root, lora_root, max_pixels, watch, memory, order, modes };
+        let modes = Modes {
+            default_mode,
+            model_root,
+            lora_root,
+            max_pixels,
+            watch,
+            memory,
+            order,
+            modes,
+            timeout,
+        };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
     }
@@ -218,12 +231,13 @@ impl Resolver {
         }
         let pinned = flag(&table, "pinned", &mut self.errors).unwrap_or(false);
         let preload = flag(&table, "preload", &mut self.errors).unwrap_or(false);
+        let timeout = parsed(&table, "timeout", &mut self.errors).unwrap_or_default();
         let metadata = match table.get("metadata") {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
         let name = entry.key.clone();
-        Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata })
+        Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata, timeout })
     }
 
     /// What must be loaded.

@@ -6,13 +6,14 @@
 //! - the worker: it is ready, it answers, or it died (a restart that is due is awaited there too);
 //! - a custom job's handler has ended;
 //! - memory was measured anew;
-//! - a switch has waited for as long as it may;
+//! - some job's time is over: to be begun, to be drawn, to have ended (`limits`);
 //! - a pipeline has been idle for as long as it may;
 //! - the time that a shutdown grants the running job is over.
 //!
 //! After each it starts what can be started and publishes how everything stands.
 
 mod commands;
+mod limits;
 mod loading;
 mod messages;
 mod running;
@@ -28,7 +29,7 @@ use tokio::{
 use self::running::{Running, custom_end};
 use super::{
     Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket, clock::Clock,
-    custom::HandlerResult, pace::Pace, table::SharedJobs,
+    custom::HandlerResult, limits::Limits, pace::Pace, table::SharedJobs,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
@@ -76,7 +77,7 @@ enum Wake {
     Worker(supervisor::Event),
     CustomEnded(Result<HandlerResult, JoinError>),
     Measured,
-    SwitchLimit,
+    JobLimit,
     Idle,
     DrainLimit,
 }
@@ -103,8 +104,8 @@ pub struct Actor {
     oom_kills_at_start: u64,
     /// Why no mode is current, after a switch that could not be taken back.
     degraded: Option<String>,
-    /// Until when switches may wait.
-    switch_limits: HashMap<JobId, Instant>,
+    /// Until when jobs may wait, be drawn and have ended.
+    limits: Limits,
     /// What a worker that died had loaded and that should be there: the current mode's pipeline,
     /// and pinned ones.
     lost: Vec<Target>,
@@ -116,6 +117,8 @@ pub struct Actor {
     drain_timeout: Duration,
     /// Set once the daemon shuts down.
     drain_until: Option<Instant>,
+    /// How long the worker may take to stop a job whose time is over.
+    stop_grace: Duration,
 }
 
 impl Actor {
@@ -147,7 +150,7 @@ impl Actor {
             memory_at_start: None,
             oom_kills_at_start: host::oom_kills(),
             degraded: None,
-            switch_limits: HashMap::new(),
+            limits: Limits::default(),
             lost: Vec::new(),
             clock: Clock::default(),
             pace: Pace::default(),
@@ -155,6 +158,7 @@ impl Actor {
             status,
             drain_timeout: config.drain_timeout,
             drain_until: None,
+            stop_grace: config.stop_grace,
         };
         // Nobody waits for these; if one fails, the log has the reason.
         let default = config.switch_to_default.then(|| modes.modes.get(&modes.default_mode));
@@ -182,14 +186,14 @@ impl Actor {
             if self.drain_until.is_some() && self.running.is_none() {
                 break;
             }
-            let switch_limit = self.switch_limits.values().min().copied();
+            let job_limit = self.limits.next_ms().map(|at_ms| self.instant(at_ms));
             let idle_at = self.idle_at();
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
                 event = self.worker.next() => Wake::Worker(event),
                 result = custom_end(&mut self.running) => Wake::CustomEnded(result),
                 Ok(()) = self.readings.changed() => Wake::Measured,
-                () = limit(switch_limit) => Wake::SwitchLimit,
+                () = limit(job_limit) => Wake::JobLimit,
                 () = limit(idle_at) => Wake::Idle,
                 () = limit(self.drain_until) => Wake::DrainLimit,
             };
@@ -200,7 +204,7 @@ impl Actor {
                 Wake::CustomEnded(result) => self.on_custom_end(result),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.
                 Wake::Measured | Wake::Idle => {}
-                Wake::SwitchLimit => self.give_up_waiting_switches(),
+                Wake::JobLimit => self.on_limits(),
                 Wake::DrainLimit => self.give_up_running(),
             }
         }
@@ -212,8 +216,15 @@ impl Actor {
         if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
             return None;
         }
-        let at_ms = self.registry.next_idle_ms()?;
-        Some(Instant::now() + Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms())))
+        self.registry.next_idle_ms().map(|at_ms| self.instant(at_ms))
+    }
+
+    /// When the clock will say that; now, if it has.
+    fn instant(&self, at_ms: u64) -> Instant {
+        // The longest that a timer takes is not much longer than this.
+        const YEAR_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+        let from_now = at_ms.saturating_sub(self.clock.now_ms()).min(YEAR_MS);
+        Instant::now() + Duration::from_millis(from_now)
     }
 
     fn start_what_can_be_started(&mut self) {
@@ -240,7 +251,7 @@ impl Actor {
             Outcome::Cancelled => tracing::info!(job = %id, "cancelled"),
         }
         self.counters.ended(&entry.job, &outcome);
-        self.switch_limits.remove(&id);
+        self.limits.forget(id);
         self.jobs.finish(id, &outcome);
         if let Some(caller) = self.outcomes.remove(&id) {
             self.to_tell.push((caller, outcome));

@@ -11,6 +11,7 @@ mod counters;
 mod custom;
 mod events;
 mod job_events;
+mod limits;
 mod pace;
 mod table;
 
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 pub use self::{
+    clock::unix_ms,
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, JobContext},
     events::{Change, Event, EventId, Events},
@@ -55,6 +57,13 @@ pub struct DispatcherConfig {
     pub custom: CustomJobs,
     /// How long the running job may take to end when the daemon shuts down.
     pub drain_timeout: Duration,
+    /// How long a worker may take to stop a job whose time is over; then it is ended and started
+    /// anew.
+    pub stop_grace: Duration,
+}
+
+impl DispatcherConfig {
+    pub const STOP_GRACE: Duration = Duration::from_secs(30);
 }
 
 /// Starts the dispatcher, and with it the worker. Must be called within a Tokio runtime.
@@ -285,6 +294,12 @@ pub enum FailureKind {
     OutOfMemory,
     /// A switch has waited as long as it may.
     TimedOut,
+    /// It had not ended by the time that it was wanted by.
+    DeadlinePassed,
+    /// It was not begun within the time that its caller waits.
+    NotAdmitted,
+    /// Drawing took longer than it may.
+    DrawingTimedOut,
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.

@@ -5,6 +5,7 @@ mod cancelling;
 mod ends;
 mod events;
 mod faults;
+mod limits;
 mod order;
 mod out_of_memory;
 mod priority;
@@ -20,7 +21,7 @@ use crate::{
     job::{JobState, SwitchOrigin},
     modes::{
         CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, Order, PipelineSpec,
-        SchedulerId, Size, Watch,
+        SchedulerId, Size, Timeout, Watch,
     },
     request::{EncodedImage, GenerateRequest, Source},
     vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
@@ -267,6 +268,7 @@ fn config() -> DispatcherConfig {
         preload: Vec::new(),
         custom: CustomJobs::new(),
         drain_timeout: Duration::from_secs(60),
+        stop_grace: DispatcherConfig::STOP_GRACE,
     }
 }
 
@@ -280,6 +282,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
             pinned: pinned.contains(&name),
             preload: false,
             metadata: serde_json::Map::new(),
+            timeout: Timeout::Off,
         };
         (mode.name.clone(), Arc::new(mode))
     };
@@ -292,6 +295,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         memory,
         order: Order::default(),
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
+        timeout: Timeout::Off,
     })
 }
 

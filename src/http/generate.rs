@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome},
-    job::{Job, JobId},
+    job::{Job, JobId, Terms},
     request::Overrides,
 };
 
@@ -51,7 +51,10 @@ use crate::{
                                       does not fit it, or no room for the model"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
-        (status = 503, description = "Out of memory, or shutting down; see Retry-After"),
+        (status = 503, description = "Out of memory, not begun within ADMISSION_TIMEOUT, or shutting \
+                                      down; see Retry-After"),
+        (status = 504, description = "Its deadline has passed, or drawing took longer than its \
+                                      timeout"),
     )
 )]
 pub async fn generate(
@@ -66,6 +69,7 @@ pub async fn generate(
     let form = accept::form(&headers, asked.request.n)?;
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
     let job = Job::Generation { request, pipeline };
+    let terms = Terms { admission_secs: api.admission_secs, ..terms };
     let ticket = api.dispatcher.submit_with(job, terms).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
@@ -90,6 +94,9 @@ fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
         | FailureKind::NoRoom
         | FailureKind::OutOfMemory
         | FailureKind::TimedOut
+        | FailureKind::DeadlinePassed
+        | FailureKind::NotAdmitted
+        | FailureKind::DrawingTimedOut
         | FailureKind::InvalidRequest { .. }
         | FailureKind::WorkerDied
         | FailureKind::Handler

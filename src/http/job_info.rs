@@ -23,7 +23,8 @@ pub struct JobInfo {
     /// Of a generation, a mode switch, a load, or the unloading of one mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
-    /// Of a mode switch: how long it may wait for the jobs before it, if that was said.
+    /// Of a mode switch: how long it may wait for the jobs before it; of a generation: how long
+    /// drawing may take; if that was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_secs: Option<u32>,
     /// Of a generation: what is drawn, all defaults filled in.
@@ -51,6 +52,9 @@ pub struct JobInfo {
     /// How many images there are at `/api/jobs/{id}/image/0` and on; absent where none are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     images: Option<u32>,
+    /// By when it is to have ended, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_unix_ms: Option<u64>,
 }
 
 /// Where a job is on its way.
@@ -130,6 +134,7 @@ impl From<JobView> for JobInfo {
             Job::Generation { request: asked, pipeline } => {
                 request = Some(RequestInfo::from(asked));
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
+                timeout_secs = view.terms.timeout_secs;
             }
             Job::ModeSwitch { timeout_secs: limit, .. } => timeout_secs = limit,
             Job::Load { .. } | Job::Unload { .. } => {}
@@ -152,6 +157,7 @@ impl From<JobView> for JobInfo {
             priority: view.terms.priority,
             tags: view.terms.tags,
             images: None,
+            deadline_unix_ms: view.terms.deadline_unix_ms,
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct Api {
     pub admin_key: Option<Arc<str>>,
     pub inspections: Inspections,
     pub idempotency: Arc<IdempotencyKeys>,
+    /// How long a caller waits until its image is begun; `None`: as long as that takes.
+    pub admission_secs: Option<u32>,
 }
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.

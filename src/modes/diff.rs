@@ -75,6 +75,8 @@ impl Modes {
             ("memory", self.memory != new.memory),
             ("scheduling", self.order.scheduling != new.order.scheduling),
             ("max_wait", self.order.max_wait != new.order.max_wait),
+            ("fair", self.order.fair != new.order.fair),
+            ("timeout", self.timeout != new.timeout),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

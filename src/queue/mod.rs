@@ -85,6 +85,11 @@ impl Queue {
         self.waiting.len()
     }
 
+    /// The job that is next, if nothing overtakes it.
+    pub fn first_waiting(&self) -> Option<JobId> {
+        self.waiting.front().map(|first| first.id)
+    }
+
     pub fn running(&self) -> Option<&Entry> {
         self.running.as_ref()
     }

@@ -7,7 +7,7 @@ mod order;
 use super::*;
 use crate::{
     job::Unload,
-    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Watch},
+    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Timeout, Watch},
     request::{EncodedImage, GenerateRequest},
 };
 
@@ -314,6 +314,7 @@ fn modes(words: &str) -> Modes {
         pinned: false,
         preload: false,
         metadata: serde_json::Map::new(),
+        timeout: Timeout::Off,
     };
     let modes: Vec<Mode> = words.split_whitespace().map(mode).collect();
     Modes {
@@ -325,6 +326,7 @@ fn modes(words: &str) -> Modes {
         memory: Memory::default(),
         order: Order::default(),
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
+        timeout: Timeout::Off,
     }
 }
 

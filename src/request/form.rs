@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON: numbers and lists.
-const JSON_FIELDS: [&str; 11] = [
+const JSON_FIELDS: [&str; 13] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -14,6 +14,8 @@ const JSON_FIELDS: [&str; 11] = [
     "eta",
     "clip_skip",
     "priority",
+    "deadline",
+    "timeout",
     "loras",
     "tags",
     "denoise_strength",

@@ -5,7 +5,10 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source, lora_tags};
+use super::{
+    Deadline, EncodedImage, FieldError, Fields, GenerateRequest, InvalidFields, Source,
+    deadline::DeadlineField, lora_tags,
+};
 use crate::modes::{Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
@@ -75,6 +78,14 @@ pub struct Overrides {
     /// When it is drawn, and not what: the greater one comes first. By default 0.
     #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i8>,
+    /// By when it is wanted: seconds from now, or a time as `2030-01-31T18:00:00Z`. If it has not
+    /// ended by then, it fails.
+    #[schema(value_type = Option<DeadlineField>)]
+    pub deadline: Option<Deadline>,
+    /// How many seconds drawing may take, from the prompt to the last image; the mode's own
+    /// `timeout`, where it is shorter, holds as well.
+    #[schema(minimum = 1, maximum = 86400)]
+    pub timeout: Option<u32>,
 }
 
 /// A LoRA that a caller wants.
@@ -118,7 +129,7 @@ pub struct Context<'a> {
     pub init_image: Option<(u32, u32)>,
 }
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 21] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -138,6 +149,8 @@ const FIELDS: [&str; 19] = [
     "denoise_strength",
     "tags",
     "priority",
+    "deadline",
+    "timeout",
 ];
 
 /// As many as a job may have.
@@ -153,6 +166,8 @@ impl Overrides {
     pub const MAX_TOTAL_PIXELS: u64 = 4 * 2048 * 2048;
 
     pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
+    /// A day.
+    pub const MAX_TIMEOUT_SECS: u32 = 86_400;
 
     /// Reads a request's JSON, or finds everything that is wrong with it. A `null` counts as absent.
     pub fn parse(body: &Value) -> Result<Self, InvalidFields> {
@@ -190,6 +205,8 @@ impl Overrides {
             denoise_strength: fields.number("denoise_strength", unit),
             tags: fields.texts("tags", MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
+            deadline: Deadline::read(&mut fields, "deadline"),
+            timeout: fields.whole_number("timeout", 1..=Self::MAX_TIMEOUT_SECS),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

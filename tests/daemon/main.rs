@@ -12,6 +12,7 @@ mod families;
 mod faults;
 mod jobs;
 mod life;
+mod limits;
 mod loras;
 mod operations;
 mod process;

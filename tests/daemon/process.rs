@@ -18,8 +18,12 @@ impl Worker {
     }
 
     pub fn kill(&self) {
-        let status = Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap();
-        assert!(status.success(), "kill -9 {}", self.pid);
+        self.signal("-9");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.pid.to_string()]).status().unwrap();
+        assert!(status.success(), "kill {name} {}", self.pid);
     }
 
     /// Whether it runs; one that is dead but not yet waited for does not.

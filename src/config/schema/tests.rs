@@ -158,12 +158,15 @@ fn at_the_top(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
 }
 
+const AT_THE_TOP: [&str; 8] =
+    ["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "fair", "timeout", "memory"];
+
 #[test]
 fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
     let places: [(&[&str], InFile); 4] = [
         (&MODE_KEYS, in_mode),
-        (&["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "memory"], at_the_top),
+        (&AT_THE_TOP, at_the_top),
         (&MEMORY_KEYS, in_memory),
         (&LORA_CACHE_KEYS, in_lora_cache),
     ];

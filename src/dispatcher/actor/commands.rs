@@ -1,7 +1,5 @@
 //! What is asked of the dispatcher: submitted, cancelled, paused, configured, drained.
 
-use std::time::Duration;
-
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -9,7 +7,7 @@ use tokio::{
 
 use super::{Actor, Command};
 use crate::{
-    dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
+    dispatcher::{JobFailure, Outcome, SubmitError, Ticket, limits::Now, unix_ms},
     job::{Job, JobId, SwitchOrigin, Terms},
     modes::Modes,
     queue::{self, Configured, Refused, Submitted},
@@ -103,12 +101,6 @@ impl Actor {
         if let Job::Custom { name, .. } = &job {
             self.custom.check(name)?;
         }
-        let limit = match &job {
-            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
-                None
-            }
-        };
         let id = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
@@ -120,9 +112,6 @@ impl Actor {
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
         })?;
-        if let Some(secs) = limit {
-            self.switch_limits.insert(id, Instant::now() + Duration::from_secs(secs.into()));
-        }
         let (sender, outcome) = oneshot::channel();
         self.outcomes.insert(id, sender);
         Ok(Ticket { id, outcome, commands: Some(commands) })
@@ -133,6 +122,8 @@ impl Actor {
         let queue = self.queue.at(self.clock.now_ms());
         let Submitted { switch, job, mended } = queue.submit(job, terms, JobId::new)?;
         let id = job.id;
+        let now = Now { unix_ms: unix_ms(), steady_ms: self.clock.now_ms() };
+        self.limits.add(id, &job.job, &job.terms, now);
         let new = switch.into_iter().chain([job]).chain(mended.added);
         new.for_each(|entry| self.jobs.insert(entry));
         for entry in mended.removed {
@@ -151,27 +142,5 @@ impl Actor {
             self.conclude(entry, Outcome::Cancelled);
         }
         !removed.is_empty()
-    }
-
-    /// Switches that have waited for as long as they may fail; one that is being done goes on.
-    pub(super) fn give_up_waiting_switches(&mut self) {
-        let now = Instant::now();
-        let due = self.switch_limits.iter().filter(|(_, limit)| **limit <= now);
-        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.switch_limits.remove(&id);
-            let removed = self.queue.cancel(id);
-            for entry in &removed {
-                let message = "the jobs before this switch took longer than its timeout_secs; \
-                               nothing was switched";
-                let outcome = match entry.id == id {
-                    true => Outcome::Failed(JobFailure {
-                        kind: FailureKind::TimedOut,
-                        message: message.to_owned(),
-                    }),
-                    false => Outcome::Cancelled,
-                };
-                self.conclude(entry, outcome);
-            }
-        }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{
     Actor,
     running::{MAX_ATTEMPTS, Phase, Running},
 };
 use crate::{
-    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome},
+    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome, limits::Limit},
     job::{Job, JobState},
     modes::gib,
     vram::{
@@ -52,6 +54,7 @@ impl Actor {
             }
             FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
             FromWorker::Step { step, steps, .. } => {
+                self.note_step();
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
@@ -61,6 +64,12 @@ impl Actor {
             }
             FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
         }
+    }
+
+    fn note_step(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        running.longest_step = running.longest_step.max(running.last_step.elapsed());
+        running.last_step = Instant::now();
     }
 
     fn on_failed(&mut self, failure: JobFailure) {
@@ -111,9 +120,11 @@ impl Actor {
             }
             Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) => {}
         }
-        if running.cancelled {
+        if running.stopped.is_some() {
             return self.finish_running(Outcome::Cancelled);
         }
+        let id = running.id();
+        self.limits.lift(id, Limit::Drawing);
         if running.attempts == MAX_ATTEMPTS {
             let failure = worker_died(host::oom_kills() > self.oom_kills_at_start);
             return match running.phase {
@@ -122,7 +133,6 @@ impl Actor {
             };
         }
         running.attempts += 1;
-        let id = running.id();
         self.jobs.begin(id, JobState::Loading { percent: 0 });
         self.drive();
     }

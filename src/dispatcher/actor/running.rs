@@ -4,7 +4,7 @@
 //! (`loading`), and drawn with. A switch or a load ends where a generation begins to be drawn.
 //! Where the worker dies on the way, it begins again, once.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use tokio::{
     task::{JoinError, JoinHandle},
@@ -13,8 +13,10 @@ use tokio::{
 
 use super::Actor;
 use crate::{
-    dispatcher::{FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult},
-    job::{Job, JobId, JobState, Unload},
+    dispatcher::{
+        FailureKind, JobContext, JobFailure, Outcome, custom::HandlerResult, limits::Limit,
+    },
+    job::{Job, JobId, JobState, SwitchOrigin, Unload},
     queue::{Entry, Target},
     vram::{
         Reason, host,
@@ -37,10 +39,13 @@ pub struct Running {
     /// Memory ran out under it once, and all that may have left for it.
     pub made_room: bool,
     pub attempts: u32,
-    /// It will end as cancelled, whatever comes of it.
-    pub cancelled: bool,
+    /// What it will end as, whatever comes of it: it was cancelled, or its time is over.
+    pub stopped: Option<Outcome>,
     /// It had its pipeline loaded.
     pub loaded: bool,
+    /// What a step of it has taken at most, and when the last one was done.
+    pub longest_step: Duration,
+    pub last_step: Instant,
     since: Instant,
 }
 
@@ -110,6 +115,13 @@ impl Actor {
                 (JobState::Running { step: 0, steps: 1 }, Phase::Custom(handler))
             }
         };
+        self.limits.begun(entry.id);
+        if let Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. } = &entry.job
+            && let Some(next) = self.queue.first_waiting()
+        {
+            // What the switch is there for is next: its turn has come.
+            self.limits.begun(next);
+        }
         if let Some(waited) = self.jobs.begin(entry.id, state) {
             self.counters.waited(waited);
         }
@@ -120,8 +132,10 @@ impl Actor {
             failed: None,
             made_room: false,
             attempts: 1,
-            cancelled: false,
+            stopped: None,
             loaded: false,
+            longest_step: Duration::ZERO,
+            last_step: Instant::now(),
             since: Instant::now(),
         });
         self.begin_unloading();
@@ -174,7 +188,7 @@ impl Actor {
             self.activate(id, target);
             return self.finish_running(Outcome::Failed(failure));
         }
-        if running.cancelled {
+        if running.stopped.is_some() {
             self.activate(id, target);
             return self.finish_running(Outcome::Cancelled);
         }
@@ -182,6 +196,11 @@ impl Actor {
             Job::Generation { request, .. } => {
                 let (job, request) = (running.entry.id, request.clone());
                 running.phase = Phase::Drawing(id);
+                running.last_step = Instant::now();
+                if let Some(secs) = running.entry.terms.timeout_secs {
+                    let until_ms = self.clock.now_ms() + 1000 * u64::from(secs);
+                    self.limits.set(job, Limit::Drawing, until_ms);
+                }
                 self.jobs.set_state(job, JobState::Running { step: 0, steps: request.steps });
                 let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
@@ -214,7 +233,7 @@ impl Actor {
             }
         }
         self.queue.finish_running(succeeded);
-        let outcome = if running.cancelled { Outcome::Cancelled } else { outcome };
+        let outcome = running.stopped.unwrap_or(outcome);
         // Those behind a switch that has failed would try in vain what it has just tried.
         if let (Job::ModeSwitch { .. }, Outcome::Failed(failure)) = (&running.entry.job, &outcome)
             && failure.kind != FailureKind::ShuttingDown
@@ -243,7 +262,7 @@ impl Actor {
             }
             (Phase::Custom(handler), _) => handler.abort(),
         }
-        running.cancelled = true;
+        running.stopped.get_or_insert(Outcome::Cancelled);
         true
     }
 

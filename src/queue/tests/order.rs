@@ -8,7 +8,8 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use super::*;
 use crate::modes::{Scheduling, Time};
 
-const FIFO: Order = Order { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30) };
+const FIFO: Order =
+    Order { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30), fair: false };
 const AFFINITY: Order = Order { scheduling: Scheduling::Affinity, ..FIFO };
 
 /// Submits the words in turn, and leaves the clock where it is then.
