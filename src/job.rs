@@ -63,6 +63,9 @@ pub struct Terms {
     /// for it before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u32>,
+    /// Whose it is: a hash of the caller's key; `None`: nobody's in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
 }
 
 impl Terms {

@@ -230,7 +230,9 @@ impl Actor {
     fn start_what_can_be_started(&mut self) {
         // A job may be done as soon as it is begun: a switch to what is loaded.
         while self.running.is_none() {
-            for entry in self.queue.at(self.clock.now_ms()).bring_forward() {
+            let mended = self.queue.at(self.clock.now_ms()).bring_forward(JobId::new);
+            mended.added.into_iter().for_each(|entry| self.jobs.insert(entry));
+            for entry in mended.removed {
                 self.conclude(&entry, Outcome::Cancelled);
             }
             let Some(entry) = self.queue.start_next().cloned() else { return };

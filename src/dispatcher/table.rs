@@ -83,7 +83,7 @@ impl SharedJobs {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut view = table.views.get(&id)?.clone();
         if view.state == JobState::Queued {
-            // Ids grow with time. (With affinity, it may be fewer in the end.)
+            // Ids grow with time. (With affinity or fair, it may be others in the end.)
             let turn = |of: &JobView| {
                 (of.state == JobState::Queued, std::cmp::Reverse(of.terms.priority), of.id)
             };

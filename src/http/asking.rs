@@ -104,6 +104,7 @@ fn terms(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Terms, Inv
         deadline_unix_ms: deadline,
         admission_secs: None,
         timeout_secs: timeouts.chain(overrides.timeout).min(),
+        client: None,
     })
 }
 

@@ -8,6 +8,7 @@ use super::{
     answer::{self, Asked, GenerateAnswer},
     asking::{GenerateForm, ImageFile, Understood, understand},
     body::GenerateBody,
+    client::Client,
     problem::Problem,
     submit,
 };
@@ -59,17 +60,18 @@ use crate::{
 )]
 pub async fn generate(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     if submit::prefers_async(&headers) {
-        return submit::later(&api, &headers, body).await;
+        return submit::later(&api, client, &headers, body).await;
     }
     let Understood { asked, terms } = understand(&api, body).await?;
     let form = accept::form(&headers, asked.request.n)?;
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
     let job = Job::Generation { request, pipeline };
-    let terms = Terms { admission_secs: api.admission_secs, ..terms };
+    let terms = Terms { admission_secs: api.admission_secs, client: client.0, ..terms };
     let ticket = api.dispatcher.submit_with(job, terms).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.

@@ -13,12 +13,13 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Api,
     body::JsonBody,
+    client::Client,
     job_info::{Accepted, JobInfo, StateName},
     problem::{Kind, Problem, X_JOB_ID},
 };
 use crate::{
     dispatcher::JobView,
-    job::{Job, JobId, JobState},
+    job::{Job, JobId, JobState, Terms},
     modes::{did_you_mean, nearest_name},
     request::{FieldError, Fields, InvalidFields},
 };
@@ -186,6 +187,7 @@ pub struct CustomRequest {
     ))]
 pub async fn submit_custom(
     State(api): State<Api>,
+    Client(client): Client,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let mut fields = Fields::read(&body, &["name", "args"])?;
@@ -197,7 +199,8 @@ pub async fn submit_custom(
     if !known.contains(&name) {
         return Err(unknown_handler(&name, known));
     }
-    let id = api.dispatcher.submit(Job::Custom { name, args }).await?.detach();
+    let terms = Terms { client, ..Terms::default() };
+    let id = api.dispatcher.submit_with(Job::Custom { name, args }, terms).await?.detach();
     Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
 }
 

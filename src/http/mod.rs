@@ -22,6 +22,7 @@ mod accept;
 mod answer;
 mod asking;
 mod body;
+mod client;
 mod config;
 mod edit;
 mod events;

@@ -10,6 +10,7 @@ use super::{
     Api,
     asking::{GenerateForm, Understood, understand},
     body::GenerateBody,
+    client::Client,
     idempotency::{self, Fingerprint},
     job_info::{Accepted, StateName},
     jobs::accepted,
@@ -45,19 +46,21 @@ const RESPOND_ASYNC: &str = "respond-async";
 )]
 pub async fn submit(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    answer_later(&api, &headers, body).await
+    answer_later(&api, client, &headers, body).await
 }
 
 /// The same, of a request that could have been answered with its images.
 pub async fn later(
     api: &Api,
+    client: Client,
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let mut response = answer_later(api, headers, body).await?;
+    let mut response = answer_later(api, client, headers, body).await?;
     response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
     Ok(response)
 }
@@ -71,6 +74,7 @@ pub fn prefers_async(headers: &HeaderMap) -> bool {
 
 async fn answer_later(
     api: &Api,
+    client: Client,
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
@@ -78,7 +82,7 @@ async fn answer_later(
     let fingerprint = key.as_ref().map(|_| of_body(&body)).unwrap_or_default();
     let Understood { asked, terms } = understand(api, body).await?;
     let submit = async {
-        let terms = Terms { durable: true, ..terms };
+        let terms = Terms { durable: true, client: client.0, ..terms };
         let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
         Ok(api.dispatcher.submit_with(job, terms).await?.detach())
     };

@@ -2,6 +2,7 @@
 //! that was put before it, `!b` a switch by a user, `~b` one by a reload, `*` a custom job and `%` that all is unloaded; `b+x`
 //! is the mode with the LoRA x, which a request has brought along or the configuration has.
 
+mod fair;
 mod order;
 
 use super::*;
