@@ -29,7 +29,7 @@ use tokio::{
 use self::running::{Running, custom_end};
 use super::{
     Counters, CustomJobs, DispatcherConfig, Outcome, Status, SubmitError, Ticket, clock::Clock,
-    custom::HandlerResult, limits::Limits, pace::Pace, table::SharedJobs,
+    custom::HandlerResult, limits::Limits, table::SharedJobs,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
@@ -110,7 +110,6 @@ pub struct Actor {
     /// and pinned ones.
     lost: Vec<Target>,
     clock: Clock,
-    pace: Pace,
     counters: Counters,
     status: watch::Sender<Arc<Status>>,
     /// How long the running job may take to end when the daemon shuts down.
@@ -153,7 +152,6 @@ impl Actor {
             limits: Limits::default(),
             lost: Vec::new(),
             clock: Clock::default(),
-            pace: Pace::default(),
             counters: Counters::default(),
             status,
             drain_timeout: config.drain_timeout,

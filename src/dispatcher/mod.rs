@@ -13,6 +13,7 @@ mod events;
 mod job_events;
 mod limits;
 mod pace;
+mod previews;
 mod table;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use self::{
     custom::{CustomJobs, JobContext},
     events::{Change, Event, EventId, Events},
     job_events::JobEvents,
+    previews::{Preview, Previews},
     table::JobView,
 };
 use crate::{
@@ -113,7 +115,15 @@ impl Handle {
 
     /// How a job stands; also one of the last 1,000 that have ended.
     pub fn job(&self, id: JobId) -> Option<JobView> {
-        self.jobs.get(id)
+        Some(self.as_things_are(self.jobs.get(id)?))
+    }
+
+    /// While nothing is begun, nobody knows when it will be.
+    fn as_things_are(&self, mut view: JobView) -> JobView {
+        if self.status.borrow().paused {
+            view.estimated_start_unix_ms = None;
+        }
+        view
     }
 
     /// The images of a job that keeps them ([`Terms::durable`]), once they are drawn. The
@@ -129,7 +139,8 @@ impl Handle {
         limit: usize,
         wanted: impl Fn(&JobView) -> bool,
     ) -> Vec<JobView> {
-        self.jobs.list(before, limit, wanted)
+        let views = self.jobs.list(before, limit, wanted);
+        views.into_iter().map(|view| self.as_things_are(view)).collect()
     }
 
     /// What happens to all jobs: from now on, or behind that event.
@@ -141,6 +152,11 @@ impl Handle {
     /// that event. `None`: nobody knows the job.
     pub fn job_events(&self, id: JobId, after: Option<EventId>) -> Option<JobEvents> {
         JobEvents::of(&self.jobs, id, after)
+    }
+
+    /// What images look like on their way, of one job or of all.
+    pub fn previews(&self, job: Option<JobId>) -> Previews {
+        self.jobs.previews().follow(job)
     }
 
     /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its

@@ -1,6 +1,7 @@
 //! The job table: written by the dispatcher alone, read by everybody.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -10,6 +11,8 @@ use super::{
     DrawnImages, Outcome,
     clock::unix_ms,
     events::{Change, SharedLog},
+    pace::Pace,
+    previews::SharedPreviews,
 };
 use crate::{
     job::{Job, JobId, JobState, Terms},
@@ -40,6 +43,11 @@ pub struct JobView {
     pub result: Option<serde_json::Value>,
     /// How the images of a generation came about, once they are drawn.
     pub report: Option<DrawnReport>,
+    /// When its drawing began, of the last attempt: behind all loading.
+    pub drawing_unix_ms: Option<u64>,
+    /// While it waits: when it will be begun, by what jobs took lately; `None` while nothing has
+    /// been measured.
+    pub estimated_start_unix_ms: Option<u64>,
 }
 
 /// The table behind its lock, which is never held for longer than a look or a stroke.
@@ -54,6 +62,8 @@ struct JobTable {
     /// Of those that keep them, oldest first.
     images: VecDeque<(JobId, Arc<DrawnImages>)>,
     image_bytes: usize,
+    pace: Pace,
+    previews: SharedPreviews,
     /// Written under this table's lock, so that the two agree for whoever holds it.
     events: SharedLog,
 }
@@ -76,6 +86,28 @@ impl JobTable {
             self.image_bytes -= images.rgb.len();
         }
     }
+
+    /// When those that wait will be begun.
+    fn estimates(&self) -> HashMap<JobId, u64> {
+        let now = unix_ms();
+        let running = self.views.values().find(|view| view.is_begun());
+        let running = running.map(|view| {
+            let since = now.saturating_sub(view.started_unix_ms.unwrap_or(now));
+            (&view.job, Duration::from_millis(since))
+        });
+        let waiting = self.views.values().filter(|view| view.state == JobState::Queued);
+        let mut waiting: Vec<&JobView> = waiting.collect();
+        waiting.sort_unstable_by_key(|view| (Reverse(view.terms.priority), view.id));
+        let waits = self.pace.waits_ms(running, waiting.iter().map(|view| (view.id, &view.job)));
+        waits.into_iter().map(|(id, ms)| (id, now.saturating_add(ms))).collect()
+    }
+}
+
+impl JobView {
+    /// Whether it is neither waiting nor at its end.
+    fn is_begun(&self) -> bool {
+        self.state != JobState::Queued && !self.state.is_terminal()
+    }
 }
 
 impl SharedJobs {
@@ -84,11 +116,11 @@ impl SharedJobs {
         let mut view = table.views.get(&id)?.clone();
         if view.state == JobState::Queued {
             // Ids grow with time. (With affinity or fair, it may be others in the end.)
-            let turn = |of: &JobView| {
-                (of.state == JobState::Queued, std::cmp::Reverse(of.terms.priority), of.id)
-            };
+            let turn =
+                |of: &JobView| (of.state == JobState::Queued, Reverse(of.terms.priority), of.id);
             let before = table.views.values().filter(|other| turn(other) < turn(&view));
             view.jobs_before = before.filter(|other| !other.state.is_terminal()).count();
+            view.estimated_start_unix_ms = table.estimates().get(&id).copied();
         }
         Some(view)
     }
@@ -123,12 +155,24 @@ impl SharedJobs {
             .collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.truncate(limit);
-        ids.iter().filter_map(|id| table.views.get(id).cloned()).collect()
+        let mut views: Vec<JobView> =
+            ids.iter().filter_map(|id| table.views.get(id).cloned()).collect();
+        if views.iter().any(|view| view.state == JobState::Queued) {
+            let estimates = table.estimates();
+            for view in &mut views {
+                view.estimated_start_unix_ms = estimates.get(&view.id).copied();
+            }
+        }
+        views
     }
 
     /// What happens to the jobs, one after the other.
     pub fn events(&self) -> SharedLog {
         self.0.read().unwrap_or_else(PoisonError::into_inner).events.clone()
+    }
+
+    pub fn previews(&self) -> SharedPreviews {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).previews.clone()
     }
 
     /// How a job stands, as the event after which whatever happens next has its number.
@@ -151,6 +195,8 @@ impl SharedJobs {
             finished_unix_ms: None,
             result: None,
             report: None,
+            drawing_unix_ms: None,
+            estimated_start_unix_ms: None,
         };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         table.events.record(view.id, &view.job, &view.state);
@@ -170,6 +216,25 @@ impl SharedJobs {
             }
         });
         waited
+    }
+
+    /// All that a generation needs is loaded.
+    pub fn begin_drawing(&self, id: JobId, state: JobState) {
+        self.update(id, |view| {
+            view.state = state;
+            view.drawing_unix_ms = Some(unix_ms());
+        });
+    }
+
+    /// A job was done and took that long.
+    pub fn record_pace(&self, job: &Job, took: Duration) {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        table.pace.record(job, took);
+    }
+
+    pub fn retry_after_secs(&self) -> u64 {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.pace.retry_after_secs()
     }
 
     pub fn set_state(&self, id: JobId, state: JobState) {

@@ -55,6 +55,42 @@ pub struct JobInfo {
     /// By when it is to have ended, if that was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_unix_ms: Option<u64>,
+    /// While queued: when it will be begun, by what jobs took lately; `null` while nothing has been
+    /// measured, or the queue is paused.
+    estimated_start_unix_ms: Option<u64>,
+    /// Of a generation that is done: where its time went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+}
+
+/// Milliseconds by stage. What loading its mode took in a switch of its own is among `queued_ms`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Timings {
+    /// From when it was accepted until it was begun.
+    queued_ms: u64,
+    /// Until its drawing began: what was loaded in its own turn, and attempts that failed.
+    loading_ms: u64,
+    /// The prompt, and an image to draw over.
+    encode_ms: u64,
+    denoise_ms: u64,
+    decode_ms: u64,
+    /// From when it was accepted until it was done.
+    total_ms: u64,
+}
+
+impl Timings {
+    fn of(view: &JobView) -> Option<Self> {
+        let report = view.report.as_ref()?;
+        let (started, finished) = (view.started_unix_ms?, view.finished_unix_ms?);
+        Some(Self {
+            queued_ms: started.saturating_sub(view.created_unix_ms),
+            loading_ms: view.drawing_unix_ms?.saturating_sub(started),
+            encode_ms: report.encode_ms,
+            denoise_ms: report.denoise_ms,
+            decode_ms: report.decode_ms,
+            total_ms: finished.saturating_sub(view.created_unix_ms),
+        })
+    }
 }
 
 /// Where a job is on its way.
@@ -127,6 +163,7 @@ impl StateName {
 
 impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
+        let timings = Timings::of(&view);
         let (kind, mode) = (view.job.kind(), view.job.mode().map(str::to_owned));
         let (mut request, mut loras, mut name, mut timeout_secs) = (None, None, None, None);
         // No arm takes the pipeline along: it holds paths on disk.
@@ -158,6 +195,8 @@ impl From<JobView> for JobInfo {
             tags: view.terms.tags,
             images: None,
             deadline_unix_ms: view.terms.deadline_unix_ms,
+            estimated_start_unix_ms: view.estimated_start_unix_ms,
+            timings,
         }
     }
 }

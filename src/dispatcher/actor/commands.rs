@@ -104,11 +104,11 @@ impl Actor {
         let id = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
-                retry_after_secs: self.pace.retry_after_secs(),
+                retry_after_secs: self.jobs.retry_after_secs(),
             },
             Refused::TooMuchToHold => SubmitError::TooMuchToHold {
                 limit_bytes: queue::MAX_SOURCE_BYTES,
-                retry_after_secs: self.pace.retry_after_secs(),
+                retry_after_secs: self.jobs.retry_after_secs(),
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
         })?;

@@ -9,7 +9,7 @@ use super::{
     running::{MAX_ATTEMPTS, Phase, Running},
 };
 use crate::{
-    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome, limits::Limit},
+    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome, Preview, limits::Limit},
     job::{Job, JobState},
     modes::gib,
     vram::{
@@ -56,6 +56,10 @@ impl Actor {
             FromWorker::Step { step, steps, .. } => {
                 self.note_step();
                 self.jobs.set_state(job, JobState::Running { step, steps });
+            }
+            FromWorker::Preview { job, step, steps, width, height } => {
+                let preview = Preview { job, step, steps, width, height, rgb: payload };
+                self.jobs.previews().show(preview);
             }
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
             FromWorker::Failed { error, held, .. } => {

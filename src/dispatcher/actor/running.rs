@@ -201,7 +201,7 @@ impl Actor {
                     let until_ms = self.clock.now_ms() + 1000 * u64::from(secs);
                     self.limits.set(job, Limit::Drawing, until_ms);
                 }
-                self.jobs.set_state(job, JobState::Running { step: 0, steps: request.steps });
+                self.jobs.begin_drawing(job, JobState::Running { step: 0, steps: request.steps });
                 let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
                 None
@@ -227,12 +227,13 @@ impl Actor {
             Outcome::Failed(_) | Outcome::Cancelled => false,
         };
         if succeeded {
-            self.pace.record(running.since.elapsed());
+            self.jobs.record_pace(&running.entry.job, running.since.elapsed());
             if !matches!(running.phase, Phase::Custom(_)) {
                 self.worker.has_proved_itself();
             }
         }
         self.queue.finish_running(succeeded);
+        self.jobs.previews().clear();
         let outcome = running.stopped.unwrap_or(outcome);
         // Those behind a switch that has failed would try in vain what it has just tried.
         if let (Job::ModeSwitch { .. }, Outcome::Failed(failure)) = (&running.entry.job, &outcome)
