@@ -59,6 +59,19 @@ pub struct Terms {
     /// Who is told that it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
+    /// By then it has ended, or it fails; in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_unix_ms: Option<u64>,
+    /// How long it may wait until it is begun. (Its caller waits for it.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission_secs: Option<u32>,
+    /// How long an attempt to draw may take, from the prompt to the last image; not what is loaded
+    /// for it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_secs: Option<u32>,
+    /// Whose it is: a hash of the caller's key; `None`: nobody's in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
 }
 
 /// A caller's name for a request, and what stands for the request itself.

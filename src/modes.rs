@@ -29,7 +29,7 @@ pub use names::{
 };
 pub use order::Order;
 pub use size::{Dimensions, InvalidSize, Size};
-pub use time::{InvalidTime, Time};
+pub use time::{InvalidTime, InvalidTimeout, Time, Timeout};
 pub use webhooks::{Secret, Webhooks};
 
 /// Everything that `modes.yaml` says, resolved. `default_mode` is always a key of `modes`.
@@ -51,6 +51,8 @@ pub struct Modes {
     pub webhooks: Webhooks,
     /// What makes images larger where a request asks for that; `None`: Lanczos' filter.
     pub superres: Option<CheckpointRef>,
+    /// How long drawing may take.
+    pub timeout: Timeout,
 }
 
 impl Modes {
@@ -82,6 +84,9 @@ pub struct Mode {
     pub preload: bool,
     /// Passed through to clients as it was written.
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// How long drawing with it may take.
+    #[serde(default)]
+    pub timeout: Timeout,
 }
 
 /// What must be loaded before an image can be drawn; two modes with equal specs share a pipeline.

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::modes::{LongPrompts, PromptSyntax, SchedulerId, Size, Spacing};
 
+mod deadline;
 mod fields;
 mod form;
 mod json;
@@ -20,6 +21,7 @@ mod overrides;
 mod superres;
 mod webhook;
 
+pub use deadline::Deadline;
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
 pub use json::parse as parse_json;

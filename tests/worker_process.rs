@@ -18,7 +18,7 @@ use diffused::{
         Outcome, Ticket,
     },
     job::{Job, JobId, JobState},
-    modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Watch},
+    modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Timeout, Watch},
     request::GenerateRequest,
     vram::ledger::{Estimate, Held, PipelineId},
     worker::{
@@ -66,6 +66,7 @@ impl Daemon {
             drain_timeout: Duration::from_secs(60),
             journal: None,
             on_end: Box::new(|_| ()),
+            stop_grace: DispatcherConfig::STOP_GRACE,
         })
         .unwrap();
         Self { handle, shutdown, folder }
@@ -110,6 +111,7 @@ fn modes() -> Arc<Modes> {
         custom_jobs: Default::default(),
         webhooks: Default::default(),
         superres: None,
+        timeout: Timeout::Off,
     })
 }
 

@@ -65,6 +65,16 @@ pub struct Arguments {
     #[arg(long, value_name = "SECS", default_value_t = 60, env = "DRAIN_TIMEOUT",
           value_parser = clap::value_parser!(u64).range(..=86_400))]
     drain_timeout: u64,
+    /// How many seconds a POST /generate may wait until it is begun, before it is answered with
+    /// 503 [default: as long as that takes]
+    #[arg(long, value_name = "SECS", env = "ADMISSION_TIMEOUT",
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    admission_timeout: Option<u32>,
+    /// How many seconds the worker may take to stop a job whose time is over, before it is ended
+    /// and started anew; at least two of the job's steps
+    #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::STOP_GRACE.as_secs(),
+          env = "STOP_GRACE", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    stop_grace: u64,
 }
 
 impl Arguments {
@@ -149,6 +159,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         custom: custom.with(VerifyCheckpoint),
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         journal,
+        stop_grace: Duration::from_secs(arguments.stop_grace),
         on_end: Box::new(move |view| {
             if let Some(delivery) = http::delivery(view) {
                 deliverer_too.deliver(delivery);
@@ -182,6 +193,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         admin_key: admin_key.map(Arc::from),
         inspections: Inspections::new(engine::inspect),
         idempotency,
+        admission_secs: arguments.admission_timeout,
     });
     let (all_work_done, goodbye) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {

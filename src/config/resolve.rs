@@ -32,7 +32,7 @@ use memory::MemorySection;
 use order::order;
 use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 13] = [
+pub const ROOT_KEYS: [&str; 15] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -40,6 +40,8 @@ pub const ROOT_KEYS: [&str; 13] = [
     "watch",
     "scheduling",
     "max_wait",
+    "fair",
+    "timeout",
     "memory",
     "jobs",
     "modes",
@@ -47,7 +49,7 @@ pub const ROOT_KEYS: [&str; 13] = [
     "webhooks",
     "superres",
 ];
-pub const MODE_KEYS: [&str; 18] = [
+pub const MODE_KEYS: [&str; 19] = [
     "model",
     "vae",
     "loras",
@@ -65,6 +67,7 @@ pub const MODE_KEYS: [&str; 18] = [
     "prompt_syntax",
     "pinned",
     "preload",
+    "timeout",
     "metadata",
 ];
 pub const LORA_KEYS: [&str; 3] = ["path", "strength", "adapter_name"];
@@ -150,6 +153,7 @@ impl Resolver {
         let watch = parsed(&table, "watch", &mut self.errors).unwrap_or(Watch::Auto);
         let order = order(&table, &mut self.errors);
         let jobs = jobs(&table, &mut self.errors);
+        let timeout = parsed(&table, "timeout", &mut self.errors).unwrap_or_default();
         let section = MemorySection::read(&table, &mut self.errors);
         let custom_jobs = custom_jobs(&table, base, &mut self.errors);
         let webhooks = webhooks(&table, &mut self.errors);
@@ -186,6 +190,7 @@ impl Resolver {
             custom_jobs,
             webhooks,
             superres,
+            timeout,
         };
         self.warnings = section.warnings(&modes, &self.errors);
         Some(modes)
@@ -263,12 +268,13 @@ impl Resolver {
         }
         let pinned = flag(&table, "pinned", &mut self.errors).unwrap_or(false);
         let preload = flag(&table, "preload", &mut self.errors).unwrap_or(false);
+        let timeout = parsed(&table, "timeout", &mut self.errors).unwrap_or_default();
         let metadata = match table.get("metadata") {
             Some(field) => field.json_object(&mut self.errors)?,
             None => serde_json::Map::new(),
         };
         let name = entry.key.clone();
-        Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata })
+        Some(Mode { name, pipeline: pipeline?, defaults, pinned, preload, metadata, timeout })
     }
 
     /// What must be loaded.

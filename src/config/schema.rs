@@ -27,6 +27,8 @@ pub fn schema() -> String {
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
             "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
             "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", TIME),
+            "fair": flag("Whether clients, told apart by their keys, take turns within a priority [false]."),
+            "timeout": timeout("Drawing that takes longer fails: 90s, 10m, 2h or off [off]."),
             "memory": memory(),
             "jobs": jobs(),
             "custom_jobs": {
@@ -176,6 +178,7 @@ fn mode() -> Value {
             "prompt_syntax": one_of("Whether (word:1.3) weighs a word [plain].", PromptSyntax::NAMES),
             "pinned": flag("Whether its model stays loaded until it is unloaded by name [false]."),
             "preload": flag("Whether its model is loaded at the start [false]."),
+            "timeout": timeout("Drawing with it that takes longer fails: 90s, 10m, 2h or off [off]."),
             "metadata": {"description": "Yours: shown to clients, otherwise not looked at.", "type": ["object", "null"]},
         },
     })
@@ -209,6 +212,10 @@ fn flag(description: &str) -> Value {
         "type": ["boolean", "string", "null"],
         "pattern": VARIABLE,
     })
+}
+
+fn timeout(description: &str) -> Value {
+    with_pattern(description, r"^\s*(off|0*[1-9][0-9]*\s*[smh])\s*$")
 }
 
 fn with_pattern(description: &str, pattern: &str) -> Value {

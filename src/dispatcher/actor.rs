@@ -7,7 +7,7 @@
 //! - a custom job says how far it is, or has ended;
 //! - something was written down, or cannot be;
 //! - memory was measured anew;
-//! - a switch has waited for as long as it may;
+//! - some job's time is over: to be begun, to be drawn, to have ended (`limits`);
 //! - a pipeline has been idle for as long as it may;
 //! - a job that has ended has been kept for as long as it may;
 //! - the time that a shutdown grants the running job is over.
@@ -15,6 +15,7 @@
 //! After each it starts what can be started and publishes how everything stands.
 
 mod commands;
+mod limits;
 mod loading;
 mod messages;
 mod running;
@@ -40,7 +41,7 @@ use super::{
     Counters, DispatcherConfig, EndListener, Outcome, Status, SubmitError, Ticket,
     clock::{Clock, unix_ms},
     custom::{CustomEvent, Runnable},
-    pace::Pace,
+    limits::Limits,
     table::SharedJobs,
 };
 use crate::{
@@ -95,7 +96,7 @@ enum Wake {
     Custom(CustomEvent),
     Receipt(Receipt<Then>),
     Measured,
-    SwitchLimit,
+    JobLimit,
     Idle,
     Expiry,
     DrainLimit,
@@ -133,13 +134,12 @@ pub struct Actor {
     oom_kills_at_start: u64,
     /// Why no mode is current, after a switch that could not be taken back.
     degraded: Option<String>,
-    /// Until when switches may wait.
-    switch_limits: HashMap<JobId, Instant>,
+    /// Until when jobs may wait, be drawn and have ended.
+    limits: Limits,
     /// What a worker that died had loaded and that should be there: the current mode's pipeline,
     /// and pinned ones.
     lost: Vec<Target>,
     clock: Clock,
-    pace: Pace,
     counters: Counters,
     status: watch::Sender<Arc<Status>>,
     /// How long the running job may take to end when the daemon shuts down.
@@ -148,6 +148,8 @@ pub struct Actor {
     drain_until: Option<Instant>,
     /// Of jobs with a webhook.
     on_end: EndListener,
+    /// How long the worker may take to stop a job whose time is over.
+    stop_grace: Duration,
 }
 
 impl Actor {
@@ -186,15 +188,15 @@ impl Actor {
             memory_at_start: None,
             oom_kills_at_start: host::oom_kills(),
             degraded: None,
-            switch_limits: HashMap::new(),
+            limits: Limits::default(),
             lost: Vec::new(),
             clock: Clock::default(),
-            pace: Pace::default(),
             counters: Counters::default(),
             status,
             drain_timeout: config.drain_timeout,
             drain_until: None,
             on_end: config.on_end,
+            stop_grace: config.stop_grace,
         };
         let selects = actor.restore(opened.remembered);
         // Nobody waits for these; if one fails, the log has the reason.
@@ -228,7 +230,7 @@ impl Actor {
             if self.drain_until.is_some() && self.running.is_none() && self.unwritten == 0 {
                 break;
             }
-            let switch_limit = self.switch_limits.values().min().copied();
+            let job_limit = self.limits.next_ms().map(|at_ms| self.instant(at_ms));
             let (idle_at, expiry) = (self.idle_at(), self.expiry());
             let wake = tokio::select! {
                 command = self.commands.recv() => Wake::Command(command),
@@ -236,7 +238,7 @@ impl Actor {
                 event = custom_event(&mut self.running) => Wake::Custom(event),
                 Some(receipt) = self.receipts.recv() => Wake::Receipt(receipt),
                 Ok(()) = self.readings.changed() => Wake::Measured,
-                () = limit(switch_limit) => Wake::SwitchLimit,
+                () = limit(job_limit) => Wake::JobLimit,
                 () = limit(idle_at) => Wake::Idle,
                 () = limit(expiry) => Wake::Expiry,
                 () = limit(self.drain_until) => Wake::DrainLimit,
@@ -250,7 +252,7 @@ impl Actor {
                 Wake::Expiry => self.expire(),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.
                 Wake::Measured | Wake::Idle => {}
-                Wake::SwitchLimit => self.give_up_waiting_switches(),
+                Wake::JobLimit => self.on_limits(),
                 Wake::DrainLimit => self.give_up_running(),
             }
         }
@@ -273,14 +275,23 @@ impl Actor {
         if self.running.is_some() || self.queue.waiting() > 0 || !self.worker.is_ready() {
             return None;
         }
-        let at_ms = self.registry.next_idle_ms()?;
-        Some(Instant::now() + Duration::from_millis(at_ms.saturating_sub(self.clock.now_ms())))
+        self.registry.next_idle_ms().map(|at_ms| self.instant(at_ms))
+    }
+
+    /// When the clock will say that; now, if it has.
+    fn instant(&self, at_ms: u64) -> Instant {
+        // The longest that a timer takes is not much longer than this.
+        const YEAR_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+        let from_now = at_ms.saturating_sub(self.clock.now_ms()).min(YEAR_MS);
+        Instant::now() + Duration::from_millis(from_now)
     }
 
     fn start_what_can_be_started(&mut self) {
         // A job may be done as soon as it is begun: a switch to what is loaded.
         while self.running.is_none() && !self.is_held {
-            for entry in self.queue.at(self.clock.now_ms()).bring_forward() {
+            let mended = self.queue.at(self.clock.now_ms()).bring_forward(JobId::new);
+            mended.added.into_iter().for_each(|entry| self.jobs.insert(entry));
+            for entry in mended.removed {
                 self.conclude(&entry, Outcome::Cancelled);
             }
             let Some(entry) = self.queue.start_next().cloned() else { return };
@@ -301,7 +312,7 @@ impl Actor {
             Outcome::Cancelled => tracing::info!(job = %id, "cancelled"),
         }
         self.counters.ended(&entry.job, &outcome);
-        self.switch_limits.remove(&id);
+        self.limits.forget(id);
         match entry.terms.durable {
             true => self.write_end(entry, outcome),
             false => self.settle(id, outcome, unix_ms(), 0),

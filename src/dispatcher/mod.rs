@@ -13,7 +13,9 @@ mod custom;
 mod events;
 mod job_events;
 mod kept;
+mod limits;
 mod pace;
+mod previews;
 mod table;
 
 #[cfg(test)]
@@ -27,11 +29,13 @@ use tokio::{
 };
 
 pub use self::{
+    clock::unix_ms,
     command::end_all as end_all_commands,
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, HandlerResult, JobContext, JobHandler},
     events::{Change, Event, EventId, Events},
     job_events::JobEvents,
+    previews::{Preview, Previews},
     table::JobView,
 };
 pub use crate::worker::protocol::{DrawnImages, DrawnReport};
@@ -65,6 +69,13 @@ pub struct DispatcherConfig {
     pub journal: Option<PathBuf>,
     /// Told of each job when it has ended; again in the next daemon, until [`Handle::notified`].
     pub on_end: EndListener,
+    /// How long a worker may take to stop a job whose time is over; then it is ended and started
+    /// anew.
+    pub stop_grace: Duration,
+}
+
+impl DispatcherConfig {
+    pub const STOP_GRACE: Duration = Duration::from_secs(30);
 }
 
 /// Is told of a job that has ended. It must not block.
@@ -129,7 +140,15 @@ impl Handle {
 
     /// How a job stands; also one that has ended, for as long as it is kept.
     pub fn job(&self, id: JobId) -> Option<JobView> {
-        self.jobs.get(id)
+        Some(self.as_things_are(self.jobs.get(id)?))
+    }
+
+    /// While nothing is begun, nobody knows when it will be.
+    fn as_things_are(&self, mut view: JobView) -> JobView {
+        if self.status.borrow().paused {
+            view.estimated_start_unix_ms = None;
+        }
+        view
     }
 
     /// An image of a durable job ([`Terms::durable`]), for as long as it is kept. Reads a file.
@@ -151,7 +170,8 @@ impl Handle {
         limit: usize,
         wanted: impl Fn(&JobView) -> bool,
     ) -> Vec<JobView> {
-        self.jobs.list(before, limit, wanted)
+        let views = self.jobs.list(before, limit, wanted);
+        views.into_iter().map(|view| self.as_things_are(view)).collect()
     }
 
     /// What happens to all jobs: from now on, or behind that event.
@@ -163,6 +183,11 @@ impl Handle {
     /// that event. `None`: nobody knows the job.
     pub fn job_events(&self, id: JobId, after: Option<EventId>) -> Option<JobEvents> {
         JobEvents::of(&self.jobs, id, after)
+    }
+
+    /// What images look like on their way, of one job or of all.
+    pub fn previews(&self, job: Option<JobId>) -> Previews {
+        self.jobs.previews().follow(job)
     }
 
     /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its
@@ -331,6 +356,12 @@ pub enum FailureKind {
     OutOfMemory,
     /// A switch has waited as long as it may.
     TimedOut,
+    /// It had not ended by the time that it was wanted by.
+    DeadlinePassed,
+    /// It was not begun within the time that its caller waits.
+    NotAdmitted,
+    /// Drawing took longer than it may.
+    DrawingTimedOut,
     /// The worker died, or would not start, twice while it was this job's turn.
     WorkerDied,
     /// A custom job's handler failed or panicked.

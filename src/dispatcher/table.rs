@@ -4,6 +4,7 @@
 //! the daemon starts.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -14,6 +15,8 @@ use super::{
     clock::unix_ms,
     events::{Change, SharedLog},
     kept::{Kept, Place},
+    pace::Pace,
+    previews::SharedPreviews,
 };
 use crate::{
     job::{Job, JobId, JobState, Terms},
@@ -46,6 +49,11 @@ pub struct JobView {
     pub report: Option<DrawnReport>,
     /// How many of its images are kept.
     pub images: u32,
+    /// When its drawing began, of the last attempt: behind all loading.
+    pub drawing_unix_ms: Option<u64>,
+    /// While it waits: when it will be begun, by what jobs took lately; `None` while nothing has
+    /// been measured.
+    pub estimated_start_unix_ms: Option<u64>,
 }
 
 /// The table behind its lock, which is never held for longer than a look or a stroke.
@@ -60,6 +68,8 @@ struct JobTable {
     /// The others that have ended, oldest first.
     answered: VecDeque<JobId>,
     kept: Kept,
+    pace: Pace,
+    previews: SharedPreviews,
     /// Written under this table's lock, so that the two agree for whoever holds it.
     events: SharedLog,
 }
@@ -85,12 +95,16 @@ impl SharedJobs {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut view = table.seen(table.views.get(&id)?);
         if view.state == JobState::Queued {
-            // Ids grow with time. (With affinity, it may be fewer in the end.)
-            let turn = |of: &JobView| {
-                (of.state == JobState::Queued, std::cmp::Reverse(of.terms.priority), of.id)
-            };
+            // Ids grow with time. (With affinity or fair, it may be others in the end.)
+            let turn =
+                |of: &JobView| (of.state == JobState::Queued, Reverse(of.terms.priority), of.id);
             let before = table.views.values().filter(|other| turn(other) < turn(&view));
-            view.jobs_before = before.filter(|other| !other.state.is_terminal()).count();
+            let before: Vec<&JobView> = before.filter(|other| !other.state.is_terminal()).collect();
+            view.jobs_before = before.len();
+            // How long they take together is the same in any order.
+            let waiting = before.into_iter().filter(|other| other.state == JobState::Queued);
+            let estimates = table.estimates(waiting.chain([&view]));
+            view.estimated_start_unix_ms = estimates.last().map(|(_, at_unix_ms)| *at_unix_ms);
         }
         Some(view)
     }
@@ -124,12 +138,24 @@ impl SharedJobs {
             .collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         ids.truncate(limit);
-        ids.iter().filter_map(|id| Some(table.seen(table.views.get(id)?))).collect()
+        let mut views: Vec<JobView> =
+            ids.iter().filter_map(|id| Some(table.seen(table.views.get(id)?))).collect();
+        if views.iter().any(|view| view.state == JobState::Queued) {
+            let estimates: HashMap<_, _> = table.estimates(table.waiting()).into_iter().collect();
+            for view in &mut views {
+                view.estimated_start_unix_ms = estimates.get(&view.id).copied();
+            }
+        }
+        views
     }
 
     /// What happens to the jobs, one after the other.
     pub fn events(&self) -> SharedLog {
         self.0.read().unwrap_or_else(PoisonError::into_inner).events.clone()
+    }
+
+    pub fn previews(&self) -> SharedPreviews {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).previews.clone()
     }
 
     /// How a job stands, as the event after which whatever happens next has its number.
@@ -152,10 +178,12 @@ impl SharedJobs {
         let id = entry.id;
         let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry) };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Ending { state, finished_unix_ms, result, report, image_bytes }) = ending {
-            view =
-                JobView { state, finished_unix_ms: Some(finished_unix_ms), result, report, ..view };
-            table.finished.push_back((id, finished_unix_ms));
+        if let Some(ending) = ending {
+            let Ending { state, finished_unix_ms, drawing_unix_ms, result, report, image_bytes } =
+                ending;
+            let finished_unix_ms = Some(finished_unix_ms);
+            view = JobView { state, finished_unix_ms, drawing_unix_ms, result, report, ..view };
+            table.finished.push_back((id, view.finished_unix_ms.unwrap_or_default()));
             if image_bytes > 0 {
                 table.kept.on_disk(id, image_bytes);
             }
@@ -178,6 +206,25 @@ impl SharedJobs {
             }
         });
         (attempts, waited)
+    }
+
+    /// All that a generation needs is loaded.
+    pub fn begin_drawing(&self, id: JobId, state: JobState) {
+        self.update(id, |view| {
+            view.state = state;
+            view.drawing_unix_ms = Some(unix_ms());
+        });
+    }
+
+    /// A job was done and took that long.
+    pub fn record_pace(&self, job: &Job, took: Duration) {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        table.pace.record(job, took);
+    }
+
+    pub fn retry_after_secs(&self) -> u64 {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.pace.retry_after_secs()
     }
 
     pub fn set_state(&self, id: JobId, state: JobState) {
@@ -266,6 +313,27 @@ impl SharedJobs {
 }
 
 impl JobTable {
+    /// Those that wait, in their order.
+    fn waiting(&self) -> Vec<&JobView> {
+        let waiting = self.views.values().filter(|view| view.state == JobState::Queued);
+        let mut waiting: Vec<&JobView> = waiting.collect();
+        waiting.sort_unstable_by_key(|view| (Reverse(view.terms.priority), view.id));
+        waiting
+    }
+
+    /// When those that wait will be begun, the first ones of all being given in their order.
+    fn estimates<'a>(&self, waiting: impl IntoIterator<Item = &'a JobView>) -> Vec<(JobId, u64)> {
+        let now = unix_ms();
+        let running = self.views.values().find(|view| view.is_begun());
+        let running = running.map(|view| {
+            let since = now.saturating_sub(view.started_unix_ms.unwrap_or(now));
+            (&view.job, Duration::from_millis(since))
+        });
+        let waiting = waiting.into_iter().map(|view| (view.id, &view.job));
+        let waits = self.pace.waits_ms(running, waiting);
+        waits.into_iter().map(|(id, ms)| (id, now.saturating_add(ms))).collect()
+    }
+
     fn seen(&self, view: &JobView) -> JobView {
         let report = view.report.as_ref().filter(|_| self.kept.find(view.id).is_some());
         JobView { images: report.map_or(0, |report| report.images), ..view.clone() }
@@ -273,6 +341,11 @@ impl JobTable {
 }
 
 impl JobView {
+    /// Whether it is neither waiting nor at its end.
+    fn is_begun(&self) -> bool {
+        self.state != JobState::Queued && !self.state.is_terminal()
+    }
+
     fn of(entry: Entry) -> Self {
         Self {
             created_unix_ms: entry.arrived_ms,
@@ -287,6 +360,8 @@ impl JobView {
             result: None,
             report: None,
             images: 0,
+            drawing_unix_ms: None,
+            estimated_start_unix_ms: None,
         }
     }
 }

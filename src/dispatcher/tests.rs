@@ -5,6 +5,7 @@ mod cancelling;
 mod ends;
 mod events;
 mod faults;
+mod limits;
 mod order;
 mod out_of_memory;
 mod priority;
@@ -21,7 +22,7 @@ use crate::{
     job::{JobState, SwitchOrigin},
     modes::{
         CheckpointRef, Defaults, LoraRef, LoraReport, Memory, Mode, Order, PipelineSpec,
-        SchedulerId, Size, Watch,
+        SchedulerId, Size, Timeout, Watch,
     },
     request::{EncodedImage, GenerateRequest, Source},
     vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
@@ -281,6 +282,7 @@ fn config() -> DispatcherConfig {
         drain_timeout: Duration::from_secs(60),
         journal: None,
         on_end: Box::new(|_| ()),
+        stop_grace: DispatcherConfig::STOP_GRACE,
     }
 }
 
@@ -294,6 +296,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
             pinned: pinned.contains(&name),
             preload: false,
             metadata: serde_json::Map::new(),
+            timeout: Timeout::Off,
         };
         (mode.name.clone(), Arc::new(mode))
     };
@@ -310,6 +313,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         custom_jobs: Default::default(),
         webhooks: Default::default(),
         superres: None,
+        timeout: Timeout::Off,
     })
 }
 

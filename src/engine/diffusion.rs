@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     DrawError, Drawn, Models, Step,
-    checkpoint::Facts,
+    checkpoint::{Facts, Family},
     conditioning::{Conditioned, condition},
     model::{Conditioning, UNet},
     nn::{self, Tensor},
     noise::Generator,
+    preview::Glimpse,
     sampling::Sampler,
     scheduler::{self, Level, Plan, PlanStep, Sampling},
     source::{self, Prepared},
@@ -27,17 +28,18 @@ const PROBE_TIMESTEP: f32 = 500.0;
 /// How a UNet is asked.
 struct Asked<'a> {
     unet: &'a UNet,
+    family: Family,
     conditioning: &'a Conditioning,
     /// With classifier-free guidance, and how much of its contrast is taken back.
     guidance: Option<(f64, f64)>,
 }
 
-/// Draws the request's images. `on_step` is asked before the first step and after each one.
+/// Draws the request's images. `watch` is asked before the first step and after each one.
 pub(super) fn draw(
     models: &Models,
     facts: &Facts,
     request: &GenerateRequest,
-    on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(Step, Option<&Glimpse<'_>>) -> ControlFlow<()>,
 ) -> Result<Drawn, DrawError> {
     let scheduler = request.scheduler.unwrap_or(facts.default_scheduler());
     let plan = scheduler::plan(&Sampling {
@@ -59,15 +61,16 @@ pub(super) fn draw(
 
     let steps = (plan.steps.len() * request.n as usize) as u32;
     let mut done = 0;
-    let mut report = || {
+    let mut report = |glimpse: Option<&Glimpse<'_>>| {
         let step = Step { step: done, steps };
         done += 1;
-        if on_step(step).is_break() { Err(DrawError::Cancelled) } else { Ok(()) }
+        if watch(step, glimpse).is_break() { Err(DrawError::Cancelled) } else { Ok(()) }
     };
-    report()?;
+    report(None)?;
     let rescale = f64::from(request.guidance_rescale);
     let guidance = guided.then_some((scale, rescale));
-    let asked = Asked { unet: &models.unet, conditioning: &conditioning, guidance };
+    let (unet, family) = (&models.unet, facts.family);
+    let asked = Asked { unet, family, conditioning: &conditioning, guidance };
     let mut drawn = Drawn {
         size: request.size,
         images: Vec::new(),
@@ -80,6 +83,7 @@ pub(super) fn draw(
     for i in 0..request.n {
         let start = Instant::now();
         let generator = Generator::new(request.seed.wrapping_add(i.into()));
+        let mut report = |glimpse: &Glimpse<'_>| report((i == 0).then_some(glimpse));
         let latents = denoise(&asked, &plan, &prepared, request, generator, &mut report)?;
         drawn.denoise += start.elapsed();
         let start = Instant::now();
@@ -112,16 +116,21 @@ fn denoise(
     prepared: &Prepared,
     request: &GenerateRequest,
     mut generator: Generator,
-    report: &mut dyn FnMut() -> Result<(), DrawError>,
+    report: &mut dyn FnMut(&Glimpse<'_>) -> Result<(), DrawError>,
 ) -> Result<Tensor, DrawError> {
     let start = prepared.start(request, plan.start, &mut generator)?;
     let mut latents = start.latents.clone();
     let mut sampler = Sampler::new(plan);
     for step in &plan.steps {
         let output = asked.predict(&latents, start.told.as_ref(), step)?;
-        latents = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
-        latents = start.keep_known(latents, step.after)?;
-        report()?;
+        let next = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
+        report(&Glimpse {
+            family: asked.family,
+            latents: &latents,
+            output: &output,
+            denoised: step.denoised,
+        })?;
+        latents = start.keep_known(next, step.after)?;
     }
     Ok(latents)
 }

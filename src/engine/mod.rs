@@ -5,6 +5,7 @@
 //! - [`model`]: the networks, as their papers draw them, over [`nn`], the seam to the backends;
 //! - [`scheduler`], [`sampling`], [`noise`]: how noise becomes latents;
 //! - [`tokenizer`], [`prompt`]: how words become numbers;
+//! - [`preview`]: what latents look like on their way;
 //! - [`memory`]: how much is allocated, and how much may be;
 //! - [`upscale`]: images made larger;
 //! - [`diffusion`]: encode → denoise → decode, with `conditioning` (what the UNet is told) and
@@ -19,6 +20,7 @@ pub mod memory;
 pub mod model;
 pub mod nn;
 pub mod noise;
+pub mod preview;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
@@ -41,6 +43,7 @@ use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
 use lora::{LoraCache, Patches, Recipient};
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
+use preview::Glimpse;
 
 /// Channels of the UNet's input where it is told what is masked: latents, mask, masked latents.
 const INPAINTING_CHANNELS: usize = 2 * LATENT_CHANNELS + 1;
@@ -295,7 +298,16 @@ impl Pipeline {
         request: &GenerateRequest,
         on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
     ) -> Result<Drawn, DrawError> {
-        diffusion::draw(&self.models, &self.facts, request, on_step)
+        self.draw_watched(request, &mut |step, _| on_step(step))
+    }
+
+    /// The same; `watch` may look at the first image, too, after each of its steps.
+    pub fn draw_watched(
+        &self,
+        request: &GenerateRequest,
+        watch: &mut dyn FnMut(Step, Option<&Glimpse<'_>>) -> ControlFlow<()>,
+    ) -> Result<Drawn, DrawError> {
+        diffusion::draw(&self.models, &self.facts, request, watch)
     }
 
     /// Whether it draws at all: one step of a small image, through all of the networks.

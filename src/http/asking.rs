@@ -8,9 +8,10 @@ use utoipa::ToSchema;
 use super::{Api, answer::Asked, body::GenerateBody, problem::Problem};
 use crate::{
     config::{find_lora, with_loras},
+    dispatcher::unix_ms,
     image,
     job::Terms,
-    modes::{Mode, Modes, PipelineSpec, UnknownMode},
+    modes::{Mode, Modes, PipelineSpec, Timeout, UnknownMode},
     request::{Context, EncodedImage, FieldError, InvalidFields, Overrides, WebhookWish},
     webhook,
 };
@@ -78,14 +79,7 @@ async fn ask(
 ) -> Result<Understood, Problem> {
     let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
     let prompt = overrides.prompt.clone();
-    let terms = Terms {
-        priority: overrides.priority.unwrap_or(0),
-        tags: overrides.tags.clone(),
-        prompt: prompt.clone(),
-        durable: false,
-        idempotency: None,
-        webhook: overrides.webhook.as_ref().map(|wish| wish.webhook.clone()),
-    };
+    let terms = terms(modes, mode, &overrides)?;
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
     // 32 bits: what torch's generator takes of a seed.
     let seed = getrandom::u32().map_err(Problem::internal)?;
@@ -94,6 +88,28 @@ async fn ask(
     let request = overrides.resolve(context, || seed.into())?;
     let asked = Asked { prompt, request, pipeline, lora_pointers };
     Ok(Understood { asked, terms })
+}
+
+fn terms(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Terms, InvalidFields> {
+    let now = unix_ms();
+    let deadline = overrides.deadline.map(|deadline| deadline.unix_ms(now));
+    if deadline.is_some_and(|deadline| deadline <= now) {
+        let error = FieldError::of("deadline", "has passed already");
+        return Err(InvalidFields(vec![error]));
+    }
+    let timeouts = [modes.timeout, mode.timeout].into_iter().filter_map(Timeout::secs);
+    Ok(Terms {
+        priority: overrides.priority.unwrap_or(0),
+        tags: overrides.tags.clone(),
+        prompt: overrides.prompt.clone(),
+        durable: false,
+        deadline_unix_ms: deadline,
+        admission_secs: None,
+        timeout_secs: timeouts.chain(overrides.timeout).min(),
+        client: None,
+        idempotency: None,
+        webhook: overrides.webhook.as_ref().map(|wish| wish.webhook.clone()),
+    })
 }
 
 /// What only a look at the request's images and at the disk can tell.

@@ -3,7 +3,7 @@
 //! The streams end by themselves, with the job or with the daemon's last work, so that no reader
 //! delays a stop.
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
 use axum::{
     extract::{FromRequestParts, Path, Query, State},
@@ -13,6 +13,7 @@ use axum::{
         sse::{self, KeepAlive, Sse},
     },
 };
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -23,12 +24,15 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
-    dispatcher::{Change, Event, EventId},
+    dispatcher::{Change, Event, EventId, Preview, Previews},
+    image,
     job::{JobId, JobKind, JobState},
 };
 
 /// How long a stream is silent at most: a proxy takes a minute of silence for an end.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Of a JPEG, 1 to 100.
+const PREVIEW_QUALITY: u8 = 80;
 const LAST_EVENT_ID: &str = "last-event-id";
 
 /// An event as the stream has it.
@@ -38,9 +42,9 @@ pub struct SentEvent {
     /// What `Last-Event-ID` says to resume behind it.
     #[schema(example = "1767225600000-17")]
     id: Option<String>,
-    /// A job's state, or `missed`.
+    /// A job's state, `missed` or `preview`.
     event: Option<String>,
-    /// JSON: `EventInfo`, of `missed` `MissedInfo`.
+    /// JSON: `EventInfo`, of `missed` `MissedInfo`, of `preview` `PreviewInfo`.
     data: Option<String>,
 }
 
@@ -79,21 +83,41 @@ pub struct MissedInfo {
     to: u64,
 }
 
-/// Behind which event a stream begins.
-pub struct After(Option<EventId>);
+/// The `data` of the event `preview`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PreviewInfo {
+    #[schema(example = "0197f3a2-6a6e-7c2b-9f0e-3b1d5a0c4e11")]
+    job_id: String,
+    /// After which step, of how many.
+    step: u32,
+    steps: u32,
+    /// In pixels; the longer one is 128 at most.
+    width: u32,
+    height: u32,
+    /// A JPEG file in base64.
+    image: String,
+}
+
+/// Behind which event a stream begins, and whether it has previews.
+pub struct Wanted {
+    after: Option<EventId>,
+    previews: bool,
+}
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-struct AfterQuery {
+struct WantedQuery {
     /// An event's `id`, for who cannot send `Last-Event-ID`
     after: Option<String>,
+    /// Whether images are shown on their way, as events `preview` [false]
+    previews: Option<bool>,
 }
 
-impl FromRequestParts<Api> for After {
+impl FromRequestParts<Api> for Wanted {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let asked = Query::<AfterQuery>::from_request_parts(parts, api).await;
+        let asked = Query::<WantedQuery>::from_request_parts(parts, api).await;
         let Query(asked) = asked
             .map_err(|rejection| Problem::new(Kind::MalformedRequest, rejection.body_text()))?;
         // A browser that connects again sends both: the address that it was given, and where it is.
@@ -102,7 +126,8 @@ impl FromRequestParts<Api> for After {
         let header = header.filter(|id| !id.is_empty()).map(|id| id.into_owned());
         let id = header.or(asked.after).map(|id| id.parse()).transpose();
         let wrong = |error| Problem::new(Kind::MalformedRequest, format!("{error}"));
-        id.map(Self).map_err(wrong)
+        let previews = asked.previews.unwrap_or(false);
+        Ok(Self { after: id.map_err(wrong)?, previews })
     }
 }
 
@@ -110,24 +135,28 @@ impl FromRequestParts<Api> for After {
 ///
 /// Events are named `queued`, `loading`, `running`, `done`, `failed`, `cancelled`; steps and
 /// percents of a job come at most ten times a second. `missed` says that events are gone which the
-/// client should have had. The stream ends with the daemon.
+/// client should have had. With `previews=true` there are events `preview`, at most two a second: the
+/// latest picture of the image that is being drawn (the first of several). They have no id and are not
+/// told again. The stream ends with the daemon.
 #[utoipa::path(get, path = "/api/events", tag = "jobs",
     params(
         ("Last-Event-ID" = Option<String>, Header, description = "Resumes behind that event"),
-        AfterQuery,
+        WantedQuery,
     ),
     responses(
-        (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo",
+        (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo, \
+                                      of `preview`: PreviewInfo",
          body = SentEvent, content_type = "text/event-stream"),
         (status = 400, description = "That is no event's id"),
     ))]
-pub async fn all(State(api): State<Api>, After(after): After) -> Response {
-    let events = api.dispatcher.events(after);
+pub async fn all(State(api): State<Api>, wanted: Wanted) -> Response {
+    let events = api.dispatcher.events(wanted.after);
     // An id without an event: who loses the connection before the first one loses no event.
     let begun = events.behind().map(|id| Ok(sse::Event::default().id(id.to_string())));
-    let events = stream::unfold(events, |mut events| async {
-        let event = events.next().await?;
-        Some((sent(event), events))
+    let previews = wanted.previews.then(|| api.dispatcher.previews(None));
+    let events = stream::unfold((events, previews), |(mut events, mut previews)| async {
+        let sent = either(events.next(), &mut previews).await?;
+        Some((sent, (events, previews)))
     });
     respond(stream::StreamExt::chain(stream::iter(begun), events))
 }
@@ -138,10 +167,11 @@ pub async fn all(State(api): State<Api>, After(after): After) -> Response {
     params(
         ("id" = String, Path, description = "From X-Job-Id or Location"),
         ("Last-Event-ID" = Option<String>, Header, description = "Resumes behind that event"),
-        AfterQuery,
+        WantedQuery,
     ),
     responses(
-        (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo",
+        (status = 200, description = "Server-sent events, with such data; of `missed`: MissedInfo, \
+                                      of `preview`: PreviewInfo",
          body = SentEvent, content_type = "text/event-stream"),
         (status = 204, description = "Nothing happened behind that event, and nothing will"),
         (status = 400, description = "That is no event's id"),
@@ -150,20 +180,54 @@ pub async fn all(State(api): State<Api>, After(after): After) -> Response {
 pub async fn of_job(
     State(api): State<Api>,
     Path(id): Path<String>,
-    After(after): After,
+    wanted: Wanted,
 ) -> Result<Response, Problem> {
-    let id = id.parse().ok();
-    let events = id.and_then(|id: JobId| api.dispatcher.job_events(id, after));
+    let id: Option<JobId> = id.parse().ok();
+    let events = id.and_then(|id| api.dispatcher.job_events(id, wanted.after));
     let unknown = || Problem::new(Kind::UnknownJob, "there is no such job, or it is long finished");
     let events = events.ok_or_else(unknown)?;
     if events.is_over() {
         // Tells a browser, which comes back to any stream that has ended, to stop doing so.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(respond(stream::unfold(events, |mut events| async {
-        let event = events.next().await?;
-        Some((sent(event), events))
+    let previews = wanted.previews.then(|| api.dispatcher.previews(id));
+    Ok(respond(stream::unfold((events, previews), |(mut events, mut previews)| async {
+        let sent = either(events.next(), &mut previews).await?;
+        Some((sent, (events, previews)))
     })))
+}
+
+/// What comes first: an event or a preview. `None` once there will be no event.
+async fn either(
+    event: impl Future<Output = Option<Event>>,
+    previews: &mut Option<Previews>,
+) -> Option<Sent> {
+    let preview = async {
+        match previews {
+            Some(previews) => previews.next().await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        event = event => event.map(sent),
+        preview = preview => Some(shown(&preview)),
+    }
+}
+
+fn shown(preview: &Preview) -> Sent {
+    let Preview { job, step, steps, width, height, ref rgb } = *preview;
+    let picture = image::Rgb { width, height, bytes: rgb };
+    let format = image::Format::Jpeg { quality: PREVIEW_QUALITY };
+    let file = image::encode(picture, format, "").map_err(axum::Error::new)?;
+    sse::Event::default().event("preview").json_data(PreviewInfo {
+        job_id: job.to_string(),
+        step,
+        steps,
+        width,
+        height,
+        image: BASE64.encode(file),
+    })
 }
 
 type Sent = Result<sse::Event, axum::Error>;

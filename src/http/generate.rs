@@ -8,12 +8,13 @@ use super::{
     answer::{self, Asked, GenerateAnswer},
     asking::{GenerateForm, ImageFile, Understood, understand},
     body::GenerateBody,
+    client::Client,
     problem::Problem,
     submit,
 };
 use crate::{
     dispatcher::{FailureKind, JobFailure, Outcome},
-    job::{Job, JobId},
+    job::{Job, JobId, Terms},
     request::Overrides,
 };
 
@@ -53,22 +54,27 @@ use crate::{
                                       does not fit it, or no room for the model"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
-        (status = 503, description = "Out of memory, or shutting down; see Retry-After"),
+        (status = 503, description = "Out of memory, not begun within ADMISSION_TIMEOUT, or shutting \
+                                      down; see Retry-After"),
+        (status = 504, description = "Its deadline has passed, or drawing took longer than its \
+                                      timeout"),
     )
 )]
 pub async fn generate(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     if submit::prefers_async(&headers) {
-        return submit::later(&api, &headers, body).await;
+        return submit::later(&api, client, &headers, body).await;
     }
     let Understood { asked, terms } = understand(&api, body).await?;
     let format = asked.request.superres.as_ref().and_then(|superres| superres.format);
     let form = accept::form_as(&headers, asked.request.n, format)?;
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
     let job = Job::Generation { request, pipeline };
+    let terms = Terms { admission_secs: api.admission_secs, client: client.0, ..terms };
     let ticket = api.dispatcher.submit_with(job, terms).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
@@ -93,6 +99,9 @@ fn failed(asked: &Asked, failure: JobFailure, id: JobId) -> Problem {
         | FailureKind::NoRoom
         | FailureKind::OutOfMemory
         | FailureKind::TimedOut
+        | FailureKind::DeadlinePassed
+        | FailureKind::NotAdmitted
+        | FailureKind::DrawingTimedOut
         | FailureKind::InvalidRequest { .. }
         | FailureKind::WorkerDied
         | FailureKind::Handler

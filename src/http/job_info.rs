@@ -24,7 +24,8 @@ pub struct JobInfo {
     /// Of a generation, a mode switch, a load, or the unloading of one mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
-    /// Of a mode switch: how long it may wait for the jobs before it, if that was said.
+    /// Of a mode switch: how long it may wait for the jobs before it; of a generation: how long
+    /// drawing may take; if that was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_secs: Option<u32>,
     /// Of a generation: what is drawn, all defaults filled in.
@@ -58,6 +59,45 @@ pub struct JobInfo {
     /// How long that took, once it is done.
     #[serde(skip_serializing_if = "Option::is_none")]
     superres_ms: Option<u64>,
+    /// By when it is to have ended, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_unix_ms: Option<u64>,
+    /// While queued: when it will be begun, by what jobs took lately; `null` while nothing has been
+    /// measured, or the queue is paused.
+    estimated_start_unix_ms: Option<u64>,
+    /// Of a generation that is done: where its time went.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+}
+
+/// Milliseconds by stage. What loading its mode took in a switch of its own is among `queued_ms`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Timings {
+    /// From when it was accepted until it was begun.
+    queued_ms: u64,
+    /// Until its drawing began: what was loaded in its own turn, and attempts that failed.
+    loading_ms: u64,
+    /// The prompt, and an image to draw over.
+    encode_ms: u64,
+    denoise_ms: u64,
+    decode_ms: u64,
+    /// From when it was accepted until it was done.
+    total_ms: u64,
+}
+
+impl Timings {
+    fn of(view: &JobView) -> Option<Self> {
+        let report = view.report.as_ref()?;
+        let (started, finished) = (view.started_unix_ms?, view.finished_unix_ms?);
+        Some(Self {
+            queued_ms: started.saturating_sub(view.created_unix_ms),
+            loading_ms: view.drawing_unix_ms?.saturating_sub(started),
+            encode_ms: report.encode_ms,
+            denoise_ms: report.denoise_ms,
+            decode_ms: report.decode_ms,
+            total_ms: finished.saturating_sub(view.created_unix_ms),
+        })
+    }
 }
 
 /// Where a job is on its way.
@@ -146,6 +186,7 @@ impl StateName {
 
 impl From<JobView> for JobInfo {
     fn from(view: JobView) -> Self {
+        let timings = Timings::of(&view);
         let (kind, mode) = (view.job.kind(), view.job.mode().map(str::to_owned));
         let (mut request, mut loras, mut name, mut timeout_secs) = (None, None, None, None);
         let mut superres = None;
@@ -156,6 +197,7 @@ impl From<JobView> for JobInfo {
                 superres = asked.superres.as_ref().map(SuperresInfo::from);
                 request = Some(RequestInfo::from(asked));
                 loras = Some(pipeline.loras.iter().map(LoraInfo::from).collect());
+                timeout_secs = view.terms.timeout_secs;
             }
             Job::ModeSwitch { timeout_secs: limit, .. } => timeout_secs = limit,
             Job::Load { .. } | Job::Unload { .. } => {}
@@ -181,6 +223,9 @@ impl From<JobView> for JobInfo {
             images: (view.images > 0).then_some(view.images),
             superres,
             superres_ms,
+            deadline_unix_ms: view.terms.deadline_unix_ms,
+            estimated_start_unix_ms: view.estimated_start_unix_ms,
+            timings,
         }
     }
 }

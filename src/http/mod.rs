@@ -23,6 +23,7 @@ mod accept;
 mod answer;
 mod asking;
 mod body;
+mod client;
 mod config;
 mod custom;
 mod edit;
@@ -62,6 +63,8 @@ pub struct Api {
     pub admin_key: Option<Arc<str>>,
     pub inspections: Inspections,
     pub idempotency: Arc<IdempotencyKeys>,
+    /// How long a caller waits until its image is begun; `None`: as long as that takes.
+    pub admission_secs: Option<u32>,
 }
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.

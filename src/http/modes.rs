@@ -58,6 +58,9 @@ pub struct ModeInfo {
     pinned: bool,
     /// Whether its model is loaded at the start.
     preload: bool,
+    /// How long drawing with it may take; `null`: as long as the file's `timeout` lets it.
+    #[schema(example = "600s")]
+    timeout: Option<String>,
     /// As it was written.
     metadata: serde_json::Map<String, Value>,
 }
@@ -82,7 +85,7 @@ impl From<&Modes> for ModeList {
 
 impl From<&Mode> for ModeInfo {
     fn from(mode: &Mode) -> Self {
-        let Mode { name: _, pipeline, defaults, pinned, preload, metadata } = mode;
+        let Mode { name: _, pipeline, defaults, pinned, preload, metadata, timeout } = mode;
         let PipelineSpec { checkpoint, vae, loras, on_lora_error, prediction, stamp: _ } = pipeline;
         Self {
             model: checkpoint.name.clone(),
@@ -102,6 +105,7 @@ impl From<&Mode> for ModeInfo {
             prompt_syntax: defaults.prompt_syntax,
             pinned: *pinned,
             preload: *preload,
+            timeout: timeout.secs().map(|_| timeout.to_string()),
             metadata: metadata.clone(),
         }
     }

@@ -61,7 +61,7 @@ use super::{
         status::welcome,
         document,
     ),
-    components(schemas(ProblemBody, events::MissedInfo)),
+    components(schemas(ProblemBody, events::MissedInfo, events::PreviewInfo)),
     modifiers(&ProblemResponses),
     tags(
         (name = "images", description = "Drawing"),

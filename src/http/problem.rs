@@ -62,6 +62,9 @@ pub enum Kind {
     NoRoom,
     OutOfMemory,
     TimedOut,
+    DeadlinePassed,
+    AdmissionTimeout,
+    DrawingTimedOut,
     Degraded,
     NotReady,
     WorkerDied,
@@ -118,6 +121,15 @@ impl Kind {
             Self::OutOfMemory => (S::SERVICE_UNAVAILABLE, "out-of-memory", "Out of memory"),
             // Who asked did nothing wrong, as 408 and 409 would say: the jobs before it took too long.
             Self::TimedOut => (S::GATEWAY_TIMEOUT, "timed-out", "Waited too long"),
+            Self::DeadlinePassed => {
+                (S::GATEWAY_TIMEOUT, "deadline-passed", "The job's deadline has passed")
+            }
+            Self::AdmissionTimeout => {
+                (S::SERVICE_UNAVAILABLE, "admission-timeout", "Waited too long to be begun")
+            }
+            Self::DrawingTimedOut => {
+                (S::GATEWAY_TIMEOUT, "drawing-timed-out", "Drawing took too long")
+            }
             Self::Degraded => (S::SERVICE_UNAVAILABLE, "degraded", "No mode is loaded any more"),
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "Not ready yet"),
             Self::WorkerDied => (S::INTERNAL_SERVER_ERROR, "worker-died", "The worker died"),
@@ -207,6 +219,9 @@ impl Problem {
             FailureKind::NoRoom => Kind::NoRoom,
             FailureKind::OutOfMemory => Kind::OutOfMemory,
             FailureKind::TimedOut => Kind::TimedOut,
+            FailureKind::DeadlinePassed => Kind::DeadlinePassed,
+            FailureKind::NotAdmitted => Kind::AdmissionTimeout,
+            FailureKind::DrawingTimedOut => Kind::DrawingTimedOut,
             FailureKind::WorkerDied => Kind::WorkerDied,
             FailureKind::Handler => Kind::HandlerFailed,
             FailureKind::ShuttingDown => Kind::ShuttingDown,
@@ -215,6 +230,7 @@ impl Problem {
         let retry_after_secs = match kind {
             Kind::ShuttingDown => Some(SHUTDOWN_RETRY_SECS),
             Kind::OutOfMemory => Some(MEMORY_RETRY_SECS),
+            Kind::AdmissionTimeout => Some(ADMISSION_RETRY_SECS),
             _ => None,
         };
         Self { job: Some(job), retry_after_secs, ..Self::new(kind, failure.message) }
@@ -263,6 +279,8 @@ impl Problem {
 const SHUTDOWN_RETRY_SECS: u64 = 30;
 /// By then somebody may have made room on the disk.
 const DISK_RETRY_SECS: u64 = 30;
+/// By then the queue may be shorter; it is too long by more than a job.
+const ADMISSION_RETRY_SECS: u64 = 10;
 /// By then another process may have given memory back.
 const MEMORY_RETRY_SECS: u64 = 30;
 

@@ -10,6 +10,7 @@ use super::{
     Api,
     asking::{GenerateForm, Understood, understand},
     body::GenerateBody,
+    client::Client,
     idempotency,
     job_info::{Accepted, StateName},
     jobs::accepted,
@@ -45,19 +46,21 @@ pub const RESPOND_ASYNC: &str = "respond-async";
 )]
 pub async fn submit(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    answer_later(&api, &headers, body).await
+    answer_later(&api, client, &headers, body).await
 }
 
 /// The same, of a request that could have been answered with its images.
 pub async fn later(
     api: &Api,
+    client: Client,
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let mut response = answer_later(api, headers, body).await?;
+    let mut response = answer_later(api, client, headers, body).await?;
     response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
     Ok(response)
 }
@@ -71,12 +74,13 @@ pub fn prefers_async(headers: &HeaderMap) -> bool {
 
 async fn answer_later(
     api: &Api,
+    client: Client,
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     let idempotency = idempotency_of(headers, &body)?;
     let Understood { asked, terms } = understand(api, body).await?;
-    let terms = Terms { durable: true, idempotency, ..terms };
+    let terms = Terms { durable: true, idempotency, client: client.0, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
     let id = submit_durable(api, job, terms).await?;
     let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));

@@ -9,6 +9,7 @@ pub const MIGRATIONS: [&str; 1] = ["
         attempts INTEGER NOT NULL DEFAULT 0,
         created_ms INTEGER NOT NULL,          -- since 1970, as all times
         started_ms INTEGER,
+        drawing_ms INTEGER,                   -- of the last attempt
         finished_ms INTEGER,
         job TEXT NOT NULL,                    -- JSON: what is to be done
         terms TEXT NOT NULL,                  -- JSON: on which terms

@@ -66,6 +66,8 @@ pub struct Ending {
     /// A terminal one.
     pub state: JobState,
     pub finished_unix_ms: u64,
+    /// When its drawing began, of the last attempt.
+    pub drawing_unix_ms: Option<u64>,
     /// What a custom job returned.
     pub result: Option<Value>,
     /// How the images of a generation came about.

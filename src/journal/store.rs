@@ -183,7 +183,8 @@ fn write_one(transaction: &Transaction, record: &Record) -> rusqlite::Result<()>
             named_params! { ":id": id.to_string(), ":attempts": attempts },
         ),
         Record::Ended { entry, ending, images: _ } => {
-            let Ending { state, finished_unix_ms, result, report, image_bytes } = &**ending;
+            let Ending { state, finished_unix_ms, drawing_unix_ms, result, report, image_bytes } =
+                &**ending;
             let reason = match state {
                 JobState::Failed { reason } => Some(reason),
                 JobState::Queued
@@ -193,12 +194,13 @@ fn write_one(transaction: &Transaction, record: &Record) -> rusqlite::Result<()>
                 | JobState::Cancelled => None,
             };
             execute(
-                "UPDATE jobs SET state = :state, finished_ms = :at, job = :job, reason = :reason, \
+                "UPDATE jobs SET state = :state, finished_ms = :at, drawing_ms = :drawing, job = :job, reason = :reason, \
                  result = :result, report = :report, image_bytes = :image_bytes WHERE id = :id",
                 named_params! {
                     ":id": entry.id.to_string(),
                     ":state": state.name(),
                     ":at": finished_unix_ms,
+                    ":drawing": drawing_unix_ms,
                     // Without the images that it was drawn over.
                     ":job": json(&entry.job)?,
                     ":reason": reason,
@@ -264,6 +266,7 @@ fn remembered_of(row: &Row) -> Result<Remembered, Box<dyn Error>> {
         Some(state) => Some(Ending {
             state,
             finished_unix_ms: row.get::<_, Option<u64>>("finished_ms")?.unwrap_or(created_unix_ms),
+            drawing_unix_ms: row.get("drawing_ms")?,
             result: optional("result")?.map(|text| serde_json::from_str(&text)).transpose()?,
             report: optional("report")?.map(|text| serde_json::from_str(&text)).transpose()?,
             image_bytes: row.get("image_bytes")?,

@@ -50,7 +50,14 @@ fn images() -> DrawnImages {
 }
 
 fn ending(state: JobState) -> Ending {
-    Ending { state, finished_unix_ms: 3000, result: None, report: None, image_bytes: 0 }
+    Ending {
+        state,
+        finished_unix_ms: 3000,
+        drawing_unix_ms: Some(2500),
+        result: None,
+        report: None,
+        image_bytes: 0,
+    }
 }
 
 fn ended(entry: &Entry, ending: Ending, images: Option<DrawnImages>) -> Record {

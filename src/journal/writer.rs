@@ -315,6 +315,7 @@ mod tests {
         let ending = Ending {
             state: JobState::Done,
             finished_unix_ms: 0,
+            drawing_unix_ms: None,
             result: Some("x".repeat(1 << 20).into()),
             report: None,
             image_bytes: 0,

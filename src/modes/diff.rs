@@ -79,6 +79,8 @@ impl Modes {
             ("custom_jobs", self.custom_jobs != new.custom_jobs),
             ("webhooks", self.webhooks != new.webhooks),
             ("superres", self.superres != new.superres),
+            ("fair", self.order.fair != new.order.fair),
+            ("timeout", self.timeout != new.timeout),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

@@ -1,4 +1,4 @@
-//! In what order work is done: the keys `scheduling` and `max_wait`.
+//! In what order work is done: the keys `scheduling`, `max_wait` and `fair`.
 
 use super::{Scheduling, Time};
 
@@ -8,10 +8,12 @@ pub struct Order {
     pub scheduling: Scheduling,
     /// After so long nothing that came later is done before a job any more.
     pub max_wait: Time,
+    /// Whether clients take turns.
+    pub fair: bool,
 }
 
 impl Default for Order {
     fn default() -> Self {
-        Self { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30) }
+        Self { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30), fair: false }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 /// `90s`, `10m`, `2h`, `7d`; never nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(Duration);
@@ -13,6 +15,62 @@ impl Time {
 
     pub fn duration(self) -> Duration {
         self.0
+    }
+}
+
+/// How long something may take: `90s`, `10m`, `2h`, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Timeout {
+    #[default]
+    Off,
+    After(Time),
+}
+
+impl Timeout {
+    pub fn secs(self) -> Option<u32> {
+        match self {
+            Self::Off => None,
+            Self::After(time) => Some(u32::try_from(time.0.as_secs()).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a time: write 90s, 10m or 2h, or off")]
+pub struct InvalidTimeout(String);
+
+impl FromStr for Timeout {
+    type Err = InvalidTimeout;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTimeout> {
+        match text.trim() {
+            "off" => Ok(Self::Off),
+            time => time.parse().map(Self::After).map_err(|_| InvalidTimeout(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for Timeout {
+    type Error = InvalidTimeout;
+
+    fn try_from(text: String) -> Result<Self, InvalidTimeout> {
+        text.parse()
+    }
+}
+
+impl From<Timeout> for String {
+    fn from(timeout: Timeout) -> Self {
+        timeout.to_string()
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::After(time) => time.fmt(f),
+        }
     }
 }
 
@@ -62,6 +120,12 @@ mod tests {
         for text in ["", "10", "m", "0s", "-1s", "1.5h", "10y", "99999999999s", "off"] {
             assert_eq!(text.parse::<Time>(), Err(InvalidTime(text.to_owned())));
         }
+        for (text, secs) in [("off", None), (" 10m", Some(600)), ("4294967295s", Some(u32::MAX))] {
+            let timeout: Timeout = text.parse().unwrap();
+            assert_eq!((timeout.secs(), timeout.to_string().parse()), (secs, Ok(timeout)));
+        }
+        assert_eq!("4294967295h".parse::<Timeout>().unwrap().secs(), Some(u32::MAX));
+        assert_eq!("none".parse::<Timeout>(), Err(InvalidTimeout("none".to_owned())));
         assert_eq!("10m".parse::<Time>().unwrap().to_string(), "600s");
     }
 }

@@ -14,13 +14,15 @@ use crate::{
 
 mod entry;
 mod order;
+mod turns;
 
 #[cfg(test)]
 mod tests;
 
 pub use entry::{Configured, Entry, Refused, Submitted, Target};
 pub use order::Mended;
-use order::{is_for_generations, mend, overtaking, place_of, remove_needless_switches};
+use order::{Situation, is_for_generations, mend, overtaking, place_of, remove_needless_switches};
+use turns::Turns;
 
 /// What the images that waiting jobs draw over may take together. Those of one job take a quarter.
 pub const MAX_SOURCE_BYTES: usize = 256 << 20;
@@ -37,6 +39,9 @@ pub struct Queue {
     order: Order,
     now_ms: u64,
     paused: bool,
+    turns: Turns,
+    /// The generation for which the last switch was made: it is next.
+    awaited: Option<JobId>,
 }
 
 impl Queue {
@@ -52,6 +57,8 @@ impl Queue {
             order: Order::default(),
             now_ms: 0,
             paused: false,
+            turns: Turns::default(),
+            awaited: None,
         }
     }
 
@@ -83,6 +90,11 @@ impl Queue {
     /// How many jobs wait; the running one does not.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// The job that is next, if nothing overtakes it.
+    pub fn first_waiting(&self) -> Option<JobId> {
+        self.waiting.front().map(|first| first.id)
     }
 
     pub fn running(&self) -> Option<&Entry> {
@@ -267,17 +279,25 @@ impl Queue {
         self.waiting.drain(..count).collect()
     }
 
-    /// Brings the job to the front whose turn it is to overtake. Returns the switches that nobody
-    /// needs any more, since it goes first.
-    pub fn bring_forward(&mut self) -> Vec<Entry> {
-        if self.running.is_some() || self.paused {
-            return Vec::new();
+    /// Brings the job to the front whose turn it is to overtake. Returns what became of the
+    /// switches, since it goes first.
+    pub fn bring_forward(&mut self, new_id: impl FnMut() -> JobId) -> Mended {
+        let is_awaited = self.awaited.is_some() && self.awaited == self.first_waiting();
+        if self.running.is_some() || self.paused || is_awaited {
+            return Mended::default();
         }
-        let loaded = self.loaded.as_ref();
-        let at = overtaking(&self.waiting, self.order, loaded, self.now_ms);
-        let Some(job) = at.and_then(|at| self.waiting.remove(at)) else { return Vec::new() };
+        let situation = Situation {
+            order: self.order,
+            loaded: self.loaded.as_ref(),
+            now_ms: self.now_ms,
+            turns: &self.turns,
+        };
+        let at = overtaking(&self.waiting, situation);
+        let Some(job) = at.and_then(|at| self.waiting.remove(at)) else {
+            return Mended::default();
+        };
         self.waiting.push_front(job);
-        remove_needless_switches(&mut self.waiting, self.loaded.clone())
+        mend(&mut self.waiting, self.loaded.clone(), new_id)
     }
 
     /// Makes the first job the running one, if none runs yet.
@@ -286,6 +306,24 @@ impl Queue {
             return None;
         }
         self.running = self.waiting.pop_front();
+        let running = self.running.as_ref()?;
+        self.awaited = None;
+        match &running.job {
+            Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. } => {
+                self.awaited = self.waiting.front().map(|next| next.id);
+            }
+            Job::Generation { .. } | Job::Custom { .. } | Job::Upscale { .. }
+                if self.order.fair =>
+            {
+                self.turns.take(&running.terms.client);
+            }
+            Job::Generation { .. }
+            | Job::Custom { .. }
+            | Job::Upscale { .. }
+            | Job::ModeSwitch { asked_by: SwitchOrigin::User | SwitchOrigin::Reload, .. }
+            | Job::Load { .. }
+            | Job::Unload { .. } => {}
+        }
         self.running.as_ref()
     }
 

@@ -9,6 +9,13 @@
 //! change begins one of the runs that `fifo` has. Once that job has waited for `max_wait`, it is next
 //! whatever is loaded. (It alone has to be looked at: those behind it have waited less.)
 //!
+//! **`fair`** lets the clients of a priority take turns: next is the first job of the one who was
+//! served longest ago, or never. So each has its own jobs in their order, and none waits for more than
+//! one job of each other client. With `affinity`, the job whose turn it is may be overtaken as the
+//! first one is without `fair`: by generations for what is loaded, whose clients take turns among
+//! themselves, until it has waited for `max_wait`. Of one client alone the order is the same as
+//! without.
+//!
 //! **What a mode switch means in this:**
 //! - One by a user or a reload, and whatever loads or unloads, is a *barrier*: it keeps its place
 //!   among its equals, and nothing overtakes it. Somebody wants what is there to change after the
@@ -20,9 +27,9 @@
 
 use std::collections::VecDeque;
 
-use super::{Entry, Target};
+use super::{Entry, Target, turns::Turns};
 use crate::{
-    job::{Job, JobId, SwitchOrigin},
+    job::{Job, JobId, SwitchOrigin, Terms},
     modes::{Order, Scheduling},
 };
 
@@ -36,36 +43,55 @@ pub struct Mended {
 
 /// Where a job of that priority belongs: behind all of its own and of higher ones.
 pub fn place_of(line: &VecDeque<Entry>, priority: i8) -> usize {
-    line.iter().rposition(|entry| entry.terms.priority >= priority).map_or(0, |at| at + 1)
+    // A switch may have been put in for a job that is elsewhere now.
+    let is_before = |it: &Entry| it.terms.priority >= priority && !is_for_generations(&it.job);
+    line.iter().rposition(is_before).map_or(0, |at| at + 1)
 }
 
-/// The place of the job that is brought forward, if it is not the first one's turn. It needs no
-/// switch: it is for what is loaded.
-pub fn overtaking(
-    line: &VecDeque<Entry>,
-    order: Order,
-    loaded: Option<&Target>,
-    now_ms: u64,
-) -> Option<usize> {
-    match order.scheduling {
-        Scheduling::Fifo => return None,
-        Scheduling::Affinity => {}
-    }
-    let priority = line.front()?.terms.priority;
-    let equals = line
-        .iter()
-        .enumerate()
-        .take_while(|(_, entry)| entry.terms.priority == priority && !is_barrier(&entry.job));
-    let mut jobs = equals.filter(|(_, entry)| !is_for_generations(&entry.job));
-    let (_, first) = jobs.next()?;
-    let waited_ms = u128::from(now_ms.saturating_sub(first.arrived_ms));
-    if waited_ms >= order.max_wait.duration().as_millis() || !is_for_another(&first.job, loaded) {
+/// What decides who overtakes.
+#[derive(Clone, Copy)]
+pub struct Situation<'a> {
+    pub order: Order,
+    pub loaded: Option<&'a Target>,
+    pub now_ms: u64,
+    pub turns: &'a Turns,
+}
+
+/// The place of the job that is brought forward, if it is not the first one's turn.
+pub fn overtaking(line: &VecDeque<Entry>, situation: Situation<'_>) -> Option<usize> {
+    let Situation { order, loaded, now_ms, .. } = situation;
+    if order.scheduling == Scheduling::Fifo && !order.fair {
         return None;
     }
-    jobs.find(|(_, entry)| {
-        matches!(entry.job, Job::Generation { .. }) && !is_for_another(&entry.job, loaded)
-    })
-    .map(|(at, _)| at)
+    let jobs = line.iter().enumerate().filter(|(_, entry)| !is_for_generations(&entry.job));
+    let (first, Entry { terms: Terms { priority, .. }, .. }) = jobs.clone().next()?;
+    let equals =
+        jobs.take_while(|(_, entry)| entry.terms.priority == *priority && !is_barrier(&entry.job));
+    let (in_turn, job) = in_turn(equals.clone(), situation)?;
+    let waited_ms = u128::from(now_ms.saturating_sub(job.arrived_ms));
+    let may_be_overtaken = order.scheduling == Scheduling::Affinity
+        && waited_ms < order.max_wait.duration().as_millis()
+        && is_for_another(&job.job, loaded);
+    let mut next = in_turn;
+    if may_be_overtaken {
+        let for_loaded = equals.filter(|(_, entry)| {
+            matches!(entry.job, Job::Generation { .. }) && !is_for_another(&entry.job, loaded)
+        });
+        next = self::in_turn(for_loaded, situation).map_or(in_turn, |(at, _)| at);
+    }
+    (next != first).then_some(next)
+}
+
+/// Of jobs in their order the one whose turn it is.
+fn in_turn<'e>(
+    mut jobs: impl Iterator<Item = (usize, &'e Entry)>,
+    Situation { order, turns, .. }: Situation<'_>,
+) -> Option<(usize, &'e Entry)> {
+    match order.fair {
+        // By id: one that was brought forward may still stand at the front.
+        true => jobs.min_by_key(|(_, entry)| (turns.last_of(&entry.terms.client), entry.id)),
+        false => jobs.next(),
+    }
 }
 
 /// Takes out the switches that belong to generations and are needed by none: no generation for what

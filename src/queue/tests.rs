@@ -2,12 +2,13 @@
 //! that was put before it, `!b` a switch by a user, `~b` one by a reload, `*` a custom job and `%` that all is unloaded; `b+x`
 //! is the mode with the LoRA x, which a request has brought along or the configuration has.
 
+mod fair;
 mod order;
 
 use super::*;
 use crate::{
     job::Unload,
-    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Watch},
+    modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Timeout, Watch},
     request::{EncodedImage, GenerateRequest, Webhook},
 };
 
@@ -314,6 +315,7 @@ fn modes(words: &str) -> Modes {
         pinned: false,
         preload: false,
         metadata: serde_json::Map::new(),
+        timeout: Timeout::Off,
     };
     let modes: Vec<Mode> = words.split_whitespace().map(mode).collect();
     Modes {
@@ -329,6 +331,7 @@ fn modes(words: &str) -> Modes {
         custom_jobs: Default::default(),
         webhooks: Default::default(),
         superres: None,
+        timeout: Timeout::Off,
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::{EncodedImage, FieldError, Files, InvalidFields, fields::MAX_ERRORS, json};
 
 /// Fields whose text is read as JSON, if it is some: numbers, lists, and a webhook with its secret.
-const JSON_FIELDS: [&str; 15] = [
+const JSON_FIELDS: [&str; 17] = [
     "n",
     "num_inference_steps",
     "guidance_scale",
@@ -14,6 +14,8 @@ const JSON_FIELDS: [&str; 15] = [
     "eta",
     "clip_skip",
     "priority",
+    "deadline",
+    "timeout",
     "loras",
     "tags",
     "denoise_strength",

@@ -6,8 +6,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, Source, Superres,
-    WebhookField, WebhookWish, lora_tags,
+    Deadline, EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, Source,
+    Superres, WebhookField, WebhookWish,
+    deadline::DeadlineField,
+    lora_tags,
     superres::{ANSWER_FIELDS, read_answer_fields},
 };
 use crate::modes::{CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
@@ -91,6 +93,14 @@ pub struct Overrides {
     /// JPEG's, 1 to 100, by default 92.
     #[schema(value_type = Option<String>, example = "jpeg")]
     pub superres_format: Option<Format>,
+    /// By when it is wanted: seconds from now, or a time as `2030-01-31T18:00:00Z`. If it has not
+    /// ended by then, it fails.
+    #[schema(value_type = Option<DeadlineField>)]
+    pub deadline: Option<Deadline>,
+    /// How many seconds drawing may take, from the prompt to the last image; the mode's own
+    /// `timeout`, where it is shorter, holds as well.
+    #[schema(minimum = 1, maximum = 86400)]
+    pub timeout: Option<u32>,
 }
 
 /// A LoRA that a caller wants.
@@ -138,7 +148,7 @@ pub struct Context<'a> {
     pub superres: Option<&'a CheckpointRef>,
 }
 
-const FIELDS: [&str; 24] = [
+const FIELDS: [&str; 26] = [
     "mode",
     "prompt",
     "negative_prompt",
@@ -163,6 +173,8 @@ const FIELDS: [&str; 24] = [
     "superres_magnitude",
     "superres_format",
     "superres_quality",
+    "deadline",
+    "timeout",
 ];
 
 /// More in one request are a mistake.
@@ -178,6 +190,8 @@ impl Overrides {
     pub const MAX_TAGS: usize = 16;
 
     pub const PRIORITIES: RangeInclusive<i8> = -10..=10;
+    /// A day.
+    pub const MAX_TIMEOUT_SECS: u32 = 86_400;
 
     /// Reads a request's JSON, or finds everything that is wrong with it. A `null` counts as absent.
     pub fn parse(body: &Value) -> Result<Self, InvalidFields> {
@@ -231,6 +245,8 @@ impl Overrides {
             superres,
             superres_magnitude,
             superres_format,
+            deadline: Deadline::read(&mut fields, "deadline"),
+            timeout: fields.whole_number("timeout", 1..=Self::MAX_TIMEOUT_SECS),
         };
         fields.require("prompt");
         if overrides.init_image.is_none() && fields.get("init_image").is_none() {

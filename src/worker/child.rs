@@ -24,7 +24,10 @@ use std::{
 
 use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind};
 use crate::{
-    engine::{DrawError, Step, checkpoint, memory},
+    engine::{
+        DrawError, Step, checkpoint, memory,
+        preview::{Glimpse, Preview},
+    },
     job::JobId,
     modes::{LoraCacheLimits, LoraReport, PipelineSpec},
     request::{EncodedImage, GenerateRequest, Superres},
@@ -41,6 +44,9 @@ mod tests;
 
 /// What the engine of this version computes on.
 const DEVICE: &str = "cpu";
+
+/// How often an image is shown on its way at most. Nobody may be looking; it costs next to nothing.
+const PREVIEW_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often a load reports its progress at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -236,15 +242,23 @@ impl Worker {
         let allocated = memory::allocated_bytes();
         memory::reset_peak();
         let socket = &self.socket;
-        let mut on_step = |Step { step, steps }| {
+        let mut previewed: Option<Instant> = None;
+        let mut watch = |Step { step, steps }, glimpse: Option<&Glimpse<'_>>| {
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
             // If the daemon is gone, the other thread ends the process.
             let _ = send(socket, &FromWorker::Step { job, step, steps }, &[]);
+            let is_due = previewed.is_none_or(|at| at.elapsed() >= PREVIEW_INTERVAL);
+            if let Some(Ok(preview)) = glimpse.filter(|_| is_due).map(Glimpse::preview) {
+                previewed = Some(Instant::now());
+                let Preview { width, height, rgb } = preview;
+                let _ =
+                    send(socket, &FromWorker::Preview { job, step, steps, width, height }, &rgb);
+            }
             ControlFlow::Continue(())
         };
-        match guarded(|| Ok(upscaling::draw(pipeline, request, upscaler, &mut on_step))) {
+        match guarded(|| Ok(upscaling::draw(pipeline, request, upscaler, &mut watch))) {
             Ok(Ok(made)) => {
                 let (report, rgb) = report(made, pipeline.loras());
                 let peak_bytes = memory::peak_bytes().saturating_sub(allocated);

@@ -41,7 +41,7 @@ pub enum ToWorker {
     },
     /// Let those go, and the upscaler as well. Answered by `Unloaded`.
     Unload { pipelines: Vec<PipelineId>, upscaler: bool },
-    /// Draw with that pipeline. Answered by `Step`s and then `Image`, `Failed` or `Cancelled`.
+    /// Draw with that pipeline. Answered by `Step`s and `Preview`s and then `Image`, `Failed` or `Cancelled`.
     Generate { job: JobId, pipeline: PipelineId, request: GenerateRequest, limit_bytes: u64 },
     /// Draw one small step with that pipeline, whose outcome nobody looks at. Answered by `Probed` or
     /// `Failed`.
@@ -85,6 +85,15 @@ pub enum FromWorker {
         step: u32,
         steps: u32,
     },
+    /// What the first image looks like after that step, at most twice a second. The frame's raw
+    /// bytes are its RGB rows, no side longer than 128 pixels.
+    Preview {
+        job: JobId,
+        step: u32,
+        steps: u32,
+        width: u32,
+        height: u32,
+    },
     /// The frame's raw bytes are the images' RGB rows, top to bottom, three bytes a pixel.
     Image {
         job: JobId,
@@ -113,6 +122,7 @@ impl FromWorker {
             | Self::Prepared { job, .. }
             | Self::Loaded { job, .. }
             | Self::Step { job, .. }
+            | Self::Preview { job, .. }
             | Self::Image { job, .. }
             | Self::Failed { job, .. }
             | Self::Probed { job }

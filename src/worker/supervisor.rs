@@ -76,6 +76,11 @@ impl Supervisor {
         self.state = State::Dead { restart_at: Instant::now() };
     }
 
+    /// Ends the process, which does not do what it is told, and starts another one.
+    pub fn replace(&mut self) {
+        self.state = State::Dead { restart_at: Instant::now() };
+    }
+
     /// Sends a message, without waiting; a dead worker does not get it.
     pub fn send(&self, message: ToWorker) {
         if let State::Alive { process, .. } = &self.state {

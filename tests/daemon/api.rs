@@ -174,7 +174,7 @@ fn the_modes_are_shown_as_they_are_declared() {
         "default_size": "512x512", "default_steps": 4, "default_guidance": 1.0,
         "default_scheduler": null, "default_negative_prompt": null, "clip_skip": 0,
         "guidance_rescale": 0.0, "timestep_spacing": null, "long_prompts": "cut",
-        "prompt_syntax": "plain", "pinned": false, "preload": false, "metadata": {},
+        "prompt_syntax": "plain", "pinned": false, "preload": false, "timeout": null, "metadata": {},
     });
     assert_eq!((&list["default_mode"], &list["max_pixels"]), (&json!("tiny"), &json!(4194304)));
     assert_eq!(list["modes"]["styled"], styled);

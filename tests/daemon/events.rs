@@ -5,6 +5,7 @@ use std::{
     net::TcpStream,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 
 use crate::support::{DEADLINE, Daemon, MODES, folder, wait_for};
@@ -60,7 +61,7 @@ impl Stream {
                 Some(("event", value)) => name = value.to_owned(),
                 Some(("data", value)) => data = serde_json::from_str(value).unwrap(),
                 Some(_) => panic!("{line}"),
-                None if line.trim_end().is_empty() && !id.is_empty() => {
+                None if line.trim_end().is_empty() && !(id.is_empty() && name.is_empty()) => {
                     return Some(Event { id, name, data });
                 }
                 None => {} // a comment
@@ -222,4 +223,50 @@ fn a_stop_ends_the_streams_behind_the_last_job() {
     let mut said = String::new();
     silent.read_to_string(&mut said).unwrap();
     assert!(said.contains("event: done"), "{said}");
+}
+
+#[test]
+fn who_asks_for_previews_sees_the_image_grow_and_nobody_else_does() {
+    let (daemon, _) = idle();
+    let mut all = Stream::open(&daemon, "/api/events?previews=true", None);
+    let mut plain = Stream::open(&daemon, "/api/events?previews=false", None);
+    let body = json!({"prompt": "x", "num_inference_steps": 999, "size": "512x256", "n": 2});
+    let submitted = daemon.post("/api/jobs", &body).json();
+    let id = submitted["id"].as_str().unwrap();
+    let preview = |stream: &mut Stream| {
+        wait_for("a preview", || stream.next().filter(|event| event.name == "preview"))
+    };
+    let first = preview(&mut all);
+    // Who comes later sees the latest one at once, and its own job's alone.
+    let mut of_job = Stream::open(&daemon, &format!("/api/jobs/{id}/events?previews=true"), None);
+    let other = daemon.post("/api/jobs", &json!({"prompt": "y"})).json();
+    let other = format!("/api/jobs/{}/events?previews=true", other["id"].as_str().unwrap());
+    let mut of_other = Stream::open(&daemon, &other, None);
+    for event in [first.clone(), preview(&mut of_job), preview(&mut all)] {
+        let data = &event.data;
+        assert_eq!((event.id.as_str(), data["job_id"].as_str()), ("", Some(id)), "{data}");
+        assert!((1..=1998).contains(&data["step"].as_u64().unwrap()), "{data}");
+        assert_eq!(data["steps"], 1998, "of both images");
+        let file = BASE64.decode(data["image"].as_str().unwrap()).unwrap();
+        assert_eq!(image::guess_format(&file).unwrap(), image::ImageFormat::Jpeg);
+        let image = image::load_from_memory(&file).unwrap();
+        assert_eq!((image.width(), image.height()), (64, 32));
+        assert_eq!((&data["width"], &data["height"]), (&json!(64), &json!(32)));
+    }
+    let events = daemon.send("DELETE", &format!("/api/jobs/{id}"), &[], b"");
+    assert_eq!(events.status, 202, "{}", events.text());
+    let ended = of_job.rest();
+    assert_eq!(ended.last().unwrap().name, "cancelled");
+    let told: Vec<Event> =
+        std::iter::from_fn(|| plain.next()).take_while(|event| event.name != "cancelled").collect();
+    assert!(told.iter().all(|event| event.name != "preview"), "{:?}", names(&told));
+    let told = std::iter::from_fn(|| of_other.next()).filter(|event| event.name == "preview");
+    assert!(told.map(|event| event.data["job_id"].clone()).all(|of| of != id));
+
+    let resumed = format!("/api/jobs/{id}/events?previews=true&after={}", ended[0].id);
+    let again = Stream::open(&daemon, &format!("/api/jobs/{id}/events?previews=true"), None).rest();
+    assert_eq!(names(&again), ["cancelled"], "none is kept");
+    assert!(daemon.get(&resumed).status < 300);
+    let wrong = daemon.get("/api/events?previews=maybe");
+    wrong.problem(400, "malformed-request", "/api/events");
 }

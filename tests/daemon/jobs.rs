@@ -191,3 +191,45 @@ fn who_prefers_not_to_wait_need_not() {
         .collect();
     assert_eq!(pointers, ["/size", "/tags"]);
 }
+
+#[test]
+fn a_job_says_when_it_will_begin_and_where_its_time_went() {
+    let daemon = Daemon::start();
+    let job = |id: &str| daemon.get(&format!("/api/jobs/{id}")).json();
+    let submit =
+        |body: &Value| daemon.post("/api/jobs", body).json()["id"].as_str().unwrap().to_owned();
+    daemon.wait_for_status("the default mode", |status| status["current_mode"] == "tiny");
+    let drawn = submit(&json!({"prompt": "x", "num_inference_steps": 4, "size": "128x128"}));
+    let drawn = daemon.finished_job(&drawn);
+    let timings = &drawn["timings"];
+    let ms = |name: &str| timings[name].as_u64().unwrap_or_else(|| panic!("{name}: {drawn}"));
+    let stages = ["queued_ms", "loading_ms", "encode_ms", "denoise_ms", "decode_ms"].map(ms);
+    // Each is rounded down by itself.
+    assert!(stages.iter().sum::<u64>() <= ms("total_ms") + 2, "{timings}");
+    assert!(ms("denoise_ms") > 0, "{timings}");
+    let [created, finished] =
+        ["created_unix_ms", "finished_unix_ms"].map(|name| drawn[name].as_u64().unwrap());
+    assert_eq!(ms("total_ms"), finished - created);
+    assert_eq!(drawn["estimated_start_unix_ms"], Value::Null);
+
+    // One that takes at least a hundred times as long, and two behind it.
+    let long = submit(&json!({"prompt": "x", "num_inference_steps": 999, "size": "256x256"}));
+    let ids = [(); 2].map(|()| submit(&json!({"prompt": "x", "size": "256x256"})));
+    daemon.wait_for_status("the first", |status| status["running_job"] == long.as_str());
+    let views = ids.each_ref().map(|id| job(id));
+    let starts = views.map(|view| {
+        assert_eq!(view["timings"], Value::Null);
+        view["estimated_start_unix_ms"].as_u64().unwrap_or_else(|| panic!("{view}"))
+    });
+    let now = job(&long)["started_unix_ms"].as_u64().unwrap();
+    assert!(now < starts[0] && starts[0] < starts[1], "{now} {starts:?}");
+    let listed = daemon.get("/api/jobs?state=queued").json();
+    let listed = listed["jobs"].as_array().unwrap().iter();
+    assert!(listed.into_iter().all(|job| job["estimated_start_unix_ms"].is_u64()));
+
+    assert_eq!(daemon.send("POST", "/api/queue/pause", &[], b"").status, 200);
+    assert_eq!(job(&ids[0])["estimated_start_unix_ms"], Value::Null, "nobody knows");
+    let cancelled = daemon.send("DELETE", &format!("/api/jobs/{long}"), &[], b"");
+    assert_eq!(cancelled.status, 202, "{}", cancelled.text());
+    assert_eq!(daemon.finished_job(&long)["timings"], Value::Null);
+}

@@ -15,6 +15,7 @@ mod families;
 mod faults;
 mod jobs;
 mod life;
+mod limits;
 mod loras;
 mod operations;
 mod process;

@@ -23,7 +23,15 @@ impl Worker {
 
     /// The same, of one that may be gone already.
     pub fn is_killed(&self) -> bool {
-        Command::new("kill").args(["-9", &self.pid.to_string()]).status().unwrap().success()
+        self.is_signalled("-9")
+    }
+
+    pub fn signal(&self, name: &str) {
+        assert!(self.is_signalled(name), "kill {name} {}", self.pid);
+    }
+
+    fn is_signalled(&self, name: &str) -> bool {
+        Command::new("kill").args([name, &self.pid.to_string()]).status().unwrap().success()
     }
 
     /// Whether it runs; one that is dead but not yet waited for does not.

@@ -132,6 +132,46 @@ fn a_higher_priority_is_drawn_first() {
 }
 
 #[test]
+fn clients_take_turns_where_it_is_fair() {
+    let daemon = Daemon::start_in(folder(&format!("{MODES}fair: true\n")), &[]);
+    daemon.wait_for_status("the default mode", |status| {
+        status["current_mode"] == "tiny" && status["running_job"].is_null()
+    });
+    post(&daemon, PAUSE);
+    let body = json!({"prompt": "x", "num_inference_steps": 1}).to_string();
+    let submit = |key: &[(&str, &str)], prefer: bool| {
+        let mut headers = vec![("content-type", "application/json")];
+        headers.extend(key);
+        let path = match prefer {
+            true => {
+                headers.push(("prefer", "respond-async"));
+                "/generate"
+            }
+            false => "/api/jobs",
+        };
+        let answer = daemon.send("POST", path, &headers, body.as_bytes());
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        answer.json()["id"].as_str().unwrap().to_owned()
+    };
+    let (x, y) = ([("authorization", "Bearer secret-x")], [("x-api-key", "secret-y")]);
+    let ids = [
+        submit(&x, false),
+        submit(&x, true),
+        submit(&x, false),
+        submit(&y, true),
+        submit(&[], false),
+        submit(&y, false),
+    ];
+    post(&daemon, RESUME);
+    let jobs: Vec<Value> = ids.iter().map(|id| daemon.finished_job(id)).collect();
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|at| jobs[*at]["started_unix_ms"].as_u64());
+    assert_eq!(order, [0, 3, 4, 1, 5, 2]);
+    let told = format!("{jobs:?}{}", daemon.log());
+    assert!(!told.contains("secret-"), "a key is shown: {told}");
+}
+
+#[test]
 fn a_reload_changes_the_order_at_once() {
     let daemon = started();
     post(&daemon, PAUSE);

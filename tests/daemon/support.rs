@@ -72,6 +72,8 @@ pub fn command_of(program: &Path, folder: &Path) -> Command {
         "QUEUE_MAX",
         "PRELOAD",
         "DRAIN_TIMEOUT",
+        "ADMISSION_TIMEOUT",
+        "STOP_GRACE",
         "NOTIFY_SOCKET",
         "DIFFUSED_URL",
         "COLUMNS",

@@ -1,7 +1,7 @@
 //! A request's JSON: any value, and values where others belong.
 
 use diffused::{
-    modes::{CheckpointRef, Defaults, Mode, PipelineSpec, Size},
+    modes::{CheckpointRef, Defaults, Mode, PipelineSpec, Size, Timeout},
     request::{
         Context, FieldError, GenerateRequest, InvalidFields, MAX_PROMPT_BYTES, Overrides, Superres,
     },
@@ -93,6 +93,7 @@ fn mode() -> Mode {
         pinned: false,
         preload: false,
         metadata: Map::new(),
+        timeout: Timeout::Off,
     }
 }
 

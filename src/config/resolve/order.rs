@@ -1,6 +1,6 @@
-//! The keys `scheduling` and `max_wait`: in what order work is done.
+//! The keys `scheduling`, `max_wait` and `fair`: in what order work is done.
 
-use super::parsed;
+use super::{flag, parsed};
 use crate::{
     config::reader::{Errors, Table},
     modes::Order,
@@ -12,5 +12,6 @@ pub fn order(root: &Table, errors: &mut Errors) -> Order {
     Order {
         scheduling: parsed(root, "scheduling", errors).unwrap_or(other.scheduling),
         max_wait: parsed(root, "max_wait", errors).unwrap_or(other.max_wait),
+        fair: flag(root, "fair", errors).unwrap_or(other.fair),
     }
 }

@@ -176,7 +176,7 @@ modes:
     modes.yaml:19:32: error: modes.portrait.metadata.y[1]: expected a finite number (JSON has no other)
     modes.yaml:20:3: error: modes."bad name!": a mode's name is made of letters, digits, '.', '_' and '-'
     modes.yaml:21:12: error: modes."bad name!".model: must stay inside its root folder: '..' is not allowed
-    modes.yaml:22:5: error: modes."bad name!".zzz: unknown key (known keys: model, vae, loras, on_lora_error, prediction, default_size, default_steps, default_guidance, guidance_rescale, default_scheduler, timestep_spacing, default_negative_prompt, clip_skip, long_prompts, prompt_syntax, pinned, preload, metadata)
+    modes.yaml:22:5: error: modes."bad name!".zzz: unknown key (known keys: model, vae, loras, on_lora_error, prediction, default_size, default_steps, default_guidance, guidance_rescale, default_scheduler, timestep_spacing, default_negative_prompt, clip_skip, long_prompts, prompt_syntax, pinned, preload, timeout, metadata)
     modes.yaml:23:10: error: modes.nothing: expected a mapping (key: value), found nothing
     modes.yaml:24:9: error: modes.text: expected a mapping (key: value), found the text 'x'
     "#);
@@ -303,11 +303,28 @@ fn the_order_of_work() {
         ("max_wait: 2m", Scheduling::Fifo, 120),
     ] {
         let order = resolved(&format!("{file}{lines}\n")).unwrap().modes.order;
-        assert_eq!(order, Order { scheduling, max_wait: Time::of_secs(seconds) }, "{lines}");
+        let max_wait = Time::of_secs(seconds);
+        assert_eq!(order, Order { scheduling, max_wait, fair: false }, "{lines}");
     }
-    insta::assert_snapshot!(errors(&format!("{file}scheduling: affine\nmax_wait: off\n")), @"
+    assert!(resolved(&format!("{file}fair: true\n")).unwrap().modes.order.fair);
+    let wrong = format!("{file}scheduling: affine\nmax_wait: off\nfair: yes\n");
+    insta::assert_snapshot!(errors(&wrong), @"
     modes.yaml:4:13: error: scheduling: there is no choice 'affine'; did you mean 'affinity'? (there are: fifo, affinity)
     modes.yaml:5:11: error: max_wait: 'off' is not a time: write 90s, 10m, 2h or 7d
+    modes.yaml:6:7: error: fair: expected true or false, found the text 'yes'
+    ");
+}
+
+#[test]
+fn how_long_drawing_may_take() {
+    let text = "model_root: m\ndefault_mode: a\ntimeout: 10m\n\
+                modes: {a: {model: x}, b: {model: x, timeout: 90s}, c: {model: x, timeout: off}}\n";
+    let modes = resolved(text).unwrap().modes;
+    let said: Vec<_> = modes.modes.values().map(|mode| mode.timeout.secs()).collect();
+    assert_eq!((modes.timeout.secs(), said), (Some(600), vec![None, Some(90), None]));
+    insta::assert_snapshot!(errors(&text.replace("10m", "10").replace("90s", "1.5h")), @"
+    modes.yaml:3:10: error: timeout: '10' is not a time: write 90s, 10m, 2h or 7d, or off
+    modes.yaml:4:47: error: modes.b.timeout: '1.5h' is not a time: write 90s, 10m, 2h or 7d, or off
     ");
 }
 

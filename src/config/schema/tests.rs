@@ -173,25 +173,15 @@ fn at_the_top(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
 }
 
+const AT_THE_TOP: [&str; 8] =
+    ["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "fair", "timeout", "memory"];
+
 #[test]
 fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
     let places: [(&[&str], InFile); 7] = [
         (&MODE_KEYS, in_mode),
-        (
-            &[
-                "max_pixels",
-                "watch",
-                "lora_root",
-                "scheduling",
-                "max_wait",
-                "memory",
-                "custom_jobs",
-                "webhooks",
-                "superres",
-            ],
-            at_the_top,
-        ),
+        (&AT_THE_TOP, at_the_top),
         (&["command"], |line| at_the_top(&format!("custom_jobs: {{job: {{{line}}}}}"))),
         (&["timeout", "description"], in_command),
         (&WEBHOOKS_KEYS, in_webhooks),

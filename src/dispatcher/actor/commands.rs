@@ -1,7 +1,5 @@
 //! What is asked of the dispatcher: submitted, cancelled, paused, configured, drained.
 
-use std::time::Duration;
-
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -9,7 +7,7 @@ use tokio::{
 
 use super::{Actor, Command, written::Then};
 use crate::{
-    dispatcher::{FailureKind, JobFailure, Outcome, SubmitError, Ticket},
+    dispatcher::{JobFailure, Outcome, SubmitError, Ticket, limits::Now, unix_ms},
     job::{Job, JobId, SwitchOrigin, Terms},
     journal::Record,
     modes::{Jobs, Modes},
@@ -141,33 +139,15 @@ impl Actor {
         let entry = self.enqueue(job, terms).map_err(|refused| match refused {
             Refused::Full => SubmitError::QueueFull {
                 limit: self.queue.limit(),
-                retry_after_secs: self.pace.retry_after_secs(),
+                retry_after_secs: self.jobs.retry_after_secs(),
             },
             Refused::TooMuchToHold => SubmitError::TooMuchToHold {
                 limit_bytes: queue::MAX_SOURCE_BYTES,
-                retry_after_secs: self.pace.retry_after_secs(),
+                retry_after_secs: self.jobs.retry_after_secs(),
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,
         })?;
-        self.limit_switch(&entry);
         Ok(entry)
-    }
-
-    /// A switch that may not wait for ever is given up in time.
-    pub(super) fn limit_switch(&mut self, entry: &Entry) {
-        let limit = match &entry.job {
-            Job::ModeSwitch { timeout_secs, .. } => *timeout_secs,
-            Job::Generation { .. }
-            | Job::Load { .. }
-            | Job::Unload { .. }
-            | Job::Custom { .. }
-            | Job::Upscale { .. } => None,
-        };
-        if let Some(secs) = limit {
-            let until_ms = entry.arrived_ms + 1000 * u64::from(secs);
-            let rest = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
-            self.switch_limits.insert(entry.id, Instant::now() + rest);
-        }
     }
 
     fn keep_as(&mut self, kept: Jobs) {
@@ -184,6 +164,8 @@ impl Actor {
     fn enqueue(&mut self, job: Job, terms: Terms) -> Result<Entry, Refused> {
         let queue = self.queue.at(self.clock.now_ms());
         let Submitted { switch, job, mended } = queue.submit(job, terms, JobId::new)?;
+        let now = Now { unix_ms: unix_ms(), steady_ms: self.clock.now_ms() };
+        self.limits.add(job.id, &job.job, &job.terms, now);
         let new = switch.into_iter().chain([job.clone()]).chain(mended.added);
         new.for_each(|entry| self.jobs.insert(entry));
         for entry in mended.removed {
@@ -202,27 +184,5 @@ impl Actor {
             self.conclude(entry, Outcome::Cancelled);
         }
         !removed.is_empty()
-    }
-
-    /// Switches that have waited for as long as they may fail; one that is being done goes on.
-    pub(super) fn give_up_waiting_switches(&mut self) {
-        let now = Instant::now();
-        let due = self.switch_limits.iter().filter(|(_, limit)| **limit <= now);
-        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.switch_limits.remove(&id);
-            let removed = self.queue.cancel(id);
-            for entry in &removed {
-                let message = "the jobs before this switch took longer than its timeout_secs; \
-                               nothing was switched";
-                let outcome = match entry.id == id {
-                    true => Outcome::Failed(JobFailure {
-                        kind: FailureKind::TimedOut,
-                        message: message.to_owned(),
-                    }),
-                    false => Outcome::Cancelled,
-                };
-                self.conclude(entry, outcome);
-            }
-        }
     }
 }

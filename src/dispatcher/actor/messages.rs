@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::{
     Actor,
     running::{Phase, Running, begun},
     written::times,
 };
 use crate::{
-    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome},
+    dispatcher::{DrawnImages, FailureKind, JobFailure, Outcome, Preview, limits::Limit},
     job::{Job, JobState},
     modes::gib,
     vram::{
@@ -56,9 +58,14 @@ impl Actor {
             }
             FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
             FromWorker::Step { step, steps, .. } => {
+                self.note_step();
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
             FromWorker::Probed { .. } => self.finish_running(Outcome::Loaded),
+            FromWorker::Preview { job, step, steps, width, height } => {
+                let preview = Preview { job, step, steps, width, height, rgb: payload };
+                self.jobs.previews().show(preview);
+            }
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
             FromWorker::Failed { error, held, .. } => {
                 held.into_iter().for_each(|held| self.reconcile(held));
@@ -66,6 +73,12 @@ impl Actor {
             }
             FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
         }
+    }
+
+    fn note_step(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        running.longest_step = running.longest_step.max(running.last_step.elapsed());
+        running.last_step = Instant::now();
     }
 
     fn on_failed(&mut self, failure: JobFailure) {
@@ -118,9 +131,11 @@ impl Actor {
             }
             Phase::AwaitsWorker | Phase::Loading(_) | Phase::Drawing(_) | Phase::Upscaling => {}
         }
-        if running.cancelled {
+        if running.stopped.is_some() {
             return self.finish_running(Outcome::Cancelled);
         }
+        let entry = running.entry.clone();
+        self.limits.lift(entry.id, Limit::Drawing);
         if running.attempts >= self.kept.max_attempts {
             let was_oom = host::oom_kills() > self.oom_kills_at_start;
             let failure = worker_died(running.attempts, was_oom);
@@ -131,7 +146,6 @@ impl Actor {
                 _ => self.on_load_failed(failure),
             };
         }
-        let entry = running.entry.clone();
         let (attempts, _) = self.jobs.begin(entry.id, JobState::Loading { percent: 0 });
         running.attempts = attempts;
         if entry.terms.durable {

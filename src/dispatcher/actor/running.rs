@@ -4,7 +4,7 @@
 //! (`loading`), and drawn with. A switch or a load ends where a generation begins to be drawn.
 //! Where the worker dies on the way, it begins again, once.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use tokio::time::Instant;
 
@@ -15,8 +15,9 @@ use crate::{
         clock::unix_ms,
         command::GRACE,
         custom::{BEGUN, CustomEvent, CustomRun},
+        limits::Limit,
     },
-    job::{Job, JobId, JobState, Unload},
+    job::{Job, JobId, JobState, SwitchOrigin, Unload},
     journal::Record,
     queue::{Entry, Target},
     vram::{
@@ -37,10 +38,13 @@ pub struct Running {
     /// Memory ran out under it once, and all that may have left for it.
     pub made_room: bool,
     pub attempts: u32,
-    /// It will end as cancelled, whatever comes of it.
-    pub cancelled: bool,
+    /// What it will end as, whatever comes of it: it was cancelled, or its time is over.
+    pub stopped: Option<Outcome>,
     /// It had its pipeline loaded.
     pub loaded: bool,
+    /// What a step of it has taken at most, and when the last one was done.
+    pub longest_step: Duration,
+    pub last_step: Instant,
     since: Instant,
 }
 
@@ -113,6 +117,13 @@ impl Actor {
             | Job::Upscale { .. } => JobState::Loading { percent: 0 },
             Job::Unload { .. } | Job::Custom { .. } => BEGUN.into(),
         };
+        self.limits.begun(entry.id);
+        if let Job::ModeSwitch { asked_by: SwitchOrigin::Generation, .. } = &entry.job
+            && let Some(next) = self.queue.first_waiting()
+        {
+            // What the switch is there for is next: its turn has come.
+            self.limits.begun(next);
+        }
         let (attempts, waited) = self.jobs.begin(entry.id, state);
         if let Some(waited) = waited {
             self.counters.waited(waited);
@@ -125,8 +136,10 @@ impl Actor {
             failed: None,
             made_room: false,
             attempts,
-            cancelled: false,
+            stopped: None,
             loaded: false,
+            longest_step: Duration::ZERO,
+            last_step: Instant::now(),
             since: Instant::now(),
         });
         match durable {
@@ -219,7 +232,7 @@ impl Actor {
             self.activate(id, target);
             return self.finish_running(Outcome::Failed(failure));
         }
-        if running.cancelled {
+        if running.stopped.is_some() {
             self.activate(id, target);
             return self.finish_running(Outcome::Cancelled);
         }
@@ -227,7 +240,12 @@ impl Actor {
             Job::Generation { request, .. } => {
                 let (job, request) = (running.entry.id, request.clone());
                 running.phase = Phase::Drawing(id);
-                self.jobs.set_state(job, JobState::Running { step: 0, steps: request.steps });
+                running.last_step = Instant::now();
+                if let Some(secs) = running.entry.terms.timeout_secs {
+                    let until_ms = self.clock.now_ms() + 1000 * u64::from(secs);
+                    self.limits.set(job, Limit::Drawing, until_ms);
+                }
+                self.jobs.begin_drawing(job, JobState::Running { step: 0, steps: request.steps });
                 let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
                 None
@@ -261,13 +279,14 @@ impl Actor {
             Outcome::Failed(_) | Outcome::Cancelled => false,
         };
         if succeeded {
-            self.pace.record(running.since.elapsed());
+            self.jobs.record_pace(&running.entry.job, running.since.elapsed());
             if !matches!(running.phase, Phase::Custom(_)) {
                 self.worker.has_proved_itself();
             }
         }
         self.queue.finish_running(succeeded);
-        let outcome = if running.cancelled { Outcome::Cancelled } else { outcome };
+        self.jobs.previews().clear();
+        let outcome = running.stopped.unwrap_or(outcome);
         // Those behind a switch that has failed would try in vain what it has just tried.
         if let (Job::ModeSwitch { .. }, Outcome::Failed(failure)) = (&running.entry.job, &outcome)
             && failure.kind != FailureKind::ShuttingDown
@@ -296,7 +315,7 @@ impl Actor {
             }
             (Phase::Custom(run), _) => run.stop(),
         }
-        running.cancelled = true;
+        running.stopped.get_or_insert(Outcome::Cancelled);
         true
     }
 
@@ -328,7 +347,7 @@ impl Actor {
     /// The running job does not end any more in this daemon.
     fn leave_running(&mut self) {
         let Some(running) = &self.running else { return };
-        if !self.outlives_us(&running.entry) || running.cancelled {
+        if !self.outlives_us(&running.entry) || running.stopped.is_some() {
             return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
         }
         let (id, attempts) = (running.id(), running.attempts - 1);

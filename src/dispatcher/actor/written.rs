@@ -10,6 +10,7 @@ use crate::{
     dispatcher::{
         FailureKind, JobFailure, Outcome, SubmitError, Ticket,
         clock::unix_ms,
+        limits::Now,
         table::{Ended, Expired},
     },
     job::{Job, JobId, SwitchOrigin},
@@ -151,6 +152,7 @@ impl Actor {
         let ending = Box::new(Ending {
             state: outcome.state(),
             finished_unix_ms: at_unix_ms,
+            drawing_unix_ms: self.jobs.get(entry.id).and_then(|view| view.drawing_unix_ms),
             result,
             report,
             image_bytes: 0,
@@ -188,7 +190,8 @@ impl Actor {
             }
             again += 1;
             selects |= matches!(entry.job, Job::ModeSwitch { asked_by: SwitchOrigin::User, .. });
-            self.limit_switch(&entry);
+            let now = Now { unix_ms: unix_ms(), steady_ms: self.clock.now_ms() };
+            self.limits.add(entry.id, &entry.job, &entry.terms, now);
             let Submitted { switch, mended, .. } = self.queue.restore(entry, JobId::new);
             let switches = switch.into_iter().chain(mended.added);
             switches.for_each(|entry| self.jobs.insert(entry));

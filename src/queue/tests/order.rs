@@ -1,5 +1,5 @@
 //! Priorities and `affinity`: as tables, and over random days. In the words of this module's head,
-//! with `b@5` for a priority; `+10` lets ten seconds go by.
+//! with `b@5` for a priority and `x/b` for a client; `+10` lets ten seconds go by.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,12 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use super::*;
 use crate::modes::{Scheduling, Time};
 
-const FIFO: Order = Order { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30) };
-const AFFINITY: Order = Order { scheduling: Scheduling::Affinity, ..FIFO };
+pub const FIFO: Order =
+    Order { scheduling: Scheduling::Fifo, max_wait: Time::of_secs(30), fair: false };
+pub const AFFINITY: Order = Order { scheduling: Scheduling::Affinity, ..FIFO };
 
 /// Submits the words in turn, and leaves the clock where it is then.
-fn happen(queue: &mut Queue, words: &str) {
+pub fn happen(queue: &mut Queue, words: &str) {
     for word in words.split_whitespace() {
         if let Some(seconds) = word.strip_prefix('+') {
             let later = queue.now_ms + seconds.parse::<u64>().unwrap() * 1000;
@@ -20,12 +21,14 @@ fn happen(queue: &mut Queue, words: &str) {
             continue;
         }
         let (word, priority) = word.split_once('@').unwrap_or((word, "0"));
-        let terms = Terms { priority: priority.parse().unwrap(), ..Terms::default() };
+        let (client, word) = word.split_once('/').map_or((None, word), |(of, it)| (Some(of), it));
+        let (priority, client) = (priority.parse().unwrap(), client.map(str::to_owned));
+        let terms = Terms { priority, client, ..Terms::default() };
         let _ = queue.submit(job(word), terms, JobId::new);
     }
 }
 
-fn queue_with(order: Order, loaded: &str, words: &str) -> Queue {
+pub fn queue_with(order: Order, loaded: &str, words: &str) -> Queue {
     let mut queue = queue(64, loaded);
     queue.set_order(order);
     happen(&mut queue, words);
@@ -33,8 +36,8 @@ fn queue_with(order: Order, loaded: &str, words: &str) -> Queue {
 }
 
 /// Does the next thing as a worker would to which everything succeeds.
-fn work(queue: &mut Queue) -> Option<Entry> {
-    queue.bring_forward();
+pub fn work(queue: &mut Queue) -> Option<Entry> {
+    queue.bring_forward(JobId::new);
     let entry = queue.start_next().cloned()?;
     if matches!(entry.job, Job::ModeSwitch { .. }) {
         queue.set_loaded(Target::of(&entry.job));
@@ -148,7 +151,7 @@ fn a_reload_changes_the_order_at_once() {
     let diff = old.diff(&new);
     assert_eq!(diff.settings, ["scheduling"]);
     queue.configure(&diff, &new, JobId::new);
-    let needless = queue.bring_forward();
+    let needless = queue.bring_forward(JobId::new).removed;
     assert_eq!((words(&needless), words(&queue.waiting)), (">a".into(), "a >b b".into()));
 }
 
@@ -157,7 +160,8 @@ fn while_it_is_paused_nothing_begins_and_nothing_changes_places() {
     let mut queue = queue_with(AFFINITY, "a", "b");
     queue.set_paused(true);
     happen(&mut queue, "a");
-    assert_eq!((queue.bring_forward(), queue.start_next()), (vec![], None));
+    let mended = queue.bring_forward(JobId::new);
+    assert_eq!((mended, queue.start_next()), (Mended::default(), None));
     assert_eq!(words(&queue.waiting), ">b b >a a");
     queue.set_paused(false);
     assert_eq!(words(&work(&mut queue)), "a");
@@ -223,7 +227,8 @@ impl Day {
     }
 
     fn works(&mut self) -> bool {
-        let removed = self.queue.bring_forward();
+        let Mended { removed, added } = self.queue.bring_forward(JobId::new);
+        assert!(added.is_empty(), "who overtakes needs no switch");
         assert!(removed.iter().all(|entry| is_for_generations(&entry.job)));
         let Some(first) = self.first_job() else { return false };
         if self.begun.take().is_none_or(|begun| begun != first.id) {
@@ -270,7 +275,7 @@ impl Day {
     }
 }
 
-fn check(strategy: impl Strategy<Value = Vec<Event>>, test: impl Fn(&[Event])) {
+pub fn check<E: std::fmt::Debug>(strategy: impl Strategy<Value = Vec<E>>, test: impl Fn(&[E])) {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1000) };
     let mut runner = TestRunner::new(config);
     runner

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, LongPrompts, PipelineSpec, PromptSyntax},
+    modes::{CheckpointRef, LongPrompts, PipelineSpec, PromptSyntax, Timeout},
     request::MAX_PROMPT_BYTES,
 };
 
@@ -28,6 +28,7 @@ fn mode() -> Mode {
         pinned: false,
         preload: false,
         metadata: serde_json::Map::new(),
+        timeout: Timeout::Off,
     }
 }
 

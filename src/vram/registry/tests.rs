@@ -5,7 +5,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, Defaults, Eviction, Mode, Order, Watch},
+    modes::{CheckpointRef, Defaults, Eviction, Mode, Order, Timeout, Watch},
     vram::ledger::{Component, Segment},
 };
 
@@ -25,6 +25,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
             pinned: *pinned,
             preload: false,
             metadata: serde_json::Map::new(),
+            timeout: Timeout::Off,
         };
         (mode.name.clone(), mode.into())
     };
@@ -41,6 +42,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         custom_jobs: Default::default(),
         webhooks: Default::default(),
         superres: None,
+        timeout: Timeout::Off,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         DrawError, Drawn, Pipeline, Step,
         checkpoint::FileIdentity,
         memory,
+        preview::Glimpse,
         upscale::{self, Rgb, Upscaled, Upscaler},
     },
     job::JobId,
@@ -68,21 +69,21 @@ pub struct Enlarged {
     pub report: SuperresReport,
 }
 
-/// Draws a request's images, and makes them larger if that was asked for. `on_step` hears of tiles
+/// Draws a request's images, and makes them larger if that was asked for. `watch` hears of tiles
 /// as of steps, which they follow.
 pub fn draw(
     pipeline: &Pipeline,
     request: &GenerateRequest,
     upscaler: Option<&Upscaler>,
-    on_step: &mut dyn FnMut(Step) -> ControlFlow<()>,
+    watch: &mut dyn FnMut(Step, Option<&Glimpse<'_>>) -> ControlFlow<()>,
 ) -> Result<Made, DrawError> {
     let size = (request.size.width, request.size.height);
     let magnitude = request.superres.as_ref().map(|superres| superres.magnitude);
     let tiles = magnitude.map_or(0, |it| request.n * upscale::tiles(upscaler, size, it));
     let mut last = Step { step: 0, steps: 0 };
-    let drawn = pipeline.draw(request, &mut |Step { step, steps }| {
+    let drawn = pipeline.draw_watched(request, &mut |Step { step, steps }, glimpse| {
         last = Step { step, steps: steps + tiles };
-        on_step(last)
+        watch(last, glimpse)
     })?;
     let Some(superres) = &request.superres else {
         return Ok(Made { drawn, steps: last.step, enlarged: None });
@@ -91,7 +92,7 @@ pub fn draw(
     let mut step = last.step;
     let mut on_tile = || {
         step += 1;
-        on_step(Step { step, ..last })
+        watch(Step { step, ..last }, None)
     };
     let images = drawn.images.iter().map(|rgb| {
         let image = Rgb { width: size.0, height: size.1, bytes: rgb };
