@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["modes", "request"]),
     ("config", &["modes"]),
     ("queue", &["job", "modes", "request"]),
-    ("journal", &["image", "job", "queue", "worker"]),
+    ("journal", &["image", "job", "modes", "queue", "request", "worker"]),
     ("vram", &["modes"]),
     // It is handed what to tell, and tells what became of it: nobody else's business.
     ("webhook", &["job", "modes", "request"]),

@@ -26,9 +26,9 @@ pub fn schema() -> String {
             "max_pixels": whole("The largest image that a request may ask for [4194304].", 64, Size::MAX_PIXELS),
             "watch": one_of("How an edit of this file is noticed [auto].", Watch::NAMES),
             "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
-            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m or 2h [30s].", TIME),
+            "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m, 2h or 7d [30s].", TIME),
             "fair": flag("Whether clients, told apart by their keys, take turns within a priority [false]."),
-            "timeout": timeout("Drawing that takes longer fails: 90s, 10m, 2h or off [off]."),
+            "timeout": timeout("Drawing that takes longer fails: 90s, 10m, 2h, 7d or off [off]."),
             "memory": memory(),
             "jobs": jobs(),
             "custom_jobs": {
@@ -57,7 +57,7 @@ fn names() -> Value {
     json!({"pattern": "^[A-Za-z0-9._-]*[A-Za-z0-9][A-Za-z0-9._-]*$", "maxLength": 64})
 }
 
-const TIME: &str = r"^\s*0*[1-9][0-9]*\s*[smh]\s*$";
+const TIME: &str = r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$";
 
 fn command() -> Value {
     json!({
@@ -71,7 +71,7 @@ fn command() -> Value {
                 "minItems": 1,
                 "items": {"type": "string"},
             },
-            "timeout": with_pattern("How long it may take, 90s, 10m or 2h [60s].", TIME),
+            "timeout": with_pattern("How long it may take, 90s, 10m, 2h or 7d [60s].", TIME),
             "description": text("One line for those who list the custom jobs."),
         },
     })
@@ -84,7 +84,7 @@ fn webhooks() -> Value {
         "secret": secret,
         "allow_private": flag("Whether they may go to addresses that are not public [false]."),
         "max_attempts": whole("How often a delivery is tried [8].", 1, Webhooks::MAX_ATTEMPTS.into()),
-        "timeout": with_pattern("Of one attempt, 90s, 10m or 2h [10s].", TIME),
+        "timeout": with_pattern("Of one attempt, 90s, 10m, 2h or 7d [10s].", TIME),
         "first_retry": with_pattern("How long the second attempt waits for, about; each further one twice as long, up to ten minutes [1s].", TIME),
     });
     section("How webhooks are signed and delivered.", keys)
@@ -105,7 +105,7 @@ fn memory() -> Value {
         "max_models": whole("How many models may be loaded at a time [as many as there is room for].", 1, Memory::MAX_MODELS.into()),
         "limit_gb": limit_gb,
         "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
-        "idle_unload": with_pattern("A model that nobody has used for so long is unloaded: 90s, 10m, 2h or off [off].", r"^\s*(off|0*[1-9][0-9]*\s*[smhd])\s*$"),
+        "idle_unload": timeout("A model that nobody has used for so long is unloaded: 90s, 10m, 2h, 7d or off [off]."),
         "verify": flag("Whether a model must draw one step before it is used [false]."),
         "lora_cache": section("LoRA files that stay open once they were read.", lora_cache),
     });
@@ -114,7 +114,7 @@ fn memory() -> Value {
 
 fn jobs() -> Value {
     let retention = json!({
-        "max_age": with_pattern("For so long: 90s, 10m, 2h or 7d [7d].", r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$"),
+        "max_age": with_pattern("For so long: 90s, 10m, 2h or 7d [7d].", TIME),
         "max_jobs": whole("So many of them [10000].", 0, Retention::MAX_JOBS.into()),
         "max_gb": number("So much of their images, in gb of 2^30 bytes [10].", 0.0, Retention::MAX_GB),
     });
@@ -178,7 +178,7 @@ fn mode() -> Value {
             "prompt_syntax": one_of("Whether (word:1.3) weighs a word [plain].", PromptSyntax::NAMES),
             "pinned": flag("Whether its model stays loaded until it is unloaded by name [false]."),
             "preload": flag("Whether its model is loaded at the start [false]."),
-            "timeout": timeout("Drawing with it that takes longer fails: 90s, 10m, 2h or off [off]."),
+            "timeout": timeout("Drawing with it that takes longer fails: 90s, 10m, 2h, 7d or off [off]."),
             "metadata": {"description": "Yours: shown to clients, otherwise not looked at.", "type": ["object", "null"]},
         },
     })
@@ -215,7 +215,7 @@ fn flag(description: &str) -> Value {
 }
 
 fn timeout(description: &str) -> Value {
-    with_pattern(description, r"^\s*(off|0*[1-9][0-9]*\s*[smh])\s*$")
+    with_pattern(description, r"^\s*(off|0*[1-9][0-9]*\s*[smhd])\s*$")
 }
 
 fn with_pattern(description: &str, pattern: &str) -> Value {

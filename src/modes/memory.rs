@@ -84,7 +84,7 @@ pub enum IdleUnload {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a time: write 90s, 10m or 2h, or off")]
+#[error("'{0}' is not a time: write 90s, 10m, 2h or 7d, or off")]
 pub struct InvalidIdleUnload(String);
 
 impl IdleUnload {

@@ -139,7 +139,7 @@ mod tests {
         m.yaml:7:3: error: custom_jobs.none: required key 'command' is missing
         m.yaml:8:20: error: custom_jobs.empty.command: is empty; the program comes first
         m.yaml:9:23: error: custom_jobs.nameless.command: has no program: the first entry is empty
-        m.yaml:9:38: error: custom_jobs.nameless.timeout: '0s' is not a time: write 90s, 10m or 2h
+        m.yaml:9:38: error: custom_jobs.nameless.timeout: '0s' is not a time: write 90s, 10m, 2h or 7d
         m.yaml:10:25: error: custom_jobs.number.command[1]: expected text, found the number 1; put it in quotes
         m.yaml:11:20: error: custom_jobs.shell.command: expected a list, found the text 'x | y'
         m.yaml:12:25: error: custom_jobs.known.time: unknown key; did you mean 'timeout'?

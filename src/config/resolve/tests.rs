@@ -347,7 +347,13 @@ fn what_is_kept_of_jobs() {
     }
     let wrong =
         "jobs: {journal: maybe, max_attempts: 0, retain: 1, retention: {max_gb: -1, max_age: 1}}";
-    insta::assert_snapshot!(errors(&format!("{file}{wrong}\n")), @"");
+    insta::assert_snapshot!(errors(&format!("{file}{wrong}\n")), @"
+    modes.yaml:4:17: error: jobs.journal: there is no choice 'maybe' (there are: on, off)
+    modes.yaml:4:38: error: jobs.max_attempts: 0 is not between 1 and 100
+    modes.yaml:4:41: error: jobs.retain: unknown key; did you mean 'retention'?
+    modes.yaml:4:72: error: jobs.retention.max_gb: -1 is not between 0 and 1000000
+    modes.yaml:4:85: error: jobs.retention.max_age: '1' is not a time: write 90s, 10m, 2h or 7d
+    ");
 }
 
 #[test]

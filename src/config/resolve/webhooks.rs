@@ -75,7 +75,7 @@ mod tests {
         m.yaml:4:20: error: webhooks.secret: is empty: leave the line out to sign nothing
         m.yaml:4:39: error: webhooks.allow_private: expected true or false, found the text 'perhaps'
         m.yaml:4:62: error: webhooks.max_attempts: 0 is not between 1 and 100
-        m.yaml:4:74: error: webhooks.timeout: '9' is not a time: write 90s, 10m or 2h
+        m.yaml:4:74: error: webhooks.timeout: '9' is not a time: write 90s, 10m, 2h or 7d
         m.yaml:4:77: error: webhooks.url: unknown key (known keys: secret, allow_private, max_attempts, timeout, first_retry)
         ");
     }

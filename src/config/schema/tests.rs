@@ -12,6 +12,7 @@ use crate::config::{
     resolve::{
         LORA_KEYS, MODE_KEYS, ROOT_KEYS,
         custom::COMMAND_KEYS,
+        jobs::{JOBS_KEYS, RETENTION_KEYS},
         memory::{LORA_CACHE_KEYS, MEMORY_KEYS},
         resolve,
         webhooks::WEBHOOKS_KEYS,
@@ -126,6 +127,8 @@ fn it_has_the_keys_that_the_parser_knows() {
         ("/properties/memory/properties", &MEMORY_KEYS),
         ("/properties/memory/properties/lora_cache/properties", &LORA_CACHE_KEYS),
         ("/properties/webhooks/properties", &WEBHOOKS_KEYS),
+        ("/properties/jobs/properties", &JOBS_KEYS),
+        ("/properties/jobs/properties/retention/properties", &RETENTION_KEYS),
         ("/properties/custom_jobs/additionalProperties/properties", &COMMAND_KEYS),
         ("/definitions/mode/properties", &MODE_KEYS),
         ("/definitions/lora/properties", &LORA_KEYS),
@@ -156,6 +159,10 @@ fn in_memory(line: &str) -> String {
     at_the_top(&format!("memory: {{{line}}}"))
 }
 
+fn in_jobs(line: &str) -> String {
+    at_the_top(&format!("jobs: {{{line}}}"))
+}
+
 fn in_webhooks(line: &str) -> String {
     at_the_top(&format!("webhooks: {{{line}}}"))
 }
@@ -173,18 +180,32 @@ fn at_the_top(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
 }
 
-const AT_THE_TOP: [&str; 8] =
-    ["max_pixels", "watch", "lora_root", "scheduling", "max_wait", "fair", "timeout", "memory"];
+const AT_THE_TOP: [&str; 12] = [
+    "max_pixels",
+    "watch",
+    "lora_root",
+    "scheduling",
+    "max_wait",
+    "fair",
+    "timeout",
+    "memory",
+    "jobs",
+    "custom_jobs",
+    "webhooks",
+    "superres",
+];
 
 #[test]
 fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
-    let places: [(&[&str], InFile); 7] = [
+    let places: [(&[&str], InFile); 9] = [
         (&MODE_KEYS, in_mode),
         (&AT_THE_TOP, at_the_top),
         (&["command"], |line| at_the_top(&format!("custom_jobs: {{job: {{{line}}}}}"))),
         (&["timeout", "description"], in_command),
         (&WEBHOOKS_KEYS, in_webhooks),
+        (&JOBS_KEYS, in_jobs),
+        (&RETENTION_KEYS, |line| in_jobs(&format!("retention: {{{line}}}"))),
         (&MEMORY_KEYS, in_memory),
         (&LORA_CACHE_KEYS, in_lora_cache),
     ];

@@ -131,14 +131,14 @@ fn a_value_that_does_not_fit_says_what_would() {
     --
     modes.yaml:4:20: error: memory.eviction: there is no eviction policy 'lrru'; did you mean 'lru'? (there are: lru, fifo, memory_pressure)
     modes.yaml:4:34: error: memory.verify: expected true or false, found the text 'yes'
-    modes.yaml:4:52: error: memory.idle_unload: '90' is not a time: write 90s, 10m or 2h, or off
+    modes.yaml:4:52: error: memory.idle_unload: '90' is not a time: write 90s, 10m, 2h or 7d, or off
     --
     modes.yaml:4:20: error: memory.eviction: there is no eviction policy 'true' (there are: lru, fifo, memory_pressure)
     modes.yaml:4:34: error: memory.verify: expected true or false, found the number 1
-    modes.yaml:4:50: error: memory.idle_unload: 'never' is not a time: write 90s, 10m or 2h, or off
+    modes.yaml:4:50: error: memory.idle_unload: 'never' is not a time: write 90s, 10m, 2h or 7d, or off
     --
     modes.yaml:4:18: error: memory.verify: expected true or false, found the text 'true'
-    modes.yaml:4:39: error: memory.idle_unload: '0s' is not a time: write 90s, 10m or 2h, or off
+    modes.yaml:4:39: error: memory.idle_unload: '0s' is not a time: write 90s, 10m, 2h or 7d, or off
     --
     modes.yaml:4:10: error: memory.max_model: unknown key; did you mean 'max_models'?
     modes.yaml:4:24: error: memory.lora_cach: unknown key; did you mean 'lora_cache'?
