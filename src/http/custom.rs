@@ -12,7 +12,9 @@ use super::{
     Api,
     asking::check_webhook,
     body::JsonBody,
+    client::Client,
     guards::Admin,
+    idempotency,
     job_info::{Accepted, StateName},
     jobs::accepted,
     problem::{Kind, Problem},
@@ -51,7 +53,9 @@ pub struct CustomRequest {
 /// configuration names a command for. `unload_all` and `warm_up` need the admin key, where one is
 /// set.
 #[utoipa::path(post, path = "/api/jobs/custom", tag = "jobs", request_body = CustomRequest,
-    params(("X-Admin-Key" = Option<String>, Header, description = "Where one is set")),
+    params(("X-Admin-Key" = Option<String>, Header, description = "Where one is set"),
+           ("Idempotency-Key" = Option<String>, Header, description =
+        "Any text: the same one with the same body gives the first one's job")),
     responses(
         (status = 202, description = "Queued; Location has the job", body = Accepted),
         (status = 400, description = "The body is not JSON"),
@@ -63,6 +67,7 @@ pub struct CustomRequest {
     ))]
 pub async fn submit(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -82,6 +87,8 @@ pub async fn submit(
     if changes_what_is_loaded(&job) {
         Admin::check(&headers, &api)?;
     }
+    let idempotency = idempotency::of_parts(&headers, [body.to_string().as_bytes()])?;
+    let terms = Terms { client: client.0, idempotency, ..terms };
     let id = submit_durable(&api, job, terms).await?;
     Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
 }

@@ -40,8 +40,16 @@ struct Slot {
     job: OnceCell<JobId>,
 }
 
-/// What stands for a body, of its parts in their order.
-pub fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+/// The request's key, if it has one, with what stands for its body: the parts in their order.
+pub fn of_parts<'a>(
+    headers: &HeaderMap,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Option<IdempotencyKey>, Problem> {
+    let key = key(headers)?;
+    Ok(key.map(|key| IdempotencyKey { key, fingerprint: fingerprint(parts) }))
+}
+
+fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
@@ -50,8 +58,7 @@ pub fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     format!("{:x}", hash.finalize())
 }
 
-/// The request's key, if it has one.
-pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
     match key.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= MAX_KEY_BYTES => Ok(Some(key.to_owned())),

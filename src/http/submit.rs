@@ -92,8 +92,12 @@ pub fn idempotency_of(
     headers: &HeaderMap,
     body: &GenerateBody,
 ) -> Result<Option<IdempotencyKey>, Problem> {
-    let key = idempotency::key(headers)?;
-    Ok(key.map(|key| IdempotencyKey { key, fingerprint: fingerprint_of(body) }))
+    let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
+    let Files { init_image, mask_image, image } = &body.files;
+    let files = [init_image, mask_image, image].map(file);
+    let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
+    let fields = body.fields.to_string();
+    idempotency::of_parts(headers, [fields.as_bytes()].into_iter().chain(files))
 }
 
 /// Queues a job that goes on whoever hangs up, from here on; once for each Idempotency-Key.
@@ -105,15 +109,6 @@ pub async fn submit_durable(api: &Api, job: Job, terms: Terms) -> Result<JobId, 
         idempotency.submit_once(key, submit).await
     };
     tokio::spawn(submitting).await.map_err(Problem::internal)?
-}
-
-fn fingerprint_of(body: &GenerateBody) -> String {
-    let fields = body.fields.to_string();
-    let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
-    let Files { init_image, mask_image, image } = &body.files;
-    let files = [file(init_image), file(mask_image), file(image)];
-    let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
-    idempotency::fingerprint([fields.as_bytes()].into_iter().chain(files))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::{
     answer::{self, UpscaleAnswer, Upscaled},
     asking::{ImageFile, UNPACKING},
     body::GenerateBody,
+    client::Client,
     job_info::{Accepted, StateName},
     jobs::accepted,
     problem::Problem,
@@ -79,18 +80,20 @@ pub struct UpscaleForm {
 )]
 pub async fn upscale(
     State(api): State<Api>,
+    client: Client,
     headers: HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     if submit::prefers_async(&headers) {
-        return later(&api, &headers, body).await;
+        return later(&api, client, &headers, body).await;
     }
     let GenerateBody { fields, files, room } = body;
     let asked = understand(&api, &fields, files).await?;
     drop((fields, room));
     let form = accept::form_as(&headers, 1, asked.superres.format)?;
     let (superres, parameters) = (asked.superres.clone(), asked.parameters.clone());
-    let ticket = api.dispatcher.submit(asked.into_job()).await?;
+    let terms = Terms { admission_secs: api.admission_secs, client: client.0, ..Terms::default() };
+    let ticket = api.dispatcher.submit_with(asked.into_job(), terms).await?;
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
     match ticket.outcome().await {
@@ -109,12 +112,17 @@ pub async fn upscale(
 }
 
 /// Queues it and answers at once; the image is kept for GET /api/jobs/{id}/image.
-async fn later(api: &Api, headers: &HeaderMap, body: GenerateBody) -> Result<Response, Problem> {
+async fn later(
+    api: &Api,
+    client: Client,
+    headers: &HeaderMap,
+    body: GenerateBody,
+) -> Result<Response, Problem> {
     let idempotency = submit::idempotency_of(headers, &body)?;
     let GenerateBody { fields, files, room } = body;
     let asked = understand(api, &fields, files).await?;
     drop((fields, room));
-    let terms = Terms { durable: true, idempotency, ..Terms::default() };
+    let terms = Terms { durable: true, idempotency, client: client.0, ..Terms::default() };
     let id = submit::submit_durable(api, asked.into_job(), terms).await?;
     let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
     let mut response = accepted(id, Accepted { id: id.to_string(), state });
