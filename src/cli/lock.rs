@@ -1,8 +1,9 @@
 //! The state folder belongs to one daemon at a time.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Write},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -29,7 +30,8 @@ impl StateDir {
     /// Makes the folder where it is missing, and takes it.
     pub fn acquire(path: &Path) -> Result<Self, StateDirError> {
         let unusable = |error| StateDirError::Unusable { path: path.into(), error };
-        fs::create_dir_all(path).map_err(unusable)?;
+        // What people have asked to be drawn is nobody else's business.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut lock = options.open(path.join("lock")).map_err(unusable)?;
@@ -75,7 +77,7 @@ mod tests {
     fn a_file_in_its_place_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        fs::write(&path, "").unwrap();
+        std::fs::write(&path, "").unwrap();
         let error = StateDir::acquire(&path).unwrap_err().to_string();
         assert!(error.contains("file' cannot be used"), "{error}");
     }

@@ -58,7 +58,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", env = "DIFFUSED_ADMIN_KEY_FILE")]
     admin_key_file: Option<PathBuf>,
     /// How many jobs may wait; more are answered with 429
-    #[arg(long, value_name = "N", default_value_t = 64, env = "QUEUE_MAX",
+    #[arg(long, value_name = "N", default_value_t = 1000, env = "QUEUE_MAX",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub queue_max: u32,
     /// How many seconds the running job has to end when the daemon is stopped

@@ -59,7 +59,9 @@ fn a_binary_with_jobs_of_its_own_runs_them_between_the_images() {
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("did you mean 'disk_usage'?"), "{detail}");
     assert!(
-        detail.contains("(there are: bug, disk_usage, unload_all, verify_checkpoint, warm_up)"),
+        detail.contains(
+            "(there are: bug, disk_usage, unload_all, upscale, verify_checkpoint, warm_up)"
+        ),
         "{detail}"
     );
 

@@ -113,6 +113,36 @@ fn what_has_ended_keeps_its_result() {
 }
 
 #[test]
+fn a_larger_image_and_a_custom_job_keep_their_results_too() {
+    let mut daemon = start("custom_jobs: {echo: {command: [cat]}}\n");
+    let drawn = submit(&daemon, json!({"superres": true}));
+    daemon.finished_job(&drawn);
+    let small = daemon.post("/generate", &body(json!({}))).body;
+    let image = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, small);
+    let upscale = json!({"name": "upscale", "args": {"image": image}});
+    let upscale = daemon.post("/api/jobs/custom", &upscale).header("x-job-id").to_owned();
+    let echo = json!({"name": "echo", "args": {"a": [1, 2]}, "tags": ["mine"]});
+    let echo = daemon.post("/api/jobs/custom", &echo).header("x-job-id").to_owned();
+    let all = [&drawn, &upscale, &echo];
+    let before = all.map(|id| daemon.finished_job(id));
+    assert_eq!(before[2]["result"], json!({"a": [1, 2]}));
+    let paths = [&drawn, &upscale].map(|id| format!("/api/jobs/{id}/image"));
+    let images = paths.each_ref().map(|path| daemon.get(path));
+    daemon.kill();
+    daemon.start_again(&[]);
+    assert_eq!(all.map(|id| job(&daemon, id)), before);
+    for (path, image) in paths.iter().zip(&images) {
+        let again = daemon.get(path);
+        assert!(again.body == image.body && image.status == 200, "{}", again.text());
+        for header in ["x-superres", "x-superres-model"] {
+            assert_eq!(again.header(header), image.header(header));
+            assert!(!image.header(header).is_empty());
+        }
+        assert_eq!(daemon.get(&format!("{path}?format=jpeg")).header("content-type"), "image/jpeg");
+    }
+}
+
+#[test]
 fn a_job_that_ends_the_daemon_again_and_again_is_given_up() {
     let mut daemon = start("jobs: {max_attempts: 3}\n");
     let poison = submit(&daemon, long());

@@ -29,7 +29,11 @@ struct Receiver {
 
 impl Receiver {
     fn start(statuses: &'static [&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0", statuses)
+    }
+
+    fn start_at(address: &str, statuses: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (seen, posts) = mpsc::channel();
         thread::spawn(move || {
@@ -262,4 +266,33 @@ fn a_daemon_that_stops_tells_what_it_has_finished() {
     assert!(daemon.ended().success());
     let post = receiver.posts.try_recv().expect("it was told before the daemon ended");
     assert_eq!(post.header("x-diffused-event"), "job.done");
+}
+
+#[test]
+fn what_was_not_told_the_next_daemon_tells_once() {
+    // Nobody is there, for now.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let mut daemon = start("{allow_private: true, first_retry: 1m}");
+    let id = submit(&daemon, json!(format!("http://{address}/hook")));
+    daemon.finished_job(&id);
+    daemon.kill();
+    let receiver = Receiver::start_at(&address.to_string(), &["204 No Content"; 4]);
+    daemon.start_again(&[]);
+    let post = receiver.post();
+    assert_eq!((post.header("x-diffused-delivery"), &post.json()["id"]), (&*id, &json!(id)));
+    assert_eq!(post.json()["state"], "done");
+    let shown = daemon.get(&format!("/api/jobs/{id}"));
+    assert_eq!(post.json(), shown.json(), "the same as who asks is told");
+    // It is known that it was told, as soon as whatever comes next is written.
+    let next = submit(&daemon, json!(format!("http://{address}/next")));
+    assert_eq!(receiver.post().json()["id"], json!(next));
+    daemon.signal("-TERM");
+    daemon.ended();
+    daemon.start_again(&[]);
+    let last = submit(&daemon, json!(format!("http://{address}/last")));
+    let told = [receiver.post()].map(|post| post.json()["id"].clone());
+    assert_ne!(told[0], json!(id), "told a second time");
+    assert!(told[0] == json!(last) || told[0] == json!(next));
 }
