@@ -43,7 +43,7 @@ pub use self::{
 };
 pub use crate::worker::protocol::{DrawnImages, DrawnReport};
 use crate::{
-    job::{Job, JobId, Terms},
+    job::{Job, JobId, JobState, Terms},
     journal::{Journal, JournalError, Results},
     modes::{Modes, ModesDiff},
     vram,
@@ -151,6 +151,11 @@ impl Handle {
             view.estimated_start_unix_ms = None;
         }
         view
+    }
+
+    /// The same without its place among the others, which takes a look at each of them.
+    pub fn job_state(&self, id: JobId) -> Option<JobState> {
+        self.jobs.state(id)
     }
 
     /// An image of a durable job ([`Terms::durable`]), for as long as it is kept. Reads a file.

@@ -82,6 +82,12 @@ impl SharedJobs {
         Some(view)
     }
 
+    /// How a job stands, and nothing of its place among the others.
+    pub fn state(&self, id: JobId) -> Option<JobState> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.views.get(&id).map(|view| view.state.clone())
+    }
+
     /// Whether there is a job like that which has not ended.
     pub fn awaits(&self, is: impl Fn(&Job) -> bool) -> bool {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);

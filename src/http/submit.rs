@@ -83,7 +83,8 @@ async fn answer_later(
     let terms = Terms { durable: true, idempotency, client: client.0, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
     let id = submit_durable(api, job, terms).await?;
-    let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
+    let state = api.dispatcher.job_state(id);
+    let state = state.map_or(StateName::Queued, |state| StateName::of(&state));
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
 }
 

@@ -124,7 +124,8 @@ async fn later(
     drop((fields, room));
     let terms = Terms { durable: true, idempotency, client: client.0, ..Terms::default() };
     let id = submit::submit_durable(api, asked.into_job(), terms).await?;
-    let state = api.dispatcher.job(id).map_or(StateName::Queued, |view| StateName::of(&view.state));
+    let state = api.dispatcher.job_state(id);
+    let state = state.map_or(StateName::Queued, |state| StateName::of(&state));
     let mut response = accepted(id, Accepted { id: id.to_string(), state });
     response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
     Ok(response)

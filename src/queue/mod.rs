@@ -136,9 +136,9 @@ impl Queue {
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
         }
-        let held: usize = self.waiting.iter().map(|entry| source_bytes(&entry.job)).sum();
         let brought = source_bytes(&job);
-        if brought > 0 && held + brought > MAX_SOURCE_BYTES {
+        let held = || self.waiting.iter().map(|entry| source_bytes(&entry.job)).sum::<usize>();
+        if brought > 0 && held() + brought > MAX_SOURCE_BYTES {
             return Err(Refused::TooMuchToHold);
         }
         let switch = switch.map(|switch| (new_id(), switch)); // ids grow in the line's order
