@@ -45,6 +45,7 @@ pub struct ImageQuery {
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "Not drawn yet, failed or cancelled"),
         (status = 410, description = "It was not kept, or not for so long"),
+        (status = 400, description = "A parameter is there twice"),
         (status = 422, description = "Invalid parameters"),
     ))]
 pub async fn first(
@@ -68,6 +69,7 @@ pub async fn first(
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "Not drawn yet, failed or cancelled"),
         (status = 410, description = "It was not kept, or not for so long"),
+        (status = 400, description = "A parameter is there twice"),
         (status = 422, description = "Invalid parameters"),
     ))]
 pub async fn nth(

@@ -71,6 +71,7 @@ pub struct JobList {
 #[utoipa::path(get, path = "/api/jobs", tag = "jobs", params(ListQuery),
     responses(
         (status = 200, body = JobList),
+        (status = 400, description = "A parameter is there twice"),
         (status = 422, description = "Invalid parameters"),
     ))]
 pub async fn list(
