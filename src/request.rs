@@ -17,6 +17,7 @@ mod fields;
 mod form;
 mod json;
 mod lora_tags;
+mod lora_wish;
 mod overrides;
 mod superres;
 mod webhook;
@@ -25,7 +26,8 @@ pub use deadline::Deadline;
 pub use fields::{FieldError, Fields, InvalidFields};
 pub use form::Form;
 pub use json::parse as parse_json;
-pub use overrides::{Context, Files, LoraWish, Overrides};
+pub use lora_wish::LoraWish;
+pub use overrides::{Context, Files, Overrides};
 pub use superres::{Format, Superres, UpscaleRequest, UpscaleWish};
 pub use webhook::{Webhook, WebhookField, WebhookWish};
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::MAX_PROMPT_BYTES;
+use super::{EncodedImage, MAX_PROMPT_BYTES};
 use crate::modes::{did_you_mean, nearest_name};
 
 /// What is wrong with one field of a JSON document.
@@ -164,6 +164,15 @@ impl<'a> Fields<'a> {
             return self.refuse(name, format!("{value} is not between {min} and {max}"));
         }
         Some(number as f32)
+    }
+
+    /// An image that came in one of two ways: as a file beside the fields, or in base64.
+    pub fn image(&mut self, name: &str, file: Option<EncodedImage>) -> Option<EncodedImage> {
+        let inline = self.base64(name).map(|bytes| EncodedImage(bytes.into()));
+        if file.is_some() && self.get(name).is_some() {
+            self.error(name, "is here twice, as a file and as a field");
+        }
+        inline.or(file)
     }
 
     /// Bytes as base64, alone or in a `data:` URL; line breaks in it do not matter.

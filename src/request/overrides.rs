@@ -6,13 +6,14 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
-    Deadline, EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, Source,
-    Superres, WebhookField, WebhookWish,
+    Deadline, EncodedImage, FieldError, Fields, Format, GenerateRequest, InvalidFields, LoraWish,
+    Source, Superres, WebhookField, WebhookWish,
     deadline::DeadlineField,
     lora_tags,
+    lora_wish::LoraField,
     superres::{ANSWER_FIELDS, read_answer_fields},
 };
-use crate::modes::{CheckpointRef, Defaults, LoraName, LoraRef, Mode, SchedulerId, Size, Spacing};
+use crate::modes::{CheckpointRef, Defaults, Mode, SchedulerId, Size, Spacing};
 
 #[cfg(test)]
 mod tests;
@@ -103,30 +104,6 @@ pub struct Overrides {
     pub timeout: Option<u32>,
 }
 
-/// A LoRA that a caller wants.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraWish {
-    pub name: LoraName,
-    pub strength: f32,
-    /// Where in the request it is named, as a JSON pointer.
-    pub pointer: String,
-}
-
-/// A LoRA; named either by `path` or by `name`.
-#[derive(Debug, ToSchema)]
-#[expect(dead_code, reason = "describes a value that is read by hand")]
-struct LoraField {
-    /// The file, relative to `lora_root`.
-    #[schema(example = "styles/ink.safetensors")]
-    path: Option<String>,
-    /// The file's name without extension, in whichever folder; or the `adapter_name` of a mode's.
-    #[schema(example = "ink")]
-    name: Option<String>,
-    /// By default 1.
-    #[schema(minimum = -100, maximum = 100)]
-    strength: Option<f32>,
-}
-
 /// Images that came as files beside the fields.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Files {
@@ -177,9 +154,6 @@ const FIELDS: [&str; 26] = [
     "timeout",
 ];
 
-/// More in one request are a mistake.
-const MAX_LORAS: usize = 16;
-
 impl Overrides {
     /// The most images of one request.
     pub const MAX_IMAGES: u32 = 8;
@@ -202,11 +176,7 @@ impl Overrides {
     pub fn parse_with(body: &Value, files: Files) -> Result<Self, InvalidFields> {
         let mut fields = Fields::read(body, &FIELDS)?;
         let prompt = fields.prompt("prompt").unwrap_or_default();
-        let mut loras = loras(&mut fields);
-        loras.extend(tagged_loras(&mut fields, &prompt));
-        if loras.len() > MAX_LORAS {
-            fields.error("loras", format!("{} LoRAs; {MAX_LORAS} are the most", loras.len()));
-        }
+        let loras = LoraWish::read_all(&mut fields, &prompt);
         let unit = 0.0..=1.0;
         let superres = fields.flag("superres");
         let (superres_magnitude, superres_format) = read_answer_fields(&mut fields);
@@ -236,8 +206,8 @@ impl Overrides {
             eta: fields.number("eta", unit.clone()),
             clip_skip: fields.whole_number("clip_skip", 0..=Defaults::MAX_CLIP_SKIP),
             loras,
-            init_image: image(&mut fields, "init_image", files.init_image),
-            mask_image: image(&mut fields, "mask_image", files.mask_image),
+            init_image: fields.image("init_image", files.init_image),
+            mask_image: fields.image("mask_image", files.mask_image),
             denoise_strength: fields.number("denoise_strength", unit),
             tags: fields.texts("tags", Self::MAX_TAGS),
             priority: fields.whole_number("priority", Self::PRIORITIES),
@@ -347,44 +317,6 @@ impl Overrides {
     }
 }
 
-fn loras(fields: &mut Fields) -> Vec<LoraWish> {
-    fields.each("loras", &["path", "name", "strength"], lora)
-}
-
-/// One entry of `loras`.
-fn lora(item: &mut Fields) -> Option<LoraWish> {
-    let strength = item.number("strength", -LoraRef::MAX_STRENGTH..=LoraRef::MAX_STRENGTH);
-    let (key, name) = match (item.text("path"), item.text("name")) {
-        (Some(path), None) => ("path", LoraName::Path(path)),
-        (None, Some(name)) => ("name", LoraName::Name(name)),
-        (Some(_), Some(_)) => {
-            item.error("name", "is one too many beside 'path'");
-            return None;
-        }
-        (None, None) => {
-            if item.get("path").is_none() && item.get("name").is_none() {
-                item.error_here("needs a 'path' or a 'name'");
-            }
-            return None;
-        }
-    };
-    Some(LoraWish { name, strength: strength.unwrap_or(1.0), pointer: item.pointer(key) })
-}
-
-fn tagged_loras(fields: &mut Fields, prompt: &str) -> Vec<LoraWish> {
-    let mut wishes = Vec::new();
-    for tag in lora_tags::all(prompt) {
-        match tag {
-            Ok((name, strength)) => {
-                let (name, pointer) = (LoraName::Name(name.to_owned()), "/prompt".to_owned());
-                wishes.push(LoraWish { name, strength, pointer });
-            }
-            Err(error) => fields.error("prompt", error.to_string()),
-        }
-    }
-    wishes
-}
-
 /// A tag in it is refused: nobody could mean a LoRA to be merged for the things to keep away from.
 fn negative_prompt(fields: &mut Fields) -> Option<String> {
     let text = fields.prompt("negative_prompt")?;
@@ -392,17 +324,4 @@ fn negative_prompt(fields: &mut Fields) -> Option<String> {
         fields.error("negative_prompt", "a <lora:…> belongs into the prompt or into 'loras'");
     }
     Some(text)
-}
-
-/// An image that came in one of the two ways.
-pub(super) fn image(
-    fields: &mut Fields,
-    name: &str,
-    file: Option<EncodedImage>,
-) -> Option<EncodedImage> {
-    let inline = fields.base64(name).map(|bytes| EncodedImage(bytes.into()));
-    if file.is_some() && fields.get(name).is_some() {
-        fields.error(name, "is here twice, as a file and as a field");
-    }
-    inline.or(file)
 }

@@ -150,7 +150,7 @@ impl UpscaleWish {
             }
         }
         let (magnitude, format) = read_answer_fields(&mut fields);
-        let image = super::overrides::image(&mut fields, "image", files.image);
+        let image = fields.image("image", files.image);
         if image.is_none() && fields.get("image").is_none() {
             fields.error("image", "is required");
         }

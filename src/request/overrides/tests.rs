@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    modes::{CheckpointRef, LongPrompts, PipelineSpec, PromptSyntax, Timeout},
+    modes::{CheckpointRef, LongPrompts, LoraName, PipelineSpec, PromptSyntax, Timeout},
     request::MAX_PROMPT_BYTES,
 };
 
