@@ -15,6 +15,7 @@
 //! After each it starts what can be started and publishes how everything stands.
 
 mod commands;
+mod ending;
 mod limits;
 mod loading;
 mod messages;

@@ -11,7 +11,6 @@ use std::{
     ops::ControlFlow,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
     process::ExitCode,
     sync::{
         Arc, Weak,
@@ -22,20 +21,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind};
+use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError};
 use crate::{
     engine::{
-        DrawError, Step, checkpoint, memory,
+        Step, memory,
         preview::{Glimpse, Preview},
     },
     job::JobId,
-    modes::{LoraCacheLimits, LoraReport, PipelineSpec},
+    modes::{LoraCacheLimits, PipelineSpec},
     request::{EncodedImage, GenerateRequest, Superres},
     vram::ledger::PipelineId,
 };
+use answers::{draw_error, internal, millis, report, unusable, unusable_file};
 use residents::Residents;
-use upscaling::{Enlarged, Made};
 
+mod answers;
 mod residents;
 mod upscaling;
 
@@ -292,38 +292,6 @@ fn guarded<T>(engine: impl FnOnce() -> Result<T, WorkerError>) -> Result<T, Work
         .unwrap_or_else(|_| Err(internal("the engine failed; the daemon's log says why")))
 }
 
-fn internal(message: &str) -> WorkerError {
-    WorkerError { kind: WorkerErrorKind::Internal, message: message.to_owned() }
-}
-
-/// The engine's reason; it names the file as the user does, and the log has its place as well.
-fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
-    unusable_file(&spec.checkpoint.path, error)
-}
-
-fn unusable_file(path: &Path, error: &checkpoint::Error) -> WorkerError {
-    tracing::error!("{}: {error}", path.display());
-    let kind = match error {
-        checkpoint::Error::Lora { index, .. } => WorkerErrorKind::UnusableLora { index: *index },
-        checkpoint::Error::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,
-        _ => WorkerErrorKind::UnusableModel,
-    };
-    WorkerError { kind, message: error.to_string() }
-}
-
-fn draw_error(job: JobId, error: &DrawError) -> WorkerError {
-    let kind = match (error, error.field()) {
-        (_, Some(field)) => WorkerErrorKind::InvalidRequest { field },
-        (DrawError::NotFinite, None) => WorkerErrorKind::UnusableModel,
-        (DrawError::OutOfMemory(_), None) => WorkerErrorKind::OutOfMemory,
-        (_, None) => {
-            tracing::error!(%job, "drawing failed: {error}");
-            return internal("drawing failed; the daemon's log says why");
-        }
-    };
-    WorkerError { kind, message: error.to_string() }
-}
-
 /// Tells the daemon how far a load is, now and then.
 fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
     let reported = Cell::new(Instant::now());
@@ -334,35 +302,4 @@ fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
             let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
         }
     }
-}
-
-fn report(made: Made, loras: &[LoraReport]) -> (DrawnReport, Vec<u8>) {
-    let Made { drawn, steps, enlarged } = made;
-    let skipped = loras.iter().filter(|lora| lora.skipped.is_some());
-    let images = drawn.images.len() as u32;
-    let (size, rgb, superres) = match enlarged {
-        None => (drawn.size.into(), drawn.images.concat(), None),
-        Some(Enlarged { images, report }) => {
-            let (size, rgb) = upscaling::payload(images);
-            (size, rgb, Some(report))
-        }
-    };
-    let report = DrawnReport {
-        size,
-        images,
-        prompt_truncated: drawn.prompt_truncated,
-        skipped_loras: skipped.map(|lora| lora.name.clone()).collect(),
-        scheduler: Some(drawn.scheduler),
-        encode_ms: millis(drawn.encode),
-        denoise_ms: millis(drawn.denoise),
-        decode_ms: millis(drawn.decode),
-        peak_bytes: 0,
-        steps,
-        superres,
-    };
-    (report, rgb)
-}
-
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis() as u64
 }

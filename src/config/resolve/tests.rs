@@ -2,8 +2,8 @@ use super::*;
 use crate::{
     config::raw,
     modes::{
-        Jobs, LongPrompts, Order, Prediction, PromptSyntax, Retention, SchedulerId, Scheduling,
-        Spacing, Switch, Time,
+        Defaults, Jobs, LongPrompts, LoraRef, OnLoraError, Order, PipelineSpec, Prediction,
+        PromptSyntax, Retention, SchedulerId, Scheduling, Spacing, Switch, Time,
     },
 };
 

@@ -13,7 +13,6 @@ use crate::{
     dispatcher::{
         FailureKind, JobFailure, Outcome,
         clock::unix_ms,
-        command::GRACE,
         custom::{BEGUN, CustomEvent, CustomRun},
         limits::Limit,
     },
@@ -297,84 +296,5 @@ impl Actor {
             }
         }
         self.conclude(&running.entry, outcome);
-    }
-
-    /// Whether the running job will end as cancelled.
-    pub(super) fn cancel_running(&mut self) -> bool {
-        let Some(running) = &mut self.running else { return false };
-        match (&mut running.phase, &running.entry.job) {
-            (Phase::AwaitsJournal | Phase::AwaitsWorker, _) => {
-                self.finish_running(Outcome::Cancelled);
-                return true;
-            }
-            // A load cannot be stopped. A generation ends behind it; a switch is done by then.
-            (Phase::Loading(_), Job::Generation { .. }) => {}
-            (Phase::Loading(_) | Phase::Unloading(_), _) => return false,
-            (Phase::Drawing(_) | Phase::Upscaling, _) => {
-                self.worker.send(ToWorker::Cancel { job: running.entry.id });
-            }
-            (Phase::Custom(run), _) => run.stop(),
-        }
-        running.stopped.get_or_insert(Outcome::Cancelled);
-        true
-    }
-
-    /// The daemon shuts down, and nobody needs what a switch loads.
-    pub(super) fn give_up_loading(&mut self) {
-        let is_loading = self.running.as_ref().is_some_and(|running| match &running.entry.job {
-            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } => true,
-            Job::Generation { .. } | Job::Custom { .. } | Job::Upscale { .. } => false,
-        });
-        if is_loading {
-            self.give_up_running();
-        }
-    }
-
-    /// The daemon shuts down, and has waited long enough.
-    pub(super) fn give_up_running(&mut self) {
-        let Some(running) = &mut self.running else { return };
-        if let Phase::Custom(run) = &mut running.phase
-            && !run.is_stopping()
-        {
-            // A command has a little time to end by itself; a handler is ended at its next await.
-            run.stop();
-            self.drain_until = Some(Instant::now() + 2 * GRACE);
-            return;
-        }
-        self.leave_running();
-    }
-
-    /// The running job does not end any more in this daemon.
-    fn leave_running(&mut self) {
-        let Some(running) = &self.running else { return };
-        if !self.outlives_us(&running.entry) || running.stopped.is_some() {
-            return self.finish_running(Outcome::Failed(JobFailure::shutting_down()));
-        }
-        let (id, attempts) = (running.id(), running.attempts - 1);
-        tracing::info!(job = %id, "goes on when the daemon is there again");
-        self.note(Record::PutBack { id, attempts });
-        self.running = None;
-        self.queue.finish_running(false);
-    }
-
-    pub(super) fn on_custom(&mut self, event: CustomEvent) {
-        let Some(Running { entry, phase: Phase::Custom(run), .. }) = &self.running else { return };
-        let result = match event {
-            CustomEvent::Progress(progress) => {
-                return self.jobs.set_state(entry.id, progress.into());
-            }
-            CustomEvent::Ended(result) => result,
-        };
-        // It was stopped: for a shutdown, or because it was cancelled, which counts more.
-        if run.is_stopping() && !matches!(result, Ok(Ok(_))) {
-            return self.leave_running();
-        }
-        let failed = |message| Outcome::Failed(JobFailure { kind: FailureKind::Handler, message });
-        self.finish_running(match result {
-            Ok(Ok(value)) => Outcome::Custom(value),
-            Ok(Err(message)) => failed(message),
-            Err(error) if error.is_cancelled() => Outcome::Cancelled,
-            Err(_) => failed("the job's handler panicked; the daemon's log says why".to_owned()),
-        });
     }
 }

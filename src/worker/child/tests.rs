@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     modes::{CheckpointRef, LoraRef, OnLoraError, Size},
     vram::ledger::{Held, Segment, shares},
-    worker::protocol::LoadReport,
+    worker::protocol::{LoadReport, WorkerErrorKind},
 };
 
 /// The daemon's end of a worker that has said that it is ready.
