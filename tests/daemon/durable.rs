@@ -252,6 +252,7 @@ fn a_full_disk_refuses_jobs_and_loses_none() {
     daemon.wait_for_status("to be held", |status| status["storage_fails"] == true);
     assert_eq!(daemon.get("/health/ready").status, 503);
     // The next one may have been begun before that was known; nothing is any more.
+    assert_eq!(daemon.finished_job(&next)["state"], "done");
     assert_eq!(job(&daemon, &waiting)["state"], "queued");
     limit_file_size(daemon.id(), None);
     assert_eq!(daemon.finished_job(&waiting)["state"], "done");
