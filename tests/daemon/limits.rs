@@ -39,7 +39,8 @@ fn is_drawn(daemon: &Daemon) {
 #[test]
 fn what_has_not_ended_by_its_deadline_fails() {
     let daemon = started(&[]);
-    let running = daemon.begin_post("/generate", &with(long(), "deadline", json!(1.5)));
+    let running = daemon.begin_post("/generate", &with(long(), "deadline", json!(3)));
+    daemon.wait_for_status("a running job", |status| !status["running_job"].is_null());
     let waiting = submit(&daemon, &with(long(), "deadline", json!(0.5)));
     let ended = daemon.finished_job(&waiting);
     assert_eq!((&ended["state"], &ended["started_unix_ms"]), (&json!("failed"), &Value::Null));
