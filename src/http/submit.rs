@@ -82,6 +82,11 @@ async fn answer_later(
     let Understood { asked, terms } = understand(api, body).await?;
     let terms = Terms { durable: true, idempotency, client: client.0, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
+    answer_queued(api, job, terms).await
+}
+
+/// Queues a durable job and answers 202, with how it stands by then.
+pub async fn answer_queued(api: &Api, job: Job, terms: Terms) -> Result<Response, Problem> {
     let id = submit_durable(api, job, terms).await?;
     let state = api.dispatcher.job_state(id);
     let state = state.map_or(StateName::Queued, |state| StateName::of(&state));

@@ -15,8 +15,7 @@ use super::{
     asking::{ImageFile, UNPACKING},
     body::GenerateBody,
     client::Client,
-    job_info::{Accepted, StateName},
-    jobs::accepted,
+    job_info::Accepted,
     problem::Problem,
     submit::{self, PREFERENCE_APPLIED, RESPOND_ASYNC},
 };
@@ -123,10 +122,7 @@ async fn later(
     let asked = understand(api, &fields, files).await?;
     drop((fields, room));
     let terms = Terms { durable: true, idempotency, client: client.0, ..Terms::default() };
-    let id = submit::submit_durable(api, asked.into_job(), terms).await?;
-    let state = api.dispatcher.job_state(id);
-    let state = state.map_or(StateName::Queued, |state| StateName::of(&state));
-    let mut response = accepted(id, Accepted { id: id.to_string(), state });
+    let mut response = submit::answer_queued(api, asked.into_job(), terms).await?;
     response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
     Ok(response)
 }

@@ -34,7 +34,6 @@ pub struct Retention {
 
 impl Retention {
     pub const MAX_JOBS: u32 = 1_000_000;
-    pub const MAX_GB: f64 = 1e6;
 }
 
 impl Default for Retention {

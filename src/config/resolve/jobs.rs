@@ -1,9 +1,12 @@
 //! The section `jobs`: what is kept of them.
 
-use super::{memory::table, parsed};
+use super::{
+    memory::{max_bytes, table},
+    parsed,
+};
 use crate::{
     config::reader::{Errors, Table},
-    modes::{Jobs, Retention, bytes_of_gb},
+    modes::{Jobs, Retention},
 };
 
 pub const JOBS_KEYS: [&str; 3] = ["journal", "max_attempts", "retention"];
@@ -28,17 +31,9 @@ fn retention(jobs: &Table, errors: &mut Errors) -> Retention {
     let Some(table) = table(jobs, "retention", &RETENTION_KEYS, errors) else { return other };
     let max_jobs = table.get("max_jobs");
     let max_jobs = max_jobs.and_then(|field| field.whole_number(0..=Retention::MAX_JOBS, errors));
-    let max_bytes = table.get("max_gb").and_then(|field| {
-        let (gb, max) = (field.number(errors)?, Retention::MAX_GB);
-        if !(0.0..=max).contains(&gb) {
-            field.error(errors, format!("{gb} is not between 0 and {max}"));
-            return None;
-        }
-        Some(bytes_of_gb(gb))
-    });
     Retention {
         max_age: parsed(&table, "max_age", errors).unwrap_or(other.max_age),
         max_jobs: max_jobs.unwrap_or(other.max_jobs),
-        max_bytes: max_bytes.unwrap_or(other.max_bytes),
+        max_bytes: max_bytes(&table, errors).unwrap_or(other.max_bytes),
     }
 }

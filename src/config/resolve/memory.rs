@@ -91,18 +91,22 @@ fn lora_cache(memory: &Table, errors: &mut Errors) -> Option<LoraCacheLimits> {
     let max_files = table.get("max_files");
     let max_files =
         max_files.and_then(|field| field.whole_number(0..=LoraCacheLimits::MAX_FILES, errors));
-    let max_bytes = table.get("max_gb").and_then(|field| {
-        let (gb, max) = (field.number(errors)?, Memory::MAX_GB);
-        if !(0.0..=max).contains(&gb) {
-            field.error(errors, format!("{gb} is not between 0 and {max}"));
-            return None;
-        }
-        Some(bytes_of_gb(gb))
-    });
+    let max_bytes = max_bytes(&table, errors);
     Some(LoraCacheLimits {
         max_files: max_files.unwrap_or(other.max_files),
         max_bytes: max_bytes.unwrap_or(other.max_bytes),
     })
+}
+
+/// What `max_gb` says, which may be nothing at all.
+pub fn max_bytes(table: &Table, errors: &mut Errors) -> Option<u64> {
+    let field = table.get("max_gb")?;
+    let (gb, max) = (field.number(errors)?, Memory::MAX_GB);
+    if !(0.0..=max).contains(&gb) {
+        field.error(errors, format!("{gb} is not between 0 and {max}"));
+        return None;
+    }
+    Some(bytes_of_gb(gb))
 }
 
 /// However little it is, it is not nothing.

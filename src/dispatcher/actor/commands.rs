@@ -24,7 +24,8 @@ impl Actor {
                 let will_be = self.cancel(id);
                 self.publish();
                 if let Some(reply) = reply {
-                    self.write(Record::Mark, Then::SayCancelled { will_be, reply });
+                    let tell = move || _ = reply.send(will_be);
+                    self.write(Record::Mark, Then::Tell(Box::new(tell)));
                 }
             }
             // Nothing is loaded any more.
@@ -57,7 +58,8 @@ impl Actor {
                 }
                 self.publish();
                 let count = removed.len();
-                self.write(Record::Mark, Then::SayCleared { count, reply });
+                let tell = move || _ = reply.send(count);
+                self.write(Record::Mark, Then::Tell(Box::new(tell)));
             }
             Command::Notified { id } => self.note(Record::Notified(id)),
             Command::Drain => {

@@ -21,11 +21,20 @@ use crate::{
 /// What is done when something is on disk.
 pub enum Then {
     Nothing,
-    Accept { ticket: Ticket, reply: oneshot::Sender<Result<Ticket, SubmitError>> },
-    SetOff { id: JobId },
-    Settle { id: JobId, outcome: Outcome, at_unix_ms: u64 },
-    SayCancelled { will_be: bool, reply: oneshot::Sender<bool> },
-    SayCleared { count: usize, reply: oneshot::Sender<usize> },
+    Accept {
+        ticket: Ticket,
+        reply: oneshot::Sender<Result<Ticket, SubmitError>>,
+    },
+    SetOff {
+        id: JobId,
+    },
+    Settle {
+        id: JobId,
+        outcome: Outcome,
+        at_unix_ms: u64,
+    },
+    /// Somebody is told of what was written before.
+    Tell(Box<dyn FnOnce() + Send>),
 }
 
 impl Actor {
@@ -44,37 +53,17 @@ impl Actor {
         match receipt {
             Receipt::Written { token, image_bytes } => {
                 self.unwritten -= 1;
-                match token {
-                    Then::Nothing => {}
-                    Then::Accept { ticket, reply } => {
-                        self.publish();
-                        let _ = reply.send(Ok(ticket));
-                    }
-                    Then::SetOff { id } => self.set_off(id),
-                    Then::Settle { id, outcome, at_unix_ms } => {
-                        self.settle(id, outcome, at_unix_ms, image_bytes);
-                    }
-                    token @ (Then::SayCancelled { .. } | Then::SayCleared { .. }) => {
-                        self.say(token)
-                    }
-                }
+                self.go_on(token, image_bytes);
             }
             Receipt::Refused(token) => {
                 self.unwritten -= 1;
                 match token {
                     Then::Accept { ticket, reply } => self.take_back(ticket, reply),
-                    Then::Nothing => self.is_held = true,
-                    Then::SetOff { id } => {
-                        self.is_held = true;
-                        self.set_off(id);
-                    }
+                    Then::Tell(_) => self.go_on(token, 0),
                     // What is known of it stays in memory until it can be written.
-                    Then::Settle { id, outcome, at_unix_ms } => {
+                    Then::Nothing | Then::SetOff { .. } | Then::Settle { .. } => {
                         self.is_held = true;
-                        self.settle(id, outcome, at_unix_ms, 0);
-                    }
-                    token @ (Then::SayCancelled { .. } | Then::SayCleared { .. }) => {
-                        self.say(token)
+                        self.go_on(token, 0);
                     }
                 }
             }
@@ -82,12 +71,21 @@ impl Actor {
         }
     }
 
-    fn say(&mut self, then: Then) {
-        self.publish();
+    fn go_on(&mut self, then: Then, image_bytes: u64) {
         match then {
-            Then::SayCancelled { will_be, reply } => drop(reply.send(will_be)),
-            Then::SayCleared { count, reply } => drop(reply.send(count)),
-            Then::Nothing | Then::Accept { .. } | Then::SetOff { .. } | Then::Settle { .. } => {}
+            Then::Nothing => {}
+            Then::Accept { ticket, reply } => {
+                self.publish();
+                let _ = reply.send(Ok(ticket));
+            }
+            Then::SetOff { id } => self.set_off(id),
+            Then::Settle { id, outcome, at_unix_ms } => {
+                self.settle(id, outcome, at_unix_ms, image_bytes);
+            }
+            Then::Tell(tell) => {
+                self.publish();
+                tell();
+            }
         }
     }
 
@@ -174,15 +172,17 @@ impl Actor {
         let mut selects = false;
         let (mut again, mut failed) = (0, 0);
         for job in remembered {
-            let (entry, attempts) = (job.entry.clone(), job.attempts);
-            let (has_ended, notified) = (job.ending.is_some(), job.notified);
-            self.jobs.restore(job);
-            if has_ended {
-                if !notified && let Some(view) = self.jobs.get(entry.id) {
+            if job.ending.is_some() {
+                let (id, tells) =
+                    (job.entry.id, !job.notified && job.entry.terms.webhook.is_some());
+                self.jobs.restore(job);
+                if let Some(view) = tells.then(|| self.jobs.get(id)).flatten() {
                     (self.on_end)(view);
                 }
                 continue;
             }
+            let (entry, attempts) = (job.entry.clone(), job.attempts);
+            self.jobs.restore(job);
             if attempts >= self.kept.max_attempts {
                 failed += 1;
                 self.conclude(&entry, Outcome::Failed(daemon_ended(attempts)));
