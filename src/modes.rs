@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+mod compute;
 mod custom;
 mod diff;
 mod jobs;
@@ -17,6 +18,7 @@ mod size;
 mod time;
 mod webhooks;
 
+pub use compute::{Compute, Device, EngineChoice, InvalidDevice, Precision};
 pub use custom::{BUILT_IN_JOBS, CustomCommand, is_built_in};
 pub use diff::ModesDiff;
 pub use jobs::{Jobs, Retention};

@@ -23,6 +23,7 @@ mod status;
 mod switch;
 mod table;
 mod verify;
+mod worker;
 
 /// The configuration is at fault (`EX_CONFIG` of sysexits.h): trying again will not help.
 const EXIT_CONFIG: u8 = 78;
@@ -76,7 +77,7 @@ enum Command {
     Schema,
     /// The process that owns the accelerator; `serve` starts it
     #[command(hide = true)]
-    Worker,
+    Worker(worker::Arguments),
 }
 
 /// The whole program. A binary of your own calls it with the handlers that its custom jobs need;
@@ -96,9 +97,9 @@ pub fn main(custom: CustomJobs) -> ExitCode {
             println!("{}", crate::config::schema());
             ExitCode::SUCCESS
         }
-        Command::Worker => {
+        Command::Worker(arguments) => {
             log_to_stderr();
-            crate::worker::child::run()
+            worker::run(&arguments)
         }
     }
 }

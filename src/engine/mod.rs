@@ -11,6 +11,7 @@
 //! - [`diffusion`]: encode → denoise → decode, with `conditioning` (what the UNet is told) and
 //!   `source` (what is drawn over).
 
+pub mod backend;
 pub mod checkpoint;
 mod conditioning;
 pub mod diffusion;
@@ -29,6 +30,7 @@ pub mod tokenizer;
 pub mod upscale;
 pub mod verify;
 
+pub use backend::Backend;
 pub use checkpoint::{Component, Layers, Share, shares};
 pub use inspect::inspect;
 
@@ -115,6 +117,7 @@ impl Models {
 /// A pipeline's files, opened and found to be whole, with every tensor that is needed in the right
 /// shape and type: nothing of them has been read yet.
 pub struct Prepared {
+    backend: Backend,
     checkpoint: Checkpoint,
     facts: Facts,
     patches: Patches,
@@ -125,8 +128,17 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Opens the files; LoRAs that are in the cache are open already.
+    /// Opens the files, to draw on the CPU by candle.
     pub fn open(spec: &PipelineSpec, loras: &mut LoraCache) -> Result<Self, checkpoint::Error> {
+        Self::open_on(Backend::Cpu, spec, loras)
+    }
+
+    /// Opens the files; LoRAs that are in the cache are open already.
+    pub fn open_on(
+        backend: Backend,
+        spec: &PipelineSpec,
+        loras: &mut LoraCache,
+    ) -> Result<Self, checkpoint::Error> {
         let checkpoint = Checkpoint::open(spec)?;
         let mut facts = checkpoint.facts().clone();
         let (patches, loras) = if spec.loras.is_empty() {
@@ -137,10 +149,10 @@ impl Prepared {
             Patches::of(&spec.loras, &to, spec.on_lora_error, loras)?
         };
         facts.is_lcm |= patches.has_lcm();
-        let check = Reading::check(checkpoint.networks(), &patches);
+        let check = Reading::check(backend, checkpoint.networks(), &patches);
         Models::read(&facts, &check)?;
         let (planned, cost) = check.finish();
-        Ok(Self { checkpoint, facts, patches, loras, planned, file_bytes: cost.bytes })
+        Ok(Self { backend, checkpoint, facts, patches, loras, planned, file_bytes: cost.bytes })
     }
 
     pub fn facts(&self) -> &Facts {
@@ -174,7 +186,8 @@ impl Prepared {
         let total = self.file_bytes.max(1);
         let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
         let loading = Loading { planned: &self.planned, kept, on_bytes: &on_bytes };
-        let reading = Reading::load(self.checkpoint.networks(), &self.patches, loading);
+        let reading =
+            Reading::load(self.backend, self.checkpoint.networks(), &self.patches, loading);
         let models = Models::read(&self.facts, &reading)?;
         let (layers, cost) = reading.finish();
         let (facts, loras) = (self.facts.clone(), self.loras.clone());

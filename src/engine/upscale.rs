@@ -9,6 +9,7 @@ use std::ops::{ControlFlow, Range};
 
 use super::{
     DrawError, Step,
+    backend::Backend,
     checkpoint::{self, Layers, Loading, Reading, UPSCALER, open_upscaler},
     lora::Patches,
     memory,
@@ -160,12 +161,17 @@ impl Upscaler {
     /// # Errors
     /// It is none, or is damaged; or memory is short.
     pub fn load(model: &CheckpointRef) -> Result<Self, checkpoint::Error> {
+        Self::load_on(Backend::Cpu, model)
+    }
+
+    /// The same, to draw there.
+    pub fn load_on(backend: Backend, model: &CheckpointRef) -> Result<Self, checkpoint::Error> {
         let (networks, patches) = (open_upscaler(model)?, Patches::default());
-        let check = Reading::check(&networks, &patches);
+        let check = Reading::check(backend, &networks, &patches);
         RrdbNet::load(&check.weights(UPSCALER))?;
         let (planned, _) = check.finish();
         let loading = Loading { planned: &planned, kept: Layers::default(), on_bytes: &|_| () };
-        let reading = Reading::load(&networks, &patches, loading);
+        let reading = Reading::load(backend, &networks, &patches, loading);
         let net = RrdbNet::load(&reading.weights(UPSCALER))?;
         let (layers, _) = reading.finish();
         Ok(Self { net, layers })

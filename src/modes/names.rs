@@ -1,14 +1,10 @@
 //! Values that users choose by a name, and what is said of a name that is none.
 
-use std::{fmt, str::FromStr};
-
-use serde::{Deserialize, Serialize};
-
 /// A type whose values have names that users write.
 macro_rules! named {
     ($(#[$doc:meta])* $type:ident: $what:literal { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub enum $type { $($(#[$variant_doc])* $variant,)+ }
 
@@ -20,21 +16,21 @@ macro_rules! named {
             }
         }
 
-        impl FromStr for $type {
-            type Err = UnknownName;
+        impl std::str::FromStr for $type {
+            type Err = $crate::modes::UnknownName;
 
-            fn from_str(name: &str) -> Result<Self, UnknownName> {
+            fn from_str(name: &str) -> Result<Self, Self::Err> {
                 match name {
                     $($name => Ok(Self::$variant),)+
-                    _ => Err(UnknownName::new($what, name, Self::NAMES)),
+                    _ => Err($crate::modes::UnknownName::new($what, name, Self::NAMES)),
                 }
             }
         }
 
         impl TryFrom<String> for $type {
-            type Error = UnknownName;
+            type Error = $crate::modes::UnknownName;
 
-            fn try_from(name: String) -> Result<Self, UnknownName> {
+            fn try_from(name: String) -> Result<Self, Self::Error> {
                 name.parse()
             }
         }
@@ -45,13 +41,14 @@ macro_rules! named {
             }
         }
 
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.name())
             }
         }
     };
 }
+pub(super) use named;
 
 /// A word that is none of those there are.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -64,7 +61,7 @@ pub struct UnknownName {
 }
 
 impl UnknownName {
-    fn new(what: &'static str, name: &str, known: &'static [&'static str]) -> Self {
+    pub(super) fn new(what: &'static str, name: &str, known: &'static [&'static str]) -> Self {
         let nearest = nearest_name(name, known.iter().copied());
         Self { what, name: name.to_owned(), nearest, known }
     }

@@ -24,7 +24,7 @@ use std::{
 use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError};
 use crate::{
     engine::{
-        Step, memory,
+        Backend, Step, memory,
         preview::{Glimpse, Preview},
     },
     job::JobId,
@@ -42,9 +42,6 @@ mod upscaling;
 #[cfg(test)]
 mod tests;
 
-/// What the engine of this version computes on.
-const DEVICE: &str = "cpu";
-
 /// How often an image is shown on its way at most. Nobody may be looking; it costs next to nothing.
 const PREVIEW_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -52,7 +49,7 @@ const PREVIEW_INTERVAL: Duration = Duration::from_millis(500);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Does what the daemon at the other end of the standard input says, until it hangs up.
-pub fn run() -> ExitCode {
+pub fn run(backend: Backend) -> ExitCode {
     volunteer_for_the_oom_killer();
     let socket = match socket_on_stdin() {
         Ok(socket) => socket,
@@ -66,7 +63,7 @@ pub fn run() -> ExitCode {
     // Where the daemon is gone there is nobody to work for, whatever the engine is doing just
     // now. This serves where PR_SET_PDEATHSIG would not: that signal comes when the *thread* that
     // spawned the child ends, which in the daemon is one of a pool's.
-    match serve(socket, || std::process::exit(0)) {
+    match serve(socket, backend, || std::process::exit(0)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("the worker lost its connection to the daemon: {error}");
@@ -90,7 +87,11 @@ fn socket_on_stdin() -> io::Result<UnixStream> {
 }
 
 /// Works until the connection ends; `on_hang_up` is called at once then, on another thread.
-fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::Result<()> {
+fn serve(
+    socket: UnixStream,
+    backend: Backend,
+    on_hang_up: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let reading = socket.try_clone()?;
     let (tasks, to_do) = mpsc::channel();
     thread::Builder::new().name("commands".to_owned()).spawn(move || {
@@ -98,8 +99,8 @@ fn serve(socket: UnixStream, on_hang_up: impl FnOnce() + Send + 'static) -> io::
         tracing::debug!("the daemon hung up: {end}");
         on_hang_up();
     })?;
-    let mut worker = Worker { socket, residents: Residents::default() };
-    worker.send(&FromWorker::Ready { device: DEVICE.to_owned() }, &[])?;
+    let mut worker = Worker { socket, residents: Residents::new(backend) };
+    worker.send(&FromWorker::Ready { device: backend.device() }, &[])?;
     // The engine works on the main thread: what that one frees stays mapped (see
     // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
     to_do.into_iter().try_for_each(|task| worker.work(task))

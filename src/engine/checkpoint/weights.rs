@@ -15,6 +15,7 @@ use super::{
     numbers::{float_bytes, to_f32, write_f32},
 };
 use crate::engine::{
+    backend::Backend,
     lora::Patches,
     memory::{self, OutOfMemory},
 };
@@ -22,6 +23,7 @@ use crate::engine::{
 /// One walk of a model's loading code over a checkpoint: first as a check, which looks at names
 /// and shapes alone, then to load. So that a file is refused before anything else had to go.
 pub struct Reading<'a> {
+    backend: Backend,
     networks: &'a Networks,
     patches: &'a Patches,
     /// Nothing in a check.
@@ -67,8 +69,9 @@ pub struct ReadingCost {
 
 impl<'a> Reading<'a> {
     /// Looks at names, shapes and types; layers made from it hold nothing.
-    pub fn check(networks: &'a Networks, patches: &'a Patches) -> Self {
+    pub fn check(backend: Backend, networks: &'a Networks, patches: &'a Patches) -> Self {
         Self {
+            backend,
             networks,
             patches,
             loading: None,
@@ -81,8 +84,13 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads the tensors of all layers but those that are kept.
-    pub fn load(networks: &'a Networks, patches: &'a Patches, loading: Loading<'a>) -> Self {
-        Self { loading: Some(loading), ..Self::check(networks, patches) }
+    pub fn load(
+        backend: Backend,
+        networks: &'a Networks,
+        patches: &'a Patches,
+        loading: Loading<'a>,
+    ) -> Self {
+        Self { loading: Some(loading), ..Self::check(backend, networks, patches) }
     }
 
     /// The layers that were planned, or made and taken over, and what that took.
@@ -145,6 +153,11 @@ impl Weights<'_> {
     /// Whether the file has anything of this module.
     pub fn exists(&self) -> bool {
         self.reading.networks.has_module(&self.name)
+    }
+
+    /// Where they are loaded to.
+    pub fn backend(&self) -> Backend {
+        self.reading.backend
     }
 
     /// Whether this is a walk that keeps nothing.

@@ -7,9 +7,11 @@
 
 mod cpu;
 mod layers;
+mod open;
 mod tensor;
 
 pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
+pub use open::{Opened, Unavailable, open};
 pub use tensor::{Error, Result, Tensor};
 
 use cpu::{

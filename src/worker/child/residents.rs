@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
 
 use super::{guarded, internal, millis, unusable, upscaling::LoadedUpscaler};
 use crate::{
-    engine::{self, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory},
+    engine::{
+        self, Backend, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory,
+    },
     modes::{LoraCacheLimits, PipelineSpec},
     vram::ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, Segment},
     worker::protocol::{LoadReport, WorkerError, WorkerErrorKind},
@@ -16,8 +18,8 @@ use crate::{
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1600)];
 
-#[derive(Default)]
 pub struct Residents {
+    backend: Backend,
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
     loras: LoraCache,
@@ -33,6 +35,12 @@ struct Ready {
 }
 
 impl Residents {
+    /// Nothing is loaded; what will be, is loaded to there.
+    pub fn new(backend: Backend) -> Self {
+        let (pipelines, loras) = (BTreeMap::new(), LoraCache::default());
+        Self { backend, pipelines, prepared: None, loras, upscaler: LoadedUpscaler::new(backend) }
+    }
+
     pub fn get(&self, id: PipelineId) -> Option<&Pipeline> {
         self.pipelines.get(&id)
     }
@@ -49,9 +57,9 @@ impl Residents {
         // One that was not loaded after all.
         self.prepared = None;
         self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);
-        let loras = &mut self.loras;
+        let (backend, loras) = (self.backend, &mut self.loras);
         let prepared = guarded(|| {
-            let open = || Prepared::open(&spec, loras);
+            let open = || Prepared::open_on(backend, &spec, loras);
             with_retries(open, thread::sleep).map_err(|error| unusable(&spec, &error))
         })?;
         let segments = self.segments(Some((id, prepared.layers())));

@@ -14,7 +14,8 @@ use crate::{
 fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<()>) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let (hung_up, on_hang_up) = mpsc::channel();
-    let serving = thread::spawn(move || serve(theirs, move || hung_up.send(()).unwrap()));
+    let serving =
+        thread::spawn(move || serve(theirs, Backend::Cpu, move || hung_up.send(()).unwrap()));
     ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     assert_eq!(receive(&mut ours), FromWorker::Ready { device: "cpu".to_owned() });
     (ours, serving, on_hang_up)

@@ -9,7 +9,7 @@ use std::{io, ops::ControlFlow, sync::atomic::Ordering, time::Instant};
 use super::{Upscale, Worker, draw_error, guarded, millis, send, unusable_file};
 use crate::{
     engine::{
-        DrawError, Drawn, Pipeline, Step,
+        Backend, DrawError, Drawn, Pipeline, Step,
         checkpoint::FileIdentity,
         memory,
         preview::Glimpse,
@@ -22,20 +22,26 @@ use crate::{
 };
 
 /// The upscaler that is loaded, if one is, and the file that it came from.
-#[derive(Default)]
-pub struct LoadedUpscaler(Option<(FileIdentity, Upscaler)>);
+pub struct LoadedUpscaler {
+    backend: Backend,
+    loaded: Option<(FileIdentity, Upscaler)>,
+}
 
 impl LoadedUpscaler {
+    pub fn new(backend: Backend) -> Self {
+        Self { backend, loaded: None }
+    }
+
     pub fn bytes(&self) -> u64 {
         self.get().map_or(0, Upscaler::weights_bytes)
     }
 
     pub fn get(&self) -> Option<&Upscaler> {
-        self.0.as_ref().map(|(_, upscaler)| upscaler)
+        self.loaded.as_ref().map(|(_, upscaler)| upscaler)
     }
 
     pub fn let_go(&mut self) {
-        if self.0.take().is_some() {
+        if self.loaded.take().is_some() {
             memory::trim();
         }
     }
@@ -44,13 +50,14 @@ impl LoadedUpscaler {
     fn load(&mut self, model: &CheckpointRef) -> Result<(), WorkerError> {
         // One that is not there has none, and loading says so.
         let identity = FileIdentity::of(&model.path).ok();
-        if self.0.as_ref().is_some_and(|(there, _)| Some(there) == identity.as_ref()) {
+        if self.loaded.as_ref().is_some_and(|(there, _)| Some(there) == identity.as_ref()) {
             return Ok(());
         }
         self.let_go();
-        let load = || Upscaler::load(model).map_err(|error| unusable_file(&model.path, &error));
+        let load = || Upscaler::load_on(self.backend, model);
+        let load = || load().map_err(|error| unusable_file(&model.path, &error));
         let upscaler = guarded(load)?;
-        self.0 = identity.map(|identity| (identity, upscaler));
+        self.loaded = identity.map(|identity| (identity, upscaler));
         Ok(())
     }
 }
