@@ -36,6 +36,8 @@ const ONLY_IN: &[(&str, &str)] = &[
     // The seam to the backends.
     ("candle", "engine/nn"),
     ("candle_core", "engine/nn"),
+    ("tch", "engine/nn"),
+    ("torch_sys", "engine/nn"),
     ("StatusCode", "http"),
     ("nvml_wrapper", "vram"),
     ("serde_saphyr", "config"),

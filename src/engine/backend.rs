@@ -49,6 +49,15 @@ impl Float {
 }
 
 impl Backend {
+    /// All that are built in, on the CPU in fp32: what they draw differs by the order of sums alone.
+    pub fn all_exact() -> Vec<Self> {
+        vec![
+            Self::Cpu,
+            #[cfg(feature = "libtorch")]
+            Self::Torch(Torch { card: None, precision: Float::Fp32, vae_precision: Float::Fp32 }),
+        ]
+    }
+
     /// The library: `candle` or `libtorch`.
     pub fn engine(self) -> &'static str {
         match self {

@@ -155,8 +155,8 @@ impl Asked<'_> {
         if rescale == 0.0 {
             return Ok(guided);
         }
-        let contrast = deviation(&with)? / deviation(&guided)?;
-        guided.scale(rescale * contrast + 1.0 - rescale)
+        // Part of the way to the contrast that it had without guidance (Lin et al., 2023, §3.4).
+        guided.with_deviation_of(&with, rescale)
     }
 }
 
@@ -168,15 +168,6 @@ fn beside(latents: Tensor, told: Option<&Tensor>) -> nn::Result<Tensor> {
 /// As a byte it would be black, and nobody would know why.
 fn expect_finite(numbers: &[f32]) -> Result<(), DrawError> {
     if numbers.iter().all(|x| x.is_finite()) { Ok(()) } else { Err(DrawError::NotFinite) }
-}
-
-/// The standard deviation of all elements, as torch's `std` has it.
-fn deviation(x: &Tensor) -> nn::Result<f64> {
-    let numbers = x.to_vec()?;
-    let count = numbers.len() as f64;
-    let mean = numbers.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
-    let squares: f64 = numbers.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
-    Ok((squares / (count - 1.0)).sqrt())
 }
 
 /// -1 ..= 1 to bytes, rounded as the reference does (half to even).

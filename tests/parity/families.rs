@@ -8,7 +8,10 @@ use std::{
 };
 
 use diffused::{
-    engine::{DrawError, Pipeline, Prepared, model::Conditioning, nn::Tensor, tokenizer::tokenize},
+    engine::{
+        Backend, DrawError, Pipeline, Prepared, model::Conditioning, nn::Tensor,
+        tokenizer::tokenize,
+    },
     modes::{
         CheckpointRef, LongPrompts, PipelineSpec, Prediction, PromptSyntax, SchedulerId, Size,
         Spacing,
@@ -19,7 +22,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    golden::{Tensors, assert_close, folder, json, pipeline},
+    golden::{Tensors, assert_close, folder, json, load, pipelines},
     images::{MIN_PSNR_DB, psnr_db},
     recipe::{Recipe, write},
 };
@@ -88,9 +91,12 @@ fn images_of_every_family_are_the_references() {
     let mut found = Vec::new();
     // Each pipeline is loaded once.
     while let Some(files) = golden.first().map(|golden| golden.files.clone()) {
-        let pipeline = files.load();
+        let pipelines = Backend::all_exact().into_iter();
+        let pipelines: Vec<_> = pipelines.map(|it| (it.engine(), files.load(it))).collect();
         for golden in golden.extract_if(.., |golden| golden.files == files) {
-            found.push((golden.psnr_db(&pipeline), golden.file));
+            for (engine, pipeline) in &pipelines {
+                found.push((golden.psnr_db(pipeline), format!("{} by {engine}", golden.file)));
+            }
         }
     }
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -110,14 +116,14 @@ impl Files {
         }
     }
 
-    fn load(&self) -> Pipeline {
+    fn load(&self, backend: Backend) -> Pipeline {
         let scratch = tempfile::tempdir().unwrap();
         let spec = PipelineSpec {
             vae: self.vae.map(|layout| layout.write(scratch.path())),
             prediction: self.prediction,
             ..PipelineSpec::of(self.write(scratch.path()))
         };
-        let prepared = Prepared::open(&spec, &mut Default::default()).unwrap();
+        let prepared = Prepared::open_on(backend, &spec, &mut Default::default()).unwrap();
         // Read to its end before the files go.
         let pipeline = prepared.load(Default::default(), &|_| ()).unwrap();
         assert_eq!(prepared.layers().components(), pipeline.layers().components());
@@ -212,11 +218,8 @@ impl Golden {
 fn damaged_weights_are_found_by_a_probe() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("model.safetensors");
-    let probe = || {
-        let spec = PipelineSpec::of(named(path.clone()));
-        let prepared = Prepared::open(&spec, &mut Default::default()).unwrap();
-        prepared.load(Default::default(), &|_| ()).unwrap().probe()
-    };
+    let probe = |backend| load(backend, &PipelineSpec::of(named(path.clone()))).probe();
+    let backends = Backend::all_exact();
     let mut models: Vec<_> = std::fs::read_dir(folder().join("models")).unwrap().collect();
     models.retain(|model| model.as_ref().unwrap().file_name() != "vae.json");
     assert!(models.len() > 5);
@@ -225,7 +228,9 @@ fn damaged_weights_are_found_by_a_probe() {
         let model = model.file_stem().unwrap().to_str().unwrap();
         let mut tensors = Recipe::of(model).single_file();
         write(&path, &tensors);
-        probe().unwrap_or_else(|error| panic!("{model}: {error}"));
+        for backend in &backends {
+            probe(*backend).unwrap_or_else(|error| panic!("{model}, {backend:?}: {error}"));
+        }
         for part in [
             "input_blocks.1.0.in_layers.2.weight",
             "decoder.mid.block_1.conv1.weight",
@@ -237,8 +242,11 @@ fn damaged_weights_are_found_by_a_probe() {
             let last = numbers.len() - 1;
             let sound = std::mem::replace(&mut numbers[last], f32::NAN);
             write(&path, &tensors);
-            let found = probe();
-            assert!(matches!(found, Err(DrawError::NotFinite)), "{model}, {part}: {found:?}");
+            for backend in &backends {
+                let found = probe(*backend);
+                let what = format!("{model}, {part}, {backend:?}: {found:?}");
+                assert!(matches!(found, Err(DrawError::NotFinite)), "{what}");
+            }
             tensors[at].1.numbers[last] = sound;
         }
     }
@@ -253,13 +261,21 @@ fn text_embeddings_and_unet_steps_of_every_family_are_the_references() {
     let ids = tokenize(TEXT);
     let end = ids.iter().position(|id| *id == END).unwrap();
     let open_clip_ids = [&ids[..=end], &vec![0; ids.len() - end - 1]].concat();
-    for model in ["sd2", "sdxl", "refiner"] {
+    let models = ["sd2", "sdxl", "refiner"].into_iter();
+    let cases =
+        models.flat_map(|model| Backend::all_exact().into_iter().map(move |it| (model, it)));
+    for (model, backend) in cases {
         let part = |part: &str| tensors.get(&format!("{model}.{part}"));
         let close = |what: &str, found: &Tensor, tolerance: f32| {
             let (found, expected) = (found.to_vec().unwrap(), part(what).to_vec().unwrap());
-            assert_close(&format!("{model}: {what}"), &found, &expected, tolerance);
+            assert_close(
+                &format!("{model}, {}: {what}", backend.engine()),
+                &found,
+                &expected,
+                tolerance,
+            );
         };
-        let pipeline = Files::of(model).load();
+        let pipeline = Files::of(model).load(backend);
         let models = pipeline.models();
         let mut added = None;
         if let Some(second) = &models.text_encoder_2 {
@@ -286,8 +302,10 @@ fn text_embeddings_and_unet_steps_of_every_family_are_the_references() {
 #[test]
 fn a_vaes_encoding_is_the_references() {
     let tensors = Tensors::open("families/stages.safetensors");
-    let vae = &pipeline().models().vae;
-    for (width, height) in [(64, 64), (96, 64), (72, 104)] {
+    let sizes = [(64, 64), (96, 64), (72, 104)].into_iter();
+    let cases = sizes.flat_map(|size| pipelines().iter().map(move |engine| (size, engine)));
+    for ((width, height), (backend, pipeline)) in cases {
+        let vae = &pipeline.models().vae;
         let rgb = image::open(picture(&format!("init-{width}x{height}.png"))).unwrap().to_rgb8();
         let numbers =
             rgb.as_raw().iter().map(|byte| f32::from(*byte) / 255.0 * 2.0 - 1.0).collect();
@@ -300,8 +318,9 @@ fn a_vaes_encoding_is_the_references() {
         let log_variance = log_variance.concat().into_iter();
         let deviation: Vec<f32> =
             log_variance.map(|x| (x.clamp(-30.0, 20.0) / 2.0).exp()).collect();
-        assert_close(&name, &found.mean.to_vec().unwrap(), &mean.concat(), 2e-5);
-        assert_close(&name, &found.deviation.to_vec().unwrap(), &deviation, 2e-5);
+        let what = format!("{}: {name}", backend.engine());
+        assert_close(&what, &found.mean.to_vec().unwrap(), &mean.concat(), 2e-5);
+        assert_close(&what, &found.deviation.to_vec().unwrap(), &deviation, 2e-5);
     }
 }
 

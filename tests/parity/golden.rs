@@ -6,7 +6,7 @@ use std::{
 };
 
 use diffused::{
-    engine::{Pipeline, Prepared, nn::Tensor},
+    engine::{Backend, Pipeline, Prepared, nn::Tensor},
     modes::{CheckpointRef, PipelineSpec},
 };
 use safetensors::SafeTensors;
@@ -54,18 +54,21 @@ impl Tensors {
     }
 }
 
-/// The tiny model, loaded once.
-pub fn pipeline() -> &'static Pipeline {
-    static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
-    PIPELINE.get_or_init(|| {
+/// The tiny model, loaded once by every engine that is built in.
+pub fn pipelines() -> &'static [(Backend, Pipeline)] {
+    static PIPELINES: OnceLock<Vec<(Backend, Pipeline)>> = OnceLock::new();
+    PIPELINES.get_or_init(|| {
         let name = "tests/parity/golden/tiny-sd15.safetensors".to_owned();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
         let spec = PipelineSpec::of(CheckpointRef { name, path });
-        Prepared::open(&spec, &mut Default::default())
-            .unwrap()
-            .load(Default::default(), &|_| ())
-            .unwrap()
+        let backends = Backend::all_exact().into_iter();
+        backends.map(|backend| (backend, load(backend, &spec))).collect()
     })
+}
+
+pub fn load(backend: Backend, spec: &PipelineSpec) -> Pipeline {
+    let prepared = Prepared::open_on(backend, spec, &mut Default::default()).unwrap();
+    prepared.load(Default::default(), &|_| ()).unwrap()
 }
 
 /// The largest difference, as a part of the largest number expected.

@@ -9,7 +9,7 @@ use std::{
 
 use diffused::{
     engine::{
-        Pipeline, Prepared,
+        Backend, Pipeline, Prepared,
         checkpoint::Module,
         lora::{LoraCache, Patches, Recipient},
         noise::Generator,
@@ -22,7 +22,7 @@ use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 use serde::Deserialize;
 
 use crate::{
-    golden::{Tensors, assert_close, folder, json},
+    golden::{Tensors, assert_close, folder, json, load},
     images::{MIN_PSNR_DB, psnr_db},
     recipe::{Recipe, crc32},
 };
@@ -138,13 +138,6 @@ fn spec(golden: &Golden, folder: &Path, model: &str, loras: &[(String, f32)]) ->
     PipelineSpec { loras: loras.collect(), ..PipelineSpec::of(CheckpointRef { name, path }) }
 }
 
-fn load(spec: &PipelineSpec) -> Pipeline {
-    Prepared::open(spec, &mut Default::default())
-        .unwrap()
-        .load(Default::default(), &|_| ())
-        .unwrap()
-}
-
 fn draw(pipeline: &Pipeline, image: &Image) -> Vec<u8> {
     let request = GenerateRequest {
         size: Size::new(image.size, image.size).unwrap(),
@@ -162,12 +155,15 @@ fn images_with_loras_are_the_references() {
     let golden: Golden = json("lora/loras.json");
     let temporary = tempfile::tempdir().unwrap();
     for image in &golden.images {
-        let pipeline = load(&spec(&golden, temporary.path(), &image.model, &image.loras));
-        assert!(pipeline.loras().iter().all(|lora| lora.merged > 0 && lora.unmatched == 0));
+        let spec = spec(&golden, temporary.path(), &image.model, &image.loras);
         let expected = image::open(folder().join("lora").join(&image.file)).unwrap().to_rgb8();
-        let psnr = psnr_db(&draw(&pipeline, image), expected.as_raw());
-        println!("{}: {psnr:.1} dB", image.file);
-        assert!(psnr >= MIN_PSNR_DB, "{}: {psnr:.1} dB", image.file);
+        for backend in Backend::all_exact() {
+            let pipeline = load(backend, &spec);
+            assert!(pipeline.loras().iter().all(|lora| lora.merged > 0 && lora.unmatched == 0));
+            let psnr = psnr_db(&draw(&pipeline, image), expected.as_raw());
+            println!("{} by {}: {psnr:.1} dB", image.file, backend.engine());
+            assert!(psnr >= MIN_PSNR_DB, "{} by {}: {psnr:.1} dB", image.file, backend.engine());
+        }
     }
 }
 
@@ -175,6 +171,10 @@ fn images_with_loras_are_the_references() {
 /// from nothing, bit by bit, and only what a LoRA touches is read.
 #[test]
 fn pipelines_share_what_no_lora_touches() {
+    Backend::all_exact().into_iter().for_each(share_what_no_lora_touches);
+}
+
+fn share_what_no_lora_touches(backend: Backend) {
     let golden: Golden = json("lora/loras.json");
     let temporary = tempfile::tempdir().unwrap();
     let spec = |loras: &[(&str, f32)]| {
@@ -182,6 +182,7 @@ fn pipelines_share_what_no_lora_touches() {
         spec(&golden, temporary.path(), "tiny-sd15", &loras)
     };
     let image = Image { steps: 1, guidance_scale: 1.0, ..golden.images[0].clone() };
+    let load = |spec: &PipelineSpec| load(backend, spec);
     let plain = load(&spec(&[]));
     let (whole, without) = (plain.cost().bytes, draw(&plain, &image));
     let mut before = plain;
@@ -196,7 +197,7 @@ fn pipelines_share_what_no_lora_touches() {
         (&[], 0.25),
     ] {
         let spec = spec(loras);
-        let prepared = Prepared::open(&spec, &mut Default::default()).unwrap();
+        let prepared = Prepared::open_on(backend, &spec, &mut Default::default()).unwrap();
         let kept = before.layers().in_common_with(prepared.layers());
         drop(before);
         let shared = prepared.load(kept, &|_| ()).unwrap();

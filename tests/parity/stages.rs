@@ -9,7 +9,7 @@ use diffused::engine::{
 };
 use serde::Deserialize;
 
-use crate::golden::{Tensors, assert_close, json, pipeline};
+use crate::golden::{Tensors, assert_close, json, pipelines};
 
 #[test]
 fn tokens_are_the_references() {
@@ -64,14 +64,17 @@ fn text_embeddings_are_the_references() {
         prompts: Vec<String>,
     }
     let (golden, tensors): (Golden, _) = (json("text.json"), Tensors::open("text.safetensors"));
-    let text_encoder = pipeline().models().text_encoder.as_ref().unwrap();
-    for (i, prompt) in golden.prompts.iter().enumerate() {
-        for clip_skip in [0, 1] {
-            let name = format!("{i}.clip_skip_{clip_skip}");
-            let found = text_encoder.encode(&[tokenize(prompt)], clip_skip).unwrap();
-            let (expected, dims) = tensors.plain(&name);
-            assert_eq!(found.dims(), dims);
-            assert_close(&name, &found.to_vec().unwrap(), &expected, 1e-5);
+    for (backend, pipeline) in pipelines() {
+        let text_encoder = pipeline.models().text_encoder.as_ref().unwrap();
+        for (i, prompt) in golden.prompts.iter().enumerate() {
+            for clip_skip in [0, 1] {
+                let name = format!("{i}.clip_skip_{clip_skip}");
+                let found = text_encoder.encode(&[tokenize(prompt)], clip_skip).unwrap();
+                let (expected, dims) = tensors.plain(&name);
+                assert_eq!(found.dims(), dims);
+                let what = format!("{}: {name}", backend.engine());
+                assert_close(&what, &found.to_vec().unwrap(), &expected, 1e-5);
+            }
         }
     }
 }
@@ -98,28 +101,33 @@ fn a_unet_step_is_the_references() {
         timesteps: BTreeMap<String, f32>,
     }
     let (golden, tensors): (Golden, _) = (json("unet.json"), Tensors::open("unet.safetensors"));
-    let unet = &pipeline().models().unet;
-    for (name, timestep) in golden.timesteps {
+    let cases = golden.timesteps.iter();
+    let cases = cases.flat_map(|case| pipelines().iter().map(move |engine| (case, engine)));
+    for ((name, timestep), (backend, pipeline)) in cases {
+        let unet = &pipeline.models().unet;
         let part = |part: &str| tensors.get(&format!("{name}.{part}"));
         let (latents, expected) = (part("latents"), part("out"));
-        let timesteps = vec![timestep; latents.dims()[0]];
+        let timesteps = vec![*timestep; latents.dims()[0]];
         let conditioning = Conditioning { context: part("context"), added: None, guidance: None };
         let found = unet.forward(&latents, &timesteps, &conditioning).unwrap();
         assert_eq!(found.dims(), expected.dims());
         let (found, expected) = (found.to_vec().unwrap(), expected.to_vec().unwrap());
-        assert_close(&name, &found, &expected, 2e-5);
+        assert_close(&format!("{}: {name}", backend.engine()), &found, &expected, 2e-5);
     }
 }
 
 #[test]
 fn a_vae_decode_is_the_references() {
     let tensors = Tensors::open("vae.safetensors");
-    let vae = &pipeline().models().vae;
-    for name in ["8x8", "8x12", "5x7"] {
+    let cases = ["8x8", "8x12", "5x7"].into_iter();
+    let cases = cases.flat_map(|case| pipelines().iter().map(move |engine| (case, engine)));
+    for (name, (backend, pipeline)) in cases {
+        let vae = &pipeline.models().vae;
         let latents = tensors.get(&format!("{name}.latents"));
         let found = vae.decode(&latents.scale(1.0 / 0.18215).unwrap()).unwrap();
         let expected = tensors.get(&format!("{name}.image"));
         assert_eq!(found.dims(), expected.dims());
-        assert_close(name, &found.to_vec().unwrap(), &expected.to_vec().unwrap(), 2e-5);
+        let what = format!("{}: {name}", backend.engine());
+        assert_close(&what, &found.to_vec().unwrap(), &expected.to_vec().unwrap(), 2e-5);
     }
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, ops::ControlFlow};
 
 use diffused::{
-    engine::upscale::{Tiling, Upscaler},
+    engine::{
+        Backend,
+        upscale::{Tiling, Upscaler},
+    },
     image::Rgb,
     modes::CheckpointRef,
 };
@@ -16,8 +19,8 @@ fn model(name: &str) -> CheckpointRef {
     CheckpointRef { name: name.to_owned(), path }
 }
 
-fn upscaler(name: &str) -> Upscaler {
-    Upscaler::load(&model(name)).unwrap()
+fn upscaler(backend: Backend, name: &str) -> Upscaler {
+    Upscaler::load_on(backend, &model(name)).unwrap()
 }
 
 fn assert_golden(net: &str, upscaler: &Upscaler) {
@@ -39,9 +42,11 @@ fn assert_golden(net: &str, upscaler: &Upscaler) {
 #[test]
 fn upscalers_are_the_references() {
     for (net, scale) in [("x4", 4), ("x2", 2), ("x1", 1)] {
-        let upscaler = upscaler(net);
-        assert_eq!(upscaler.net().scale(), scale);
-        assert_golden(net, &upscaler);
+        for backend in Backend::all_exact() {
+            let upscaler = upscaler(backend, net);
+            assert_eq!(upscaler.net().scale(), scale);
+            assert_golden(net, &upscaler);
+        }
     }
 }
 
@@ -119,7 +124,7 @@ fn what_is_no_upscaler_says_what_is_wrong() {
 #[test]
 fn tiles_make_the_whole() {
     for (name, width, height) in [("x4", 131, 70), ("x2", 67, 94), ("x1", 50, 70)] {
-        let upscaler = upscaler(name);
+        let upscaler = upscaler(Backend::Cpu, name);
         let bytes: Vec<u8> =
             (0..3 * width * height).map(|i| (i * 97 % 251 * i % 241) as u8).collect();
         let image = Rgb { width, height, bytes: &bytes };

@@ -24,7 +24,7 @@ pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, Header, TensorFile, foreign_format};
 pub use layers::{Component, Held, Layers, Share, shares};
 pub(super) use numbers::{float_bytes, precision, to_f32};
-pub use weights::{Loading, Reading, ReadingCost, Weights};
+pub use weights::{Loading, Reading, ReadingCost, Stored, Weights};
 
 use safetensors::Dtype;
 
@@ -64,6 +64,8 @@ pub enum Error {
     Lora { index: usize, cause: Box<Error> },
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    #[error("the engine failed while it loaded: {0}")]
+    Engine(String),
 }
 
 /// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.

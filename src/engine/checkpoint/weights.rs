@@ -139,6 +139,13 @@ impl<'a> Reading<'a> {
     }
 }
 
+/// A tensor as it is in the file.
+pub struct Stored<'a> {
+    /// `F32`, `F16` or `BF16`.
+    pub dtype: Dtype,
+    pub bytes: &'a [u8],
+}
+
 /// The tensors below one canonical name.
 pub struct Weights<'a> {
     reading: &'a Reading<'a>,
@@ -153,6 +160,11 @@ impl Weights<'_> {
     /// Whether the file has anything of this module.
     pub fn exists(&self) -> bool {
         self.reading.networks.has_module(&self.name)
+    }
+
+    /// The network that they belong to: `unet`, `vae`, …
+    pub fn component(&self) -> &str {
+        self.name.split('.').next().unwrap_or_default()
     }
 
     /// Where they are loaded to.
@@ -190,8 +202,42 @@ impl Weights<'_> {
         Ok(numbers)
     }
 
+    /// A tensor's bytes as they are in the file, where they are just what is meant: nothing is merged
+    /// into them, and they are floats that every backend has. Else it must be loaded.
+    pub fn stored(&self, name: &str, dims: &[usize]) -> Result<Option<Stored<'_>>, Error> {
+        let (dtype, bytes, view) = self.bytes_of(name, dims)?;
+        let is_common = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let is_changed = !self.reading.patches.key(&self.canonical(name)).is_empty();
+        if view == View::Transposed || !is_common || is_changed {
+            return Ok(None);
+        }
+        self.reading.note(dtype, bytes.len(), view, 0);
+        self.reading.tell();
+        Ok(Some(Stored { dtype, bytes }))
+    }
+
     /// The same, to where there is room for as many numbers; in a check, there is none.
     pub fn load_into(&self, name: &str, dims: &[usize], numbers: &mut [f32]) -> Result<(), Error> {
+        let (dtype, bytes, view) = self.bytes_of(name, dims)?;
+        let merging_bytes = self.reading.patches.working_bytes(&self.canonical(name), dims);
+        self.reading.note(dtype, bytes.len(), view, merging_bytes);
+        if self.is_check() {
+            return Ok(());
+        }
+        self.reading.tell();
+        match view {
+            View::Whole | View::Third(_) => write_f32(dtype, bytes, numbers),
+            View::Transposed => transpose(&to_f32(dtype, bytes), dims[0], numbers),
+        }
+        let started = Instant::now();
+        self.reading.patches.apply(&self.canonical(name), dims, numbers);
+        self.reading.merging.update(|merging| merging + started.elapsed());
+        Ok(())
+    }
+
+    /// Of a tensor that must have these dimensions: how it is stored, the bytes that are meant, and
+    /// how they are to be seen.
+    fn bytes_of(&self, name: &str, dims: &[usize]) -> Result<(Dtype, &[u8], View), Error> {
         let Found { file, tensor, view, entry } = self.find(name)?;
         if view.dims(&entry.dims) != dims || !view.divides(&entry.dims) {
             let expected = format!("{:?}", view.stored(dims));
@@ -209,20 +255,7 @@ impl Weights<'_> {
                 &bytes[i * len..][..len]
             }
         };
-        let merging_bytes = self.reading.patches.working_bytes(&self.canonical(name), dims);
-        self.reading.note(entry.dtype, bytes.len(), view, merging_bytes);
-        if self.is_check() {
-            return Ok(());
-        }
-        self.reading.tell();
-        match view {
-            View::Whole | View::Third(_) => write_f32(entry.dtype, bytes, numbers),
-            View::Transposed => transpose(&to_f32(entry.dtype, bytes), dims[0], numbers),
-        }
-        let started = Instant::now();
-        self.reading.patches.apply(&self.canonical(name), dims, numbers);
-        self.reading.merging.update(|merging| merging + started.elapsed());
-        Ok(())
+        Ok((entry.dtype, bytes, view))
     }
 
     /// What `make` makes of these tensors of these modules, or what it made of the very same ones

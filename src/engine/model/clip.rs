@@ -115,13 +115,9 @@ impl ClipTextEncoder {
     /// `[b, 77, width]`
     fn embed(&self, prompts: &[Vec<u32>]) -> nn::Result<Tensor> {
         let length = prompts.first().map_or(0, Vec::len);
-        let embedded = prompts.iter().flat_map(|ids| {
-            ids.iter().enumerate().flat_map(|(at, id)| {
-                let (token, position) = (self.tokens.row(*id as usize), self.positions.row(at));
-                token.iter().zip(position).map(|(token, position)| token + position)
-            })
-        });
-        Tensor::from_vec(embedded.collect(), &[prompts.len(), length, self.width])
+        let places: Vec<_> = prompts.iter().flat_map(|ids| 0..ids.len() as u32).collect();
+        let embedded = self.tokens.rows(&prompts.concat())?.add(&self.positions.rows(&places)?)?;
+        embedded.reshape(&[prompts.len(), length, self.width])
     }
 }
 

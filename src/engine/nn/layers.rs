@@ -1,24 +1,23 @@
 //! Layers: weights taken from a checkpoint once, then only run.
 //!
-//! What a layer has packed is shared with other pipelines that are made of the same tensors. In a
-//! check it is only planned: it holds nothing, and says what it would take.
+//! What a layer has made of its weights is shared with other pipelines that are made of the same
+//! tensors. In a check it is only planned: it holds nothing, and says what it would take.
 
 mod conv;
 mod norm;
 
-use std::{ops::Deref, sync::Arc};
+use std::sync::Arc;
 
 pub use conv::Conv2d;
 pub use norm::{GroupNorm, LayerNorm};
 
-use super::{
-    Error, Result, Tensor,
-    cpu::{
-        gemm::{self, Finish, Product},
-        packed::PackedWeights,
-    },
+#[cfg(feature = "libtorch")]
+use super::torch;
+use super::{After, Result, Tensor, host};
+use crate::engine::{
+    backend::Backend,
+    checkpoint::{self, Held, Weights},
 };
-use crate::engine::checkpoint::{self, Held, Weights};
 
 type Load<T> = std::result::Result<T, checkpoint::Error>;
 
@@ -29,74 +28,42 @@ pub struct Linear {
 }
 
 /// The weights of a [`Linear`] or a [`Geglu`].
-struct Dense {
-    weights: PackedWeights,
-    bias: Option<Numbers>,
-}
-
-/// Numbers that are used as they are stored, or planned.
-struct Numbers {
-    numbers: Vec<f32>,
-    count: usize,
-}
-
-impl Numbers {
-    fn load(w: &Weights<'_>, name: &str, dims: &[usize]) -> Load<Self> {
-        Ok(Self { numbers: w.load(name, dims)?, count: dims.iter().product() })
-    }
-
-    /// Of several modules, one behind the other.
-    fn stack(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Self> {
-        let count: usize = dims.iter().product();
-        Ok(Self { numbers: load_stacked(parts, name, dims)?, count: count * parts.len() })
-    }
-
-    fn planned(count: usize) -> Self {
-        Self { numbers: Vec::new(), count }
-    }
-}
-
-impl From<Vec<f32>> for Numbers {
-    fn from(numbers: Vec<f32>) -> Self {
-        Self { count: numbers.len(), numbers }
-    }
-}
-
-impl Deref for Numbers {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.numbers
-    }
-}
-
-impl Held for Numbers {
-    fn bytes(&self) -> u64 {
-        (self.count * size_of::<f32>()) as u64
-    }
+enum Dense {
+    Host(host::Dense),
+    #[cfg(feature = "libtorch")]
+    Torch(torch::Dense),
 }
 
 impl Held for Dense {
     fn bytes(&self) -> u64 {
-        self.weights.bytes() as u64 + self.bias.as_ref().map_or(0, Held::bytes)
+        match self {
+            Self::Host(dense) => dense.bytes(),
+            #[cfg(feature = "libtorch")]
+            Self::Torch(dense) => dense.bytes(),
+        }
     }
 }
 
-/// A tensor of several modules, one behind the other; in a check, nothing. A matrix may be stored
-/// as a 1×1 convolution.
-fn load_stacked(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Vec<f32>> {
-    let count: usize = dims.iter().product();
-    let checks = parts.iter().any(|w| w.is_check());
-    let mut numbers = if checks { Vec::new() } else { vec![0.0; count * parts.len()] };
-    let mut left = &mut numbers[..];
-    for w in parts {
-        let room = left.split_off_mut(..count.min(left.len())).unwrap_or_default();
-        match (dims, w.dims(name)?.len()) {
-            ([n, k], 4) => w.load_into(name, &[*n, *k, 1, 1], room)?,
-            _ => w.load_into(name, dims, room)?,
+impl Dense {
+    fn load(parts: &[&Weights<'_>], dims: [usize; 2], has_bias: bool) -> Load<Arc<Self>> {
+        let names: &[&str] = if has_bias { &["weight", "bias"] } else { &["weight"] };
+        Weights::share(parts, names, || match parts[0].backend() {
+            Backend::Cpu => host::Dense::load(parts, dims, has_bias).map(Self::Host),
+            #[cfg(feature = "libtorch")]
+            Backend::Torch(torch) => {
+                torch::Dense::load(torch, parts, dims, has_bias).map(Self::Torch)
+            }
+        })
+    }
+
+    /// `[.., k]` → `[.., columns]`
+    fn forward(&self, x: &Tensor, columns: usize, after: After<'_>) -> Result<Tensor> {
+        match self {
+            Self::Host(dense) => dense.forward(x, columns, after),
+            #[cfg(feature = "libtorch")]
+            Self::Torch(dense) => Ok(dense.forward(x, after)?.into()),
         }
     }
-    Ok(numbers)
 }
 
 impl Linear {
@@ -119,31 +86,16 @@ impl Linear {
 
     /// Several layers of `n` outputs over the same input as one: their outputs stand side by side.
     pub fn stack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
-        let dense = Weights::share(parts, &["weight", "bias"], || {
-            let weights = Self::pack(parts, k, n)?;
-            Ok(Dense { weights, bias: Some(Numbers::stack(parts, "bias", &[n])?) })
-        })?;
-        Ok(Self { out_channels: n * parts.len(), dense })
+        Ok(Self { out_channels: n * parts.len(), dense: Dense::load(parts, [n, k], true)? })
     }
 
     /// The same, of layers that have no bias.
     pub fn stack_unbiased(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<Self> {
-        let dense = Weights::share(parts, &["weight"], || {
-            Ok(Dense { weights: Self::pack(parts, k, n)?, bias: None })
-        })?;
-        Ok(Self { out_channels: n * parts.len(), dense })
-    }
-
-    fn pack(parts: &[&Weights<'_>], k: usize, n: usize) -> Load<PackedWeights> {
-        let rows = load_stacked(parts, "weight", &[n, k])?;
-        if parts.iter().any(|w| w.is_check()) {
-            return Ok(PackedWeights::planned(1, k, n * parts.len()));
-        }
-        Ok(PackedWeights::pack(1, k, n * parts.len(), |n, _, d| rows[n * k + d]))
+        Ok(Self { out_channels: n * parts.len(), dense: Dense::load(parts, [n, k], false)? })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, Finish::Store)
+        self.dense.forward(x, self.out_channels, After::NOTHING)
     }
 
     /// Width of the output.
@@ -153,11 +105,7 @@ impl Linear {
 
     /// `forward(x) + residual`.
     pub fn forward_add(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        self.run(x, Finish::Add(&residual.data()?))
-    }
-
-    fn run(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
-        self.dense.forward(x, self.out_channels, finish)
+        self.dense.forward(x, self.out_channels, After::Add(residual))
     }
 }
 
@@ -170,22 +118,19 @@ pub struct Geglu {
 impl Geglu {
     pub fn load(w: &Weights<'_>, k: usize) -> Load<Self> {
         let n = w.dims("weight")?[0];
-        let dense = Weights::share(&[w], &["weight", "bias"], || {
-            let (rows, bias) = (w.load("weight", &[n, k])?, w.load("bias", &[n])?);
-            if w.is_check() {
-                let columns = PackedWeights::geglu_columns(n / 2);
-                let weights = PackedWeights::planned(1, k, columns);
-                return Ok(Dense { weights, bias: Some(Numbers::planned(columns)) });
+        let dense = Weights::share(&[w], &["weight", "bias"], || match w.backend() {
+            Backend::Cpu => host::Dense::load_geglu(w, [n, k]).map(Dense::Host),
+            #[cfg(feature = "libtorch")]
+            Backend::Torch(torch) => {
+                torch::Dense::load(torch, &[w], [n, k], true).map(Dense::Torch)
             }
-            let (weights, bias) = PackedWeights::pack_geglu(k, n / 2, &rows, &bias);
-            Ok(Dense { weights, bias: Some(bias.into()) })
         })?;
         Ok(Self { dense, half: n / 2 })
     }
 
     /// `[.., k]` → `[.., half]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.dense.forward(x, self.half, Finish::Geglu)
+        self.dense.forward(x, self.half, After::Geglu)
     }
 
     pub fn out_channels(&self) -> usize {
@@ -193,55 +138,45 @@ impl Geglu {
     }
 }
 
-impl Dense {
-    /// `[.., k]` → `[.., columns]`
-    fn forward(&self, x: &Tensor, columns: usize, finish: Finish<'_>) -> Result<Tensor> {
-        let (weights, bias) = (&self.weights, self.bias.as_deref());
-        let k = weights.k;
-        let (mut dims, data) = (x.dims().to_vec(), x.data()?);
-        expect_channels(x, k)?;
-        let count = data.len() / k.max(1);
-        if let Some(last) = dims.last_mut() {
-            *last = columns;
-        }
-        let rows = gemm::Dense::new(&data, k, count, k);
-        let (images, rows_per_image, out_stride) = (1, count, columns);
-        let product =
-            Product { rows, images, rows_per_image, weights, bias, finish, columns, out_stride };
-        Tensor::build(&dims, |out| product.run(out))
-    }
-}
-
-fn expect_channels(x: &Tensor, expected: usize) -> Result<()> {
-    match x.dims().last() {
-        Some(last) if *last == expected => Ok(()),
-        _ => Err(shape_error(x, &format!("[.., {expected}]"))),
-    }
-}
-
-fn expect_dims<'a>(x: &'a Tensor, dims: &[usize]) -> Result<&'a Tensor> {
-    if x.dims() == dims { Ok(x) } else { Err(shape_error(x, &format!("{dims:?}"))) }
-}
-
-fn shape_error(x: &Tensor, expected: &str) -> Error {
-    candle_core::Error::msg(format!("a tensor {:?} where {expected} belongs", x.dims())).into()
-}
-
 /// A table of vectors that are looked up by index.
 pub struct Embedding {
-    rows: Arc<Numbers>,
-    width: usize,
+    rows: Arc<Rows>,
+}
+
+enum Rows {
+    Host(host::Rows),
+    #[cfg(feature = "libtorch")]
+    Torch(torch::Rows),
+}
+
+impl Held for Rows {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Host(rows) => rows.bytes(),
+            #[cfg(feature = "libtorch")]
+            Self::Torch(rows) => rows.bytes(),
+        }
+    }
 }
 
 impl Embedding {
     /// Reads `weight`, `[count, width]`.
     pub fn load(w: &Weights<'_>, count: usize, width: usize) -> Load<Self> {
-        let load = || Numbers::load(w, "weight", &[count, width]);
-        Ok(Self { rows: Weights::share(&[w], &["weight"], load)?, width })
+        let rows = Weights::share(&[w], &["weight"], || match w.backend() {
+            Backend::Cpu => host::Rows::load(w, [count, width]).map(Rows::Host),
+            #[cfg(feature = "libtorch")]
+            Backend::Torch(torch) => torch::Rows::load(torch, w, [count, width]).map(Rows::Torch),
+        })?;
+        Ok(Self { rows })
     }
 
-    /// The row of that index; indices come from the tokenizer, which knows the table's size.
-    pub fn row(&self, index: usize) -> &[f32] {
-        &self.rows[index * self.width..][..self.width]
+    /// The rows of those indices, `[len, width]`; they come from the tokenizer, which knows the
+    /// table's size.
+    pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
+        match &*self.rows {
+            Rows::Host(rows) => rows.at(indices),
+            #[cfg(feature = "libtorch")]
+            Rows::Torch(rows) => Ok(rows.at(indices)?.into()),
+        }
     }
 }

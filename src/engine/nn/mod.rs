@@ -1,17 +1,23 @@
 //! The seam to the backends: tensors, layers and the few verbs that models are written in.
 //!
-//! The only room that names candle. Candle holds the tensors; on the CPU the work is done by the
-//! kernels in `cpu`. Feature maps are channels last, `[b, h, w, c]`, so that the tokens of a
-//! transformer block, `[b, h·w, c]`, are the same memory. A layer takes its weights once, packs
-//! them as the kernels like them, and then only runs.
+//! The only room that names candle and tch. Each backend has the same layers and verbs: `host` is the
+//! CPU by the kernels in `cpu`, `torch` is libtorch. Models know neither: they are written over
+//! [`Tensor`] and the layers, which pass on what they are asked. Feature maps are channels last,
+//! `[b, h, w, c]`, so that the tokens of a transformer block, `[b, h·w, c]`, are the same memory. A layer
+//! takes its weights once, packs them as its backend likes them, and then only runs.
 
 mod cpu;
+mod host;
 mod layers;
 mod open;
+mod spec;
 mod tensor;
+#[cfg(feature = "libtorch")]
+mod torch;
 
 pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
 pub use open::{Opened, Unavailable, open};
+pub use spec::Activation;
 pub use tensor::{Error, Result, Tensor};
 
 use cpu::{
@@ -21,22 +27,14 @@ use cpu::{
     norm,
     packed::PackedWeights,
 };
-
-/// What a layer does to its output, element by element.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    Silu,
-    /// With the exact error function.
-    Gelu,
-    /// x·sigmoid(1.702·x), as OpenAI's CLIP has it.
-    QuickGelu,
-    /// x, of negative x a fifth.
-    LeakyRelu,
-}
+use spec::{After, ConvShape};
 
 /// The activation of every element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    #[cfg(feature = "libtorch")]
+    if let Some(x) = x.on_torch() {
+        return Ok(torch::activate(x, activation)?.into());
+    }
     let data = x.data()?;
     Tensor::build(x.dims(), |out| norm::activate(&data, activation, out))
 }
@@ -56,6 +54,15 @@ pub fn attention(
     head_dim: usize,
     causal: bool,
 ) -> Result<Tensor> {
+    #[cfg(feature = "libtorch")]
+    if let Some(there) = q.tensor.on_torch() {
+        let device = there.device();
+        let [q, k, v] =
+            [q, k, v].map(|part| Ok::<_, Error>((part.tensor.to_torch(device)?, part.first)));
+        let parts = [q?, k?, v?];
+        let parts = parts.each_ref().map(|(array, first)| torch::Part { array, first: *first });
+        return Ok(torch::attention(parts, heads, head_dim, causal)?.into());
+    }
     let (q_data, k_data, v_data) = (q.tensor.data()?, k.tensor.data()?, v.tensor.data()?);
     let part = |columns: &Columns<'_>, data| {
         let [batch, len, stride] = columns.tensor.dims3()?;

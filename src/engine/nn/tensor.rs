@@ -1,10 +1,15 @@
-//! The tensor that models pass around: f32, contiguous, channels last.
+//! The tensor that models pass around: channels last, in the host's memory or on a backend's device.
+//!
+//! What is made of numbers begins in the host's memory, as f32, and goes to a device when it meets
+//! what is there: a layer's weights or another tensor. So nobody above says where things are.
 
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, Storage};
 
 use super::cpu::{OutPtr, norm};
+#[cfg(feature = "libtorch")]
+use super::torch::Array;
 use crate::engine::memory::{self, OutOfMemory};
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -15,17 +20,38 @@ pub enum Error {
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
     /// A mistake in the engine's own shapes, or a backend's failure; never the user's doing.
-    #[error(transparent)]
-    Backend(#[from] candle_core::Error),
+    #[error("{0}")]
+    Backend(String),
 }
 
-/// An array of f32. Cloning shares the memory.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Backend(error.to_string())
+    }
+}
+
+/// An array of numbers. Cloning shares the memory.
 #[derive(Debug, Clone)]
-pub struct Tensor(candle_core::Tensor);
+pub struct Tensor(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// f32, contiguous.
+    Host(candle_core::Tensor),
+    #[cfg(feature = "libtorch")]
+    Torch(Array),
+}
+
+/// Two tensors in one place.
+enum Pair<'a> {
+    Host(&'a candle_core::Tensor, &'a candle_core::Tensor),
+    #[cfg(feature = "libtorch")]
+    Torch(Array, Array),
+}
 
 impl Tensor {
     pub fn from_vec(data: Vec<f32>, dims: &[usize]) -> Result<Self> {
-        Ok(Self(candle_core::Tensor::from_vec(data, dims, &Device::Cpu)?))
+        Ok(Self(Place::Host(candle_core::Tensor::from_vec(data, dims, &Device::Cpu)?)))
     }
 
     pub fn zeros(dims: &[usize]) -> Result<Self> {
@@ -34,7 +60,7 @@ impl Tensor {
         Self::from_vec(vec![0.0; len], dims)
     }
 
-    /// A tensor whose every element `fill` writes.
+    /// A tensor in the host's memory whose every element `fill` writes.
     pub(super) fn build(dims: &[usize], fill: impl FnOnce(OutPtr)) -> Result<Self> {
         Self::build_beside(0, dims, fill)
     }
@@ -56,54 +82,97 @@ impl Tensor {
     }
 
     pub fn dims(&self) -> &[usize] {
-        self.0.dims()
+        match &self.0 {
+            Place::Host(x) => x.dims(),
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => x.dims(),
+        }
     }
 
     pub fn dims3(&self) -> Result<[usize; 3]> {
-        Ok(self.0.dims3()?.into())
+        self.dims().try_into().map_err(|_| self.has_no_dims(3))
     }
 
     pub fn dims4(&self) -> Result<[usize; 4]> {
-        Ok(self.0.dims4()?.into())
+        self.dims().try_into().map_err(|_| self.has_no_dims(4))
     }
 
+    fn has_no_dims(&self, count: usize) -> Error {
+        Error::Backend(format!(
+            "a tensor {:?} where one of {count} dimensions belongs",
+            self.dims()
+        ))
+    }
+
+    /// The elements as f32, in the order of the dimensions. Waits for the device, and is the only
+    /// thing that does.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
-        let data = self.data()?;
-        ask(data.len())?;
-        Ok(data.to_vec())
+        ask(self.dims().iter().product())?;
+        match &self.0 {
+            Place::Host(_) => Ok(self.data()?.to_vec()),
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => x.to_vec(),
+        }
     }
 
     pub fn reshape(&self, dims: &[usize]) -> Result<Self> {
-        Ok(Self(self.0.reshape(dims)?))
+        match &self.0 {
+            Place::Host(x) => Ok(Self(Place::Host(x.reshape(dims)?))),
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => Ok(x.reshape(dims)?.into()),
+        }
     }
 
     /// Side by side along `dim`.
     pub fn cat(parts: &[&Self], dim: usize) -> Result<Self> {
-        let parts: Vec<_> = parts.iter().map(|part| &part.0).collect();
+        #[cfg(feature = "libtorch")]
+        if let Some(there) = parts.iter().find_map(|part| part.on_torch()) {
+            let parts = parts.iter().map(|part| part.beside(there)).collect::<Result<Vec<_>>>()?;
+            return Ok(Array::cat(&parts, dim)?.into());
+        }
+        let parts = parts.iter().map(|part| part.host()).collect::<Result<Vec<_>>>()?;
         ask(parts.iter().map(|part| part.elem_count()).sum())?;
-        Ok(Self(candle_core::Tensor::cat(&parts, dim)?.contiguous()?))
+        Ok(Self(Place::Host(candle_core::Tensor::cat(&parts, dim)?.contiguous()?)))
     }
 
     /// The part `start .. start + len` of `dim`.
     pub fn narrow(&self, dim: usize, start: usize, len: usize) -> Result<Self> {
-        let part = self.0.narrow(dim, start, len)?;
-        ask(part.elem_count())?;
-        Ok(Self(part.contiguous()?))
+        match &self.0 {
+            Place::Host(x) => {
+                let part = x.narrow(dim, start, len)?;
+                ask(part.elem_count())?;
+                Ok(Self(Place::Host(part.contiguous()?)))
+            }
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => Ok(x.narrow(dim, start, len)?.into()),
+        }
     }
 
     pub fn add(&self, other: &Self) -> Result<Self> {
-        ask(self.0.elem_count())?;
-        Ok(Self(self.0.add(&other.0)?))
+        match self.pair(other)? {
+            Pair::Host(x, y) => {
+                ask(x.elem_count())?;
+                Ok(Self(Place::Host(x.add(y)?)))
+            }
+            #[cfg(feature = "libtorch")]
+            Pair::Torch(x, y) => Ok(x.add(&y)?.into()),
+        }
     }
 
     /// `self + factor·other`.
     pub fn add_scaled(&self, other: &Self, factor: f32) -> Result<Self> {
         if self.dims() != other.dims() {
             let (a, b) = (self.dims(), other.dims());
-            return Err(candle_core::Error::msg(format!("{a:?} and {b:?} are added")).into());
+            return Err(Error::Backend(format!("{a:?} and {b:?} are added")));
         }
-        let (x, y) = (self.data()?, other.data()?);
-        Self::build(self.dims(), |out| norm::add_scaled(&x, &y, factor, out))
+        match self.pair(other)? {
+            Pair::Host(..) => {
+                let (x, y) = (self.data()?, other.data()?);
+                Self::build(self.dims(), |out| norm::add_scaled(&x, &y, factor, out))
+            }
+            #[cfg(feature = "libtorch")]
+            Pair::Torch(x, y) => Ok(x.add(&y.scale(factor.into())?)?.into()),
+        }
     }
 
     /// Squares of `n` pixels a side become channels (torch's `pixel_unshuffle`): `[b, h, w, c]` →
@@ -113,31 +182,117 @@ impl Tensor {
             return Ok(self.clone());
         }
         let [b, h, w, c] = self.dims4()?;
-        let split = self.0.reshape(&[b, h / n, n, w / n, n, c][..])?;
-        ask(split.elem_count())?;
-        let folded = split.permute([0, 1, 3, 5, 2, 4])?.contiguous()?;
-        Ok(Self(folded.reshape(&[b, h / n, w / n, c * n * n][..])?))
+        let (split, folded) = ([b, h / n, n, w / n, n, c], [b, h / n, w / n, c * n * n]);
+        let order = [0, 1, 3, 5, 2, 4];
+        match &self.0 {
+            Place::Host(x) => {
+                ask(x.elem_count())?;
+                let turned = x.reshape(&split[..])?.permute(order)?.contiguous()?;
+                Ok(Self(Place::Host(turned.reshape(&folded[..])?)))
+            }
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => {
+                Ok(x.reshape(&split)?.permute(order.map(|i| i as i64))?.reshape(&folded)?.into())
+            }
+        }
     }
 
     /// Element by element.
     pub fn mul(&self, other: &Self) -> Result<Self> {
-        ask(self.0.elem_count())?;
-        Ok(Self(self.0.mul(&other.0)?))
+        match self.pair(other)? {
+            Pair::Host(x, y) => {
+                ask(x.elem_count())?;
+                Ok(Self(Place::Host(x.mul(y)?)))
+            }
+            #[cfg(feature = "libtorch")]
+            Pair::Torch(x, y) => Ok(x.mul(&y)?.into()),
+        }
     }
 
     pub fn scale(&self, factor: f64) -> Result<Self> {
-        ask(self.0.elem_count())?;
-        Ok(Self(self.0.affine(factor, 0.0)?))
-    }
-
-    /// The elements, in the order of the dimensions.
-    pub(super) fn data(&self) -> Result<impl Deref<Target = [f32]> + '_> {
-        let (storage, layout) = self.0.storage_and_layout();
-        match layout.contiguous_offsets() {
-            Some((start, end)) => Ok(Data { storage, start, end }),
-            None => Err(candle_core::Error::msg("a tensor that is not contiguous").into()),
+        match &self.0 {
+            Place::Host(x) => {
+                ask(x.elem_count())?;
+                Ok(Self(Place::Host(x.affine(factor, 0.0)?)))
+            }
+            #[cfg(feature = "libtorch")]
+            Place::Torch(x) => Ok(x.scale(factor)?.into()),
         }
     }
+
+    /// The same with its standard deviation (of all elements, as torch's `std` has it) brought so much
+    /// of the way, 0 ..= 1, to that of another one.
+    pub fn with_deviation_of(&self, other: &Self, amount: f64) -> Result<Self> {
+        match self.pair(other)? {
+            Pair::Host(..) => {
+                let contrast = deviation(&other.data()?) / deviation(&self.data()?);
+                self.scale(amount * contrast + 1.0 - amount)
+            }
+            #[cfg(feature = "libtorch")]
+            Pair::Torch(x, y) => Ok(x.with_deviation_of(&y, amount)?.into()),
+        }
+    }
+
+    /// The elements, in the order of the dimensions; of what is in the host's memory.
+    pub(super) fn data(&self) -> Result<impl Deref<Target = [f32]> + '_> {
+        let (storage, layout) = self.host()?.storage_and_layout();
+        match layout.contiguous_offsets() {
+            Some((start, end)) => Ok(Data { storage, start, end }),
+            None => Err(Error::Backend("a tensor that is not contiguous".to_owned())),
+        }
+    }
+
+    fn host(&self) -> Result<&candle_core::Tensor> {
+        match &self.0 {
+            Place::Host(x) => Ok(x),
+            #[cfg(feature = "libtorch")]
+            Place::Torch(_) => Err(Error::Backend("a tensor that is on another device".to_owned())),
+        }
+    }
+
+    fn pair<'a>(&'a self, other: &'a Self) -> Result<Pair<'a>> {
+        #[cfg(feature = "libtorch")]
+        if let Some(there) = self.on_torch().or(other.on_torch()) {
+            return Ok(Pair::Torch(self.beside(there)?, other.beside(there)?));
+        }
+        Ok(Pair::Host(self.host()?, other.host()?))
+    }
+}
+
+#[cfg(feature = "libtorch")]
+impl Tensor {
+    pub(super) fn on_torch(&self) -> Option<&Array> {
+        match &self.0 {
+            Place::Host(_) => None,
+            Place::Torch(x) => Some(x),
+        }
+    }
+
+    /// The same on the other's device.
+    fn beside(&self, there: &Array) -> Result<Array> {
+        self.to_torch(there.device())
+    }
+
+    pub(super) fn to_torch(&self, device: tch::Device) -> Result<Array> {
+        match &self.0 {
+            Place::Host(_) => Array::of(&self.data()?, self.dims(), device),
+            Place::Torch(x) => Ok(x.clone()),
+        }
+    }
+}
+
+#[cfg(feature = "libtorch")]
+impl From<Array> for Tensor {
+    fn from(array: Array) -> Self {
+        Self(Place::Torch(array))
+    }
+}
+
+fn deviation(numbers: &[f32]) -> f64 {
+    let count = numbers.len() as f64;
+    let mean = numbers.iter().map(|x| f64::from(*x)).sum::<f64>() / count;
+    let squares: f64 = numbers.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum();
+    (squares / (count - 1.0)).sqrt()
 }
 
 /// Whether so many floats may be allocated. (Asked before every array that grows with the image.)

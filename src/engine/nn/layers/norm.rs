@@ -2,53 +2,46 @@
 
 use std::sync::Arc;
 
-use super::{Load, Numbers, expect_channels};
+use super::Load;
+#[cfg(feature = "libtorch")]
+use crate::engine::nn::torch;
 use crate::engine::{
+    backend::Backend,
     checkpoint::{Held, Weights},
-    nn::{
-        Activation, Result, Tensor,
-        cpu::norm::{self, Affine},
-    },
+    nn::{Activation, Result, Tensor, host},
 };
 
-/// The learned part of a normalisation.
-struct Norm {
-    learned: Arc<Learned>,
-    epsilon: f32,
+/// The learned part of a normalisation: a factor and a shift for each channel.
+enum Norm {
+    Host(host::Norm),
+    #[cfg(feature = "libtorch")]
+    Torch(torch::Norm),
 }
 
-/// A factor and a shift for each channel.
-struct Learned([Numbers; 2]);
-
-impl Held for Learned {
+impl Held for Norm {
     fn bytes(&self) -> u64 {
-        self.0.iter().map(Held::bytes).sum()
+        match self {
+            Self::Host(norm) => norm.bytes(),
+            #[cfg(feature = "libtorch")]
+            Self::Torch(norm) => norm.bytes(),
+        }
     }
 }
 
 impl Norm {
-    fn load(w: &Weights<'_>, channels: usize, epsilon: f32) -> Load<Self> {
-        let names = ["weight", "bias"];
-        let learned = Weights::share(&[w], &names, || {
-            let [weight, bias] = names.map(|name| Numbers::load(w, name, &[channels]));
-            Ok(Learned([weight?, bias?]))
-        })?;
-        Ok(Self { learned, epsilon })
-    }
-
-    fn channels(&self) -> usize {
-        self.learned.0[0].len()
-    }
-
-    fn affine(&self) -> Affine<'_> {
-        let [weight, bias] = &self.learned.0;
-        Affine { weight, bias, epsilon: self.epsilon }
+    fn load(w: &Weights<'_>, channels: usize) -> Load<Arc<Self>> {
+        Weights::share(&[w], &["weight", "bias"], || match w.backend() {
+            Backend::Cpu => host::Norm::load(w, channels).map(Self::Host),
+            #[cfg(feature = "libtorch")]
+            Backend::Torch(torch) => torch::Norm::load(torch, w, channels).map(Self::Torch),
+        })
     }
 }
 
-/// Group normalisation with 32 groups and an activation, in one pass over the output.
+/// Group normalisation with 32 groups, and an activation.
 pub struct GroupNorm {
-    norm: Norm,
+    norm: Arc<Norm>,
+    epsilon: f32,
     activation: Activation,
 }
 
@@ -62,31 +55,35 @@ impl GroupNorm {
         activation: Activation,
     ) -> Load<Self> {
         w.expect_multiple_of("weight", Self::GROUPS)?;
-        Ok(Self { norm: Norm::load(w, channels, epsilon)?, activation })
+        Ok(Self { norm: Norm::load(w, channels)?, epsilon, activation })
     }
 
     /// `[b, .., c]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let data = x.data()?;
-        expect_channels(x, self.norm.channels())?;
-        let (images, affine) = (x.dims()[0], self.norm.affine());
-        Tensor::build(x.dims(), |out| {
-            norm::group_norm(&data, images, Self::GROUPS, &affine, self.activation, out);
-        })
+        let Self { epsilon, activation, .. } = *self;
+        match &*self.norm {
+            Norm::Host(norm) => norm.group(x, Self::GROUPS, epsilon, activation),
+            #[cfg(feature = "libtorch")]
+            Norm::Torch(norm) => Ok(norm.group(x, Self::GROUPS, epsilon, activation)?.into()),
+        }
     }
 }
 
 /// Layer normalisation over the last dimension.
-pub struct LayerNorm(Norm);
+pub struct LayerNorm(Arc<Norm>);
 
 impl LayerNorm {
+    const EPSILON: f32 = 1e-5;
+
     pub fn load(w: &Weights<'_>, channels: usize) -> Load<Self> {
-        Ok(Self(Norm::load(w, channels, 1e-5)?))
+        Ok(Self(Norm::load(w, channels)?))
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let data = x.data()?;
-        expect_channels(x, self.0.channels())?;
-        Tensor::build(x.dims(), |out| norm::layer_norm(&data, &self.0.affine(), out))
+        match &*self.0 {
+            Norm::Host(norm) => norm.layer(x, Self::EPSILON),
+            #[cfg(feature = "libtorch")]
+            Norm::Torch(norm) => Ok(norm.layer(x, Self::EPSILON)?.into()),
+        }
     }
 }
