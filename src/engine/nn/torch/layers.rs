@@ -136,6 +136,10 @@ impl Held for Norm {
 }
 
 impl Norm {
+    /// With fewer numbers in a group than this, `channels_last` is not asked for: libtorch takes a
+    /// variance for the difference of two means then, which may be nearly equal where there are few.
+    const FEW: i64 = 256;
+
     pub fn load(torch: backend::Torch, w: &Weights<'_>, channels: usize) -> Load<Self> {
         let on = on(torch, w);
         let [weight, bias] =
@@ -154,18 +158,19 @@ impl Norm {
         let (weight, bias) = (self.weight.get()?, self.bias.get()?);
         let dims = sizes(x.dims());
         let x = input(x, weight)?;
-        let x =
-            if dims.len() == 4 { x } else { x.f_reshape([dims[0], -1, 1, dims[dims.len() - 1]])? };
-        let channels_first = x.f_permute([0, 3, 1, 2])?;
-        let normal = channels_first.f_group_norm(
-            groups as i64,
-            Some(weight),
-            Some(bias),
-            epsilon.into(),
-            true,
-        )?;
-        let normal = activated(normal.f_permute([0, 2, 3, 1])?, activation, true)?;
-        Ok(normal.f_reshape(dims)?.into())
+        let [images, channels] = [dims[0], self.channels as i64];
+        let normal = |x: Torch| {
+            x.f_group_norm(groups as i64, Some(weight), Some(bias), epsilon.into(), true)
+        };
+        let numbers = x.numel() as i64 / (images * groups as i64).max(1);
+        let normal = if numbers < Self::FEW {
+            let x = x.f_reshape([images, -1, channels])?.f_transpose(1, 2)?.f_contiguous()?;
+            normal(x)?.f_transpose(1, 2)?
+        } else {
+            let x = x.f_reshape([images, dims[1], -1, channels])?.f_permute([0, 3, 1, 2])?;
+            normal(x)?.f_permute([0, 2, 3, 1])?
+        };
+        Ok(activated(normal, activation, true)?.f_reshape(dims)?.into())
     }
 
     /// Over the last dimension.
