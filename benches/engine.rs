@@ -24,7 +24,7 @@ use diffused::{
         model::{ClipTextEncoder, Conditioning},
         nn::{self, Tensor},
     },
-    modes::{CheckpointRef, PipelineSpec, Size},
+    modes::{CheckpointRef, Compute, Device, EngineChoice, PipelineSpec, Precision, Size},
     request::GenerateRequest,
     worker::process::ALLOCATOR,
 };
@@ -46,7 +46,14 @@ struct Options {
     runs: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// What prints the reference's figures, given the checkpoint and --threads, --runs, --width, --height.
+    /// candle, or libtorch where it is built in.
+    #[arg(long, default_value = "candle")]
+    engine: EngineChoice,
+    /// Of both sides: fp32 or bf16.
+    #[arg(long, default_value = "fp32")]
+    precision: Precision,
+    /// What prints the reference's figures, given the checkpoint and --threads, --runs, --width,
+    /// --height, --precision.
     #[arg(long)]
     reference: Option<String>,
     /// Takes one turn of ours and prints its figures.
@@ -92,7 +99,8 @@ fn ask(command: &str, flag: Option<&str>, options: &Options) -> anyhow::Result<V
         .arg(&options.checkpoint)
         .args(["--threads", &options.threads.to_string(), "--runs", &options.runs.to_string()])
         .args(["--width", &options.width.to_string(), "--height", &options.height.to_string()])
-        .args(flag)
+        .args(["--precision", options.precision.name()])
+        .args(flag.map(|flag| [flag, "--engine", options.engine.name()]).into_iter().flatten())
         .stderr(Stdio::inherit())
         .output()?;
     anyhow::ensure!(output.status.success(), "'{command}' failed");
@@ -107,12 +115,14 @@ fn ask(command: &str, flag: Option<&str>, options: &Options) -> anyhow::Result<V
 }
 
 fn take_turn(options: &Options) -> anyhow::Result<()> {
-    rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global()?;
+    let (engine, precision) = (options.engine, options.precision);
+    let backend = nn::open(Compute { engine, device: Device::Cpu, precision })?.backend;
+    nn::set_threads(backend, options.threads);
     let name = options.checkpoint.display().to_string();
     let spec = PipelineSpec::of(CheckpointRef { name, path: options.checkpoint.clone() });
     let start = Instant::now();
-    let pipeline =
-        Prepared::open(&spec, &mut Default::default())?.load(Default::default(), &|_| ())?;
+    let prepared = Prepared::open_on(backend, &spec, &mut Default::default())?;
+    let pipeline = prepared.load(Default::default(), &|_| ())?;
     let weights = pipeline.weights_bytes() as f64 / f64::from(1 << 30);
     eprintln!("loaded in {:.1} s, {weights:.2} GiB of weights", start.elapsed().as_secs_f64());
     measure(&pipeline, options)?;
@@ -133,11 +143,12 @@ fn measure(pipeline: &Pipeline, options: &Options) -> anyhow::Result<()> {
         let latents = tensor(&[batch, h, w, unet.in_channels()])?;
         let context = tensor(&[batch, 77, width])?;
         let conditioning = Conditioning { context, added: None, guidance: None };
-        let step = || unet.forward(&latents, &vec![501.0; batch], &conditioning).map(drop);
+        let step =
+            || unet.forward(&latents, &vec![501.0; batch], &conditioning)?.to_vec().map(drop);
         report("unet_step", batch, options.runs, step)?;
     }
     let latents = tensor(&[1, h, w, 4])?;
-    report("vae_decode", 1, options.runs, || vae.decode(&latents).map(drop))
+    report("vae_decode", 1, options.runs, || vae.decode(&latents)?.to_vec().map(drop))
 }
 
 /// Prints the median of some runs after one that is not counted.

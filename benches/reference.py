@@ -3,7 +3,8 @@
     python benches/reference.py sd15.safetensors
     python benches/reference.py sd15.safetensors --image out.png --prompt "a fox" --seed 1 --steps 4 --scheduler lcm
 
-Times come as JSON, a line for each stage: the median of several runs in float32 after one that is not counted.
+Times come as JSON, a line for each stage: the median of several runs after one that is not counted, with the
+models as quick as they can be had here: channels last, in float32 or bfloat16.
 What must be installed is named in tests/parity/requirements.txt.
 """
 
@@ -34,7 +35,10 @@ def main() -> None:
         if options.image:
             draw(pipeline, options)
         else:
-            measure(pipeline, options)
+            dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+            for model in (pipeline.unet, pipeline.vae):
+                model.to(dtype=dtype, memory_format=torch.channels_last)
+            measure(pipeline, options, dtype)
 
 
 def is_sdxl(checkpoint: Path) -> bool:
@@ -49,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--runs", type=int, default=5, help="runs to take the median of (default 5)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     drawing = parser.add_argument_group("to draw instead of measuring")
     drawing.add_argument("--image", type=Path, metavar="OUT.png")
     drawing.add_argument("--prompt", default="a red fox in the snow, golden hour")
@@ -60,23 +65,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(pipeline, options: argparse.Namespace) -> None:
+def measure(pipeline, options: argparse.Namespace, dtype: torch.dtype) -> None:
     height, width = options.height // 8, options.width // 8
     timestep = torch.tensor(501)
 
+    def randn(*dims: int) -> torch.Tensor:
+        tensor = torch.randn(*dims, dtype=dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(dims) == 4 else tensor
+
     def unet_step(batch: int) -> Callable[[], object]:
-        latents = torch.randn(batch, 4, height, width)
-        context = torch.randn(batch, 77, pipeline.unet.config.cross_attention_dim)
+        latents = randn(batch, 4, height, width)
+        context = randn(batch, 77, pipeline.unet.config.cross_attention_dim)
         added = None
         if pipeline.unet.config.addition_embed_type == "text_time":
             size = [options.height, options.width]
             ids = torch.tensor([[*size, 0, 0, *size]] * batch, dtype=torch.float32)
-            added = {"text_embeds": torch.randn(batch, 1280), "time_ids": ids}
+            added = {"text_embeds": randn(batch, 1280), "time_ids": ids}
         return lambda: pipeline.unet(
             latents, timestep, encoder_hidden_states=context, added_cond_kwargs=added
         )
 
-    latents = torch.randn(1, 4, height, width)
+    latents = randn(1, 4, height, width)
     stages = [
         ("unet_step", 2, unet_step(batch=2)),
         ("unet_step", 1, unet_step(batch=1)),
