@@ -143,8 +143,8 @@ fn measure(pipeline: &Pipeline, options: &Options) -> anyhow::Result<()> {
         let latents = tensor(&[batch, h, w, unet.in_channels()])?;
         let context = tensor(&[batch, 77, width])?;
         let conditioning = Conditioning { context, added: None, guidance: None };
-        let step =
-            || unet.forward(&latents, &vec![501.0; batch], &conditioning)?.to_vec().map(drop);
+        let told = unet.tell(&conditioning, &[501.0])?;
+        let step = || unet.step(&latents, &told, 0)?.to_vec().map(drop);
         report("unet_step", batch, options.runs, step)?;
     }
     let latents = tensor(&[1, h, w, 4])?;

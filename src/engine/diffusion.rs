@@ -10,12 +10,12 @@ use super::{
     DrawError, Drawn, Models, Step,
     checkpoint::{Facts, Family},
     conditioning::{Conditioned, condition},
-    model::{Conditioning, UNet},
+    model::{Told, UNet},
     nn::{self, Tensor},
     noise::Generator,
     preview::Glimpse,
     sampling::Sampler,
-    scheduler::{self, Level, Plan, PlanStep, Sampling},
+    scheduler::{self, Level, Plan, Sampling},
     source::{self, Prepared},
 };
 use crate::{modes::Size, request::GenerateRequest};
@@ -29,7 +29,7 @@ const PROBE_TIMESTEP: f32 = 500.0;
 struct Asked<'a> {
     unet: &'a UNet,
     family: Family,
-    conditioning: &'a Conditioning,
+    told: &'a Told,
     /// With classifier-free guidance, and how much of its contrast is taken back.
     guidance: Option<(f64, f64)>,
 }
@@ -70,7 +70,9 @@ pub(super) fn draw(
     let rescale = f64::from(request.guidance_rescale);
     let guidance = guided.then_some((scale, rescale));
     let (unet, family) = (&models.unet, facts.family);
-    let asked = Asked { unet, family, conditioning: &conditioning, guidance };
+    let timesteps: Vec<f32> = plan.steps.iter().map(|step| step.timestep).collect();
+    let told = unet.tell(&conditioning, &timesteps)?;
+    let asked = Asked { unet, family, told: &told, guidance };
     let mut drawn = Drawn {
         size: request.size,
         images: Vec::new(),
@@ -103,7 +105,8 @@ pub(super) fn probe(models: &Models, facts: &Facts) -> Result<(), DrawError> {
     let noise = Level { signal: 0.0, noise: 1.0 };
     let start = prepared.start(&request, noise, &mut Generator::new(0))?;
     let input = beside(start.latents.clone(), start.told.as_ref())?;
-    let output = models.unet.forward(&input, &[PROBE_TIMESTEP], &conditioning)?;
+    let told = models.unet.tell(&conditioning, &[PROBE_TIMESTEP])?;
+    let output = models.unet.step(&input, &told, 0)?;
     expect_finite(&output.to_vec()?)?;
     let latents = start.latents.scale(facts.latent_scale.recip())?;
     expect_finite(&models.vae.decode(&latents)?.to_vec()?)
@@ -121,8 +124,9 @@ fn denoise(
     let start = prepared.start(request, plan.start, &mut generator)?;
     let mut latents = start.latents.clone();
     let mut sampler = Sampler::new(plan);
-    for step in &plan.steps {
-        let output = asked.predict(&latents, start.told.as_ref(), step)?;
+    for (i, step) in plan.steps.iter().enumerate() {
+        let input = beside(latents.scale(step.input_scale)?, start.told.as_ref())?;
+        let output = asked.predict(&input, i)?;
         let next = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
         report(&Glimpse {
             family: asked.family,
@@ -136,20 +140,14 @@ fn denoise(
 }
 
 impl Asked<'_> {
-    /// The model's answer for the latents, with classifier-free guidance where it is asked for
+    /// The model's answer for its input at that step, with classifier-free guidance where it is asked for
     /// (Ho & Salimans, 2022, arXiv:2207.12598): both halves go through the UNet as one batch.
-    fn predict(
-        &self,
-        latents: &Tensor,
-        told: Option<&Tensor>,
-        step: &PlanStep,
-    ) -> nn::Result<Tensor> {
-        let input = beside(latents.scale(step.input_scale)?, told)?;
+    fn predict(&self, input: &Tensor, step: usize) -> nn::Result<Tensor> {
         let Some((scale, rescale)) = self.guidance else {
-            return self.unet.forward(&input, &[step.timestep], self.conditioning);
+            return self.unet.step(input, self.told, step);
         };
-        let both = Tensor::cat(&[&input, &input], 0)?;
-        let both = self.unet.forward(&both, &[step.timestep; 2], self.conditioning)?;
+        let both = Tensor::cat(&[input, input], 0)?;
+        let both = self.unet.step(&both, self.told, step)?;
         let (without, with) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
         let guided = with.scale(scale)?.add(&without.scale(1.0 - scale)?)?;
         if rescale == 0.0 {

@@ -25,6 +25,23 @@ thread_local! {
     static ASKED: Cell<u64> = const { Cell::new(0) };
 }
 
+/// What a device's memory is in use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// By tensors and all else.
+    pub allocated_bytes: u64,
+    /// What the allocator has taken from the device, to hand it out.
+    pub reserved_bytes: u64,
+    /// The most that was allocated at a time since it was last reset.
+    pub peak_bytes: u64,
+}
+
+/// Of this process's memory in the host.
+pub fn usage() -> Usage {
+    let (allocated_bytes, peak_bytes) = (allocated_bytes(), peak_bytes());
+    Usage { allocated_bytes, reserved_bytes: allocated_bytes, peak_bytes }
+}
+
 /// There is not as much as would be needed. Nothing was allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -88,7 +105,8 @@ pub fn trim() {
 /// The system's allocator, with an account of it.
 struct Counting;
 
-fn grow(bytes: usize) {
+/// Counts what somebody else has allocated in this process.
+pub(super) fn grow(bytes: usize) {
     let bytes = bytes as u64;
     let allocated = ALLOCATED.fetch_add(bytes, Relaxed) + bytes;
     // Reading is cheap, and it is rarely a new peak.
@@ -99,7 +117,7 @@ fn grow(bytes: usize) {
     let _ = ASKED.try_with(|asked| asked.set(asked.get().saturating_add(bytes)));
 }
 
-fn shrink(bytes: usize) {
+pub(super) fn shrink(bytes: usize) {
     ALLOCATED.fetch_sub(bytes as u64, Relaxed);
 }
 

@@ -294,7 +294,8 @@ fn text_embeddings_and_unet_steps_of_every_family_are_the_references() {
             close("context", &found, 1e-5);
         }
         let conditioning = Conditioning { context: part("context"), added, guidance: None };
-        let found = models.unet.forward(&part("latents"), &[TIMESTEP], &conditioning).unwrap();
+        let told = models.unet.tell(&conditioning, &[TIMESTEP]).unwrap();
+        let found = models.unet.step(&part("latents"), &told, 0).unwrap();
         close("out", &found, 2e-5);
     }
 }

@@ -107,9 +107,10 @@ fn a_unet_step_is_the_references() {
         let unet = &pipeline.models().unet;
         let part = |part: &str| tensors.get(&format!("{name}.{part}"));
         let (latents, expected) = (part("latents"), part("out"));
-        let timesteps = vec![*timestep; latents.dims()[0]];
         let conditioning = Conditioning { context: part("context"), added: None, guidance: None };
-        let found = unet.forward(&latents, &timesteps, &conditioning).unwrap();
+        // The others are to make no difference.
+        let told = unet.tell(&conditioning, &[17.0, *timestep, 980.0]).unwrap();
+        let found = unet.step(&latents, &told, 1).unwrap();
         assert_eq!(found.dims(), expected.dims());
         let (found, expected) = (found.to_vec().unwrap(), expected.to_vec().unwrap());
         assert_close(&format!("{}: {name}", backend.engine()), &found, &expected, 2e-5);

@@ -12,7 +12,7 @@ mod vae;
 
 pub use clip::ClipTextEncoder;
 pub use rrdbnet::RrdbNet;
-pub use unet::{Conditioning, UNet};
+pub use unet::{Conditioning, Told, UNet};
 pub use vae::{Moments, Vae};
 
 /// Channels of the latents, which the autoencoder makes and the UNet denoises.

@@ -55,13 +55,23 @@ impl Transformer {
         })
     }
 
-    /// `[b, h, w, channels]`, with text embeddings `[b, length, context]`.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+    /// What the blocks attend to of text embeddings `[b, length, context]`, which stays the same over
+    /// all steps: for each its keys and values side by side, `[b, length, 2·width]`.
+    pub fn keys_values(&self, context: &Tensor) -> impl Iterator<Item = nn::Result<Tensor>> {
+        self.blocks.iter().map(|block| block.cross_kv.forward(context))
+    }
+
+    /// `[b, h, w, channels]`; takes of `keys_values` those of its blocks.
+    pub fn forward<'a>(
+        &self,
+        x: &Tensor,
+        keys_values: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> nn::Result<Tensor> {
         let [b, h, w, channels] = x.dims4()?;
         let mut tokens = self.norm.forward(x)?.reshape(&[b, h * w, channels])?;
         tokens = self.proj_in.forward(&tokens)?;
-        for block in &self.blocks {
-            tokens = block.forward(&tokens, context)?;
+        for (block, keys_values) in self.blocks.iter().zip(keys_values) {
+            tokens = block.forward(&tokens, keys_values)?;
         }
         let x = x.reshape(&[b, h * w, channels])?;
         self.proj_out.forward_add(&tokens, &x)?.reshape(&[b, h, w, channels])
@@ -93,15 +103,14 @@ impl TransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+    fn forward(&self, x: &Tensor, keys_values: &Tensor) -> nn::Result<Tensor> {
         let (heads, head_dim) = (self.heads, self.width / self.heads);
         let qkv = self.self_qkv.forward(&self.norm1.forward(x)?)?;
         let parts = [0, 1, 2].map(|i| Columns { tensor: &qkv, first: i * self.width });
         let x = self.self_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, x)?;
 
         let q = self.cross_q.forward(&self.norm2.forward(&x)?)?;
-        let kv = self.cross_kv.forward(context)?;
-        let parts = [(&q, 0), (&kv, 0), (&kv, self.width)];
+        let parts = [(&q, 0), (keys_values, 0), (keys_values, self.width)];
         let parts = parts.map(|(tensor, first)| Columns { tensor, first });
         let x = self.cross_out.forward_add(&nn::attention(parts, heads, head_dim, false)?, &x)?;
 

@@ -24,6 +24,8 @@ pub struct UNet {
     norm_out: GroupNorm,
     conv_out: Conv2d,
     in_channels: usize,
+    /// Where the device can repeat a step by itself.
+    repeated: nn::Repeated,
 }
 
 /// What a UNet is told besides noisy latents and a timestep.
@@ -34,6 +36,15 @@ pub struct Conditioning {
     pub added: Option<Tensor>,
     /// From [`UNet::embed_guidance`], `[b, base]`, for a UNet that has it.
     pub guidance: Option<Tensor>,
+}
+
+/// What is computed once for all steps of an image, see [`UNet::tell`].
+pub struct Told {
+    /// The timesteps' embeddings, `[steps, time]`.
+    times: Tensor,
+    added: Option<Tensor>,
+    /// Of all transformers' blocks, in the order in which they run.
+    keys_values: Vec<Tensor>,
 }
 
 /// Two linear layers with a silu between them (diffusers' `TimestepEmbedding`).
@@ -132,6 +143,7 @@ impl UNet {
             norm_out: GroupNorm::load(&w.at("conv_norm_out"), channels, EPSILON, Activation::Silu)?,
             conv_out: Conv2d::load(&w.at("conv_out"), channels, 3)?,
             in_channels,
+            repeated: nn::Repeated::default(),
         })
     }
 
@@ -171,21 +183,52 @@ impl UNet {
         guidance.forward(&Tensor::from_vec(waves, &[1, GUIDANCE_WIDTH])?).map(Some)
     }
 
-    /// The model output for noisy latents `[b, h, w, in_channels]` and a timestep for each image:
-    /// `[b, h, w, 4]`.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        timesteps: &[f32],
-        conditioning: &Conditioning,
-    ) -> nn::Result<Tensor> {
-        let time = self.time_embedding(timesteps, conditioning)?;
-        let context = &conditioning.context;
+    /// What stays the same over all steps, of these timesteps.
+    pub fn tell(&self, conditioning: &Conditioning, timesteps: &[f32]) -> nn::Result<Told> {
+        let Conditioning { context, added, guidance } = conditioning;
+        let (width, steps) = (self.time.width_in, timesteps.len());
+        let mut times = Tensor::from_vec(sinusoids(timesteps, width), &[steps, width])?;
+        if let Some(guidance) = guidance {
+            times = times.add(&Tensor::cat(&vec![guidance; steps], 0)?)?;
+        }
+        let keys_values = self.transformers().flat_map(|it| it.keys_values(context));
+        Ok(Told {
+            times: self.time.forward(&times)?,
+            added: added.clone(),
+            keys_values: keys_values.collect::<nn::Result<_>>()?,
+        })
+    }
+
+    /// The model output for noisy latents `[b, h, w, in_channels]` at one of the timesteps that were
+    /// told, counted from 0: `[b, h, w, 4]`.
+    pub fn step(&self, x: &Tensor, told: &Told, step: usize) -> nn::Result<Tensor> {
+        let mut time = told.times.narrow(0, step, 1)?;
+        if let Some(added) = &told.added {
+            time = Tensor::cat(&vec![&time; added.dims()[0]], 0)?.add(added)?;
+        }
+        // Every block takes it through a silu first.
+        let time = nn::activate(&time, Activation::Silu)?;
+        let run = |varying: &[Tensor], fixed: &[Tensor]| self.run(&varying[0], &varying[1], fixed);
+        self.repeated.run(&[x, &time], &told.keys_values, &run)
+    }
+
+    /// The transformers, in the order in which they run.
+    fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        let down = self.down.iter().flat_map(|block| &block.stages);
+        let up = self.up.iter().flat_map(|block| &block.stages);
+        let mid = self.mid.iter().map(|(transformer, _)| transformer);
+        let down = down.filter_map(|stage| stage.transformer.as_ref());
+        down.chain(mid).chain(up.filter_map(|stage| stage.transformer.as_ref()))
+    }
+
+    /// `time`: silu of the embedded timestep, `[1, time]` or `[b, time]`.
+    fn run(&self, x: &Tensor, time: &Tensor, keys_values: &[Tensor]) -> nn::Result<Tensor> {
+        let mut attended = keys_values.iter();
         let mut x = self.conv_in.forward(x)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for stage in &block.stages {
-                x = stage.forward(&x, &time, context)?;
+                x = stage.forward(&x, time, &mut attended)?;
                 skips.push(x.clone());
             }
             if let Some(downsample) = &block.downsample {
@@ -194,17 +237,17 @@ impl UNet {
             }
         }
         if let Some(resnet) = &self.mid_first {
-            x = resnet.forward(&x, Some(&time))?;
+            x = resnet.forward(&x, Some(time))?;
         }
         for (transformer, resnet) in &self.mid {
-            x = resnet.forward(&transformer.forward(&x, context)?, Some(&time))?;
+            x = resnet.forward(&transformer.forward(&x, &mut attended)?, Some(time))?;
         }
         for block in &self.up {
             for stage in &block.stages {
                 if let Some(skip) = skips.pop() {
                     x = Tensor::cat(&[&x, &skip], 3)?;
                 }
-                x = stage.forward(&x, &time, context)?;
+                x = stage.forward(&x, time, &mut attended)?;
             }
             if let (Some(upsample), Some(skip)) = (&block.upsample, skips.last()) {
                 // To the skip's size, which for odd sizes is not the double.
@@ -213,20 +256,6 @@ impl UNet {
             }
         }
         self.conv_out.forward(&self.norm_out.forward(&x)?)
-    }
-
-    /// silu of the embedded timesteps, `[b, time]`: every block takes it through a silu first.
-    fn time_embedding(&self, timesteps: &[f32], conditioning: &Conditioning) -> nn::Result<Tensor> {
-        let width = self.time.width_in;
-        let mut x = Tensor::from_vec(sinusoids(timesteps, width), &[timesteps.len(), width])?;
-        if let Some(guidance) = &conditioning.guidance {
-            x = x.add(guidance)?;
-        }
-        let mut x = self.time.forward(&x)?;
-        if let Some(added) = &conditioning.added {
-            x = x.add(added)?;
-        }
-        nn::activate(&x, Activation::Silu)
     }
 }
 
@@ -278,10 +307,15 @@ impl Stage {
         Ok(Self { resnet, transformer })
     }
 
-    fn forward(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> nn::Result<Tensor> {
+    fn forward<'a>(
+        &self,
+        x: &Tensor,
+        time: &Tensor,
+        attended: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> nn::Result<Tensor> {
         let x = self.resnet.forward(x, Some(time))?;
         match &self.transformer {
-            Some(transformer) => transformer.forward(&x, context),
+            Some(transformer) => transformer.forward(&x, attended),
             None => Ok(x),
         }
     }

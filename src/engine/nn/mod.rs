@@ -7,19 +7,21 @@
 //! takes its weights once, packs them as its backend likes them, and then only runs.
 
 mod cpu;
+mod device;
 mod host;
 mod layers;
 mod open;
+mod repeated;
 mod spec;
 mod tensor;
 #[cfg(feature = "libtorch")]
 mod torch;
 
+pub use device::{give_back, reset_peak, set_limit, set_threads, usage};
 pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
 pub use open::{Opened, Unavailable, open};
+pub use repeated::Repeated;
 pub use spec::Activation;
-
-use super::backend::Backend;
 pub use tensor::{Error, Result, Tensor};
 
 use cpu::{
@@ -30,19 +32,6 @@ use cpu::{
     packed::PackedWeights,
 };
 use spec::{After, ConvShape};
-
-/// On how many threads the CPU computes from now on; before anything else, if at all.
-pub fn set_threads(backend: Backend, threads: usize) {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-    if pool.build_global().is_err() {
-        tracing::debug!("the kernels' threads run already");
-    }
-    match backend {
-        Backend::Cpu => {}
-        #[cfg(feature = "libtorch")]
-        Backend::Torch(_) => tch::set_num_threads(threads as i32),
-    }
-}
 
 /// The activation of every element.
 pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {

@@ -42,6 +42,11 @@ impl Array {
         Ok(tensor.into())
     }
 
+    /// The same numbers in memory of their own.
+    pub fn copied(&self) -> Result<Torch> {
+        Ok(self.tensor.f_to_device_(self.device(), self.tensor.kind(), false, true)?)
+    }
+
     pub fn tensor(&self) -> &Torch {
         &self.tensor
     }

@@ -1,21 +1,48 @@
 //! Which of libtorch's devices there are.
 
-use crate::engine::backend::{self, Float};
-use crate::modes::{Device, Precision};
+use super::{account, cuda};
+use crate::{
+    engine::backend::{self, Float},
+    modes::{Device, Precision},
+};
 
-/// What libtorch computes on, for what was wished; or why not, in a sentence for users.
+/// What libtorch computes on, for what was wished, and what is not as good as it could be; or why it
+/// cannot be, in a sentence for users.
 pub fn open(device: Device, precision: Precision) -> Result<(backend::Torch, Vec<String>), String> {
-    let cards = || if tch::Cuda::is_available() { tch::Cuda::device_count() as u32 } else { 0 };
-    let card = match device {
-        Device::Auto => (cards() > 0).then_some(0),
-        Device::Cpu => None,
-        Device::Cuda(card) => match cards() {
-            0 => return Err(format!("device: {device} is asked for, and libtorch finds no NVIDIA card or no driver for one; device: auto takes the CPU then")),
-            count if card >= count => return Err(format!("device: {device} is asked for, and there are {count} NVIDIA cards, counted from cuda:0")),
-            _ => Some(card),
+    account::begin();
+    let (card, warnings) = match device {
+        Device::Cpu => (None, Vec::new()),
+        Device::Auto => match cuda::cards() {
+            (0, why) => {
+                (None, why.map(|why| format!("drawing on the CPU: {why}")).into_iter().collect())
+            }
+            (_, why) => (Some(0), why.into_iter().collect()),
         },
-        Device::Metal => return Err("device: metal is asked for, and libtorch is used on CPUs and NVIDIA cards alone; engine: candle has it".to_owned()),
+        Device::Cuda(card) => match cuda::cards() {
+            (0, why) => {
+                let why = why.unwrap_or_else(|| "libtorch finds no card".to_owned());
+                return Err(format!(
+                    "device: {device} is asked for: {why}; device: auto would take the CPU"
+                ));
+            }
+            (count, _) if card >= count => {
+                return Err(format!(
+                    "device: {device} is asked for, and the last card is cuda:{}",
+                    count - 1
+                ));
+            }
+            (_, why) => (Some(card), why.into_iter().collect()),
+        },
+        Device::Metal => {
+            return Err(
+                "device: metal is asked for, and libtorch is used on CPUs and NVIDIA cards alone"
+                    .to_owned(),
+            );
+        }
     };
+    if let Some(card) = card {
+        cuda::prepare(card).map_err(|error| format!("cuda:{card} cannot be used: {error}"))?;
+    }
     let (precision, vae_precision) = match (precision, card) {
         // fp16 is too narrow for SDXL's autoencoder; bf16 is not.
         (Precision::Auto | Precision::Fp16, Some(_)) => (Float::Fp16, Float::Bf16),
@@ -27,5 +54,5 @@ pub fn open(device: Device, precision: Precision) -> Result<(backend::Torch, Vec
             );
         }
     };
-    Ok((backend::Torch { card, precision, vae_precision }, Vec::new()))
+    Ok((backend::Torch { card, precision, vae_precision }, warnings))
 }

@@ -1,9 +1,10 @@
 //! From a checkpoint's tensors to libtorch's.
 
+use rayon::prelude::*;
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor as Torch};
 
-use super::array::sizes;
+use super::{account, array::sizes, cuda};
 use crate::engine::{
     backend::{self, Float},
     checkpoint::{self, Held, Stored, Weights},
@@ -22,6 +23,7 @@ pub struct On {
 
 impl On {
     pub fn new(torch: backend::Torch, component: &str) -> Self {
+        account::begin();
         let device = torch.card.map_or(Device::Cpu, |card| Device::Cuda(card as usize));
         let float = if component == "vae" { torch.vae_precision } else { torch.precision };
         Self { device, kind: kind(float), element_bytes: float.bytes() }
@@ -116,8 +118,29 @@ fn of_stored(on: On, stored: Stored<'_>, dims: &[usize]) -> Result<Torch, tch::T
         unsafe { Torch::f_from_blob(stored.bytes.as_ptr(), &sizes(dims), &[], kind, Device::Cpu) }?;
     match on.device {
         Device::Cpu => there.f_to_device_(Device::Cpu, on.kind, false, true),
-        card => there.f_to(card)?.f_to_kind(on.kind),
+        // By way of memory that the card reads by itself, while the next tensor is read from the file.
+        card => {
+            let staged = cuda::pinned(stored.bytes.len()).map_err(torch_error)?;
+            fill(&staged, stored.bytes);
+            let staged = staged.f_view_dtype(kind)?.f_reshape(sizes(dims))?;
+            staged.f_to_device_(card, kind, true, false)?.f_to_kind(on.kind)
+        }
     }
+}
+
+/// Copies bytes of a mapped file, in parallel: the kernel reads the file ahead of each thread.
+fn fill(staged: &Torch, bytes: &[u8]) {
+    const PIECE: usize = 1 << 20;
+    // SAFETY: the tensor is of as many bytes, in the host's memory, and nobody else has it.
+    let room =
+        unsafe { std::slice::from_raw_parts_mut(staged.data_ptr().cast::<u8>(), bytes.len()) };
+    room.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE)).for_each(|(to, from)| {
+        to.copy_from_slice(from);
+    });
+}
+
+fn torch_error(error: nn::Error) -> tch::TchError {
+    tch::TchError::Torch(error.to_string())
 }
 
 fn of_numbers(on: On, numbers: &[f32], dims: &[usize]) -> Result<Torch, tch::TchError> {
