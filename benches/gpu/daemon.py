@@ -19,6 +19,7 @@ VARIABLES = (
     "MODEL", "MODEL_ROOT", "MODES_CONFIG", "NOTIFY_SOCKET", "PORT", "PRECISION", "PRELOAD", "QUEUE_MAX", "STOP_GRACE",
 )  # fmt: skip
 START_SECONDS = 120
+FIGURES_SECONDS = 1.5
 
 
 class Refused(Exception):
@@ -140,10 +141,8 @@ class Daemon:
 
     def _connected(self, timeout: float) -> http.client.HTTPConnection:
         timeout = max(timeout, 0.1)
-        if self._connection and select.select([self._connection.sock], [], [], 0)[0]:
-            self._connection.close()  # nothing is to be said there now but that it was closed: it was idle for long
-            self._connection = None
-        if self._connection is None:
+        kept = self._connection and self._connection.sock
+        if not kept or select.select([kept], [], [], 0)[0]:  # nothing is to be said there now but that it is over
             self._connection = http.client.HTTPConnection(self.address, timeout=timeout)
             self._connection.connect()
         self._connection.sock.settimeout(timeout)
@@ -167,8 +166,14 @@ class Daemon:
         return next((model["activation_peak_gb"] for model in models if model["name"] == mode), None)
 
     def floor(self) -> dict[str, float | None]:
-        """What is held when everything is unloaded: the daemon's figures in gb by their names."""
+        """What is held when everything is unloaded: the daemon's figures in gb by their names.
+
+        Its worker may have been started anew for that; figures are as old as a second."""
         self.unload(timeout=60)
+        end = time.monotonic() + 5
+        time.sleep(FIGURES_SECONDS)
+        while self.worker() is None and time.monotonic() < end:
+            time.sleep(0.05)
         vram = self.get("/api/vram")
         figures = {name: value for name, value in vram.items() if name.endswith("_gb") and name not in NOT_THE_WORKERS}
         for gpu in vram["gpus"]:

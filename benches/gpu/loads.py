@@ -65,7 +65,8 @@ class Loads:
         cold = daemon.switch(self.family, self.budget.left())
         weights = daemon.weights_gb(self.family)
         bare = self.transfers.ms(weights, self.budget.left())
-        self._add("bare transfer, pinned to device", bare, weights, bare, 3)
+        if bare:
+            self._add("bare transfer, pinned to device", bare, weights, bare, 3)
         self._add("read the file, page cache dropped", 1000 * cold_read, size, None, 1)
         self._add("load, page cache dropped", 1000 * cold, weights, bare, 1)
         self._add("read the file, page cache", 1000 * read_seconds(file), size, None, 1)

@@ -44,18 +44,18 @@ IMAGES = (
     Column("image_s", "s/image", 3, 8),
     Column("decode_ms", "VAE ms", 1, 8),
     Column("allocated_gib", "alloc GiB", 2),
-    Column("process_gib", "process GiB", 2),
+    Column("process_gib", "proc. GiB", 2),
     Column("psnr_db", "PSNR dB", 1, 7),
     Column("runs", "runs", 0),
     Column("note", "note"),
 )
 LOADS = (
-    Column("what", "what", width=30),
+    Column("what", "what", width=33),
     Column("model", "model", width=6),
     Column("ms", "ms", 1, 10),
     Column("gib", "GiB", 2, 6),
     Column("gib_s", "GiB/s", 2, 6),
-    Column("over_transfer", "of the bare transfer", 2),
+    Column("over_transfer", "× transfer", 2),
     Column("runs", "runs", 0),
     Column("note", "note"),
 )

@@ -47,7 +47,7 @@ def tiny(family: str) -> dict[str, dict]:
         text = sd15.TEXT_ENCODER | base.TEXT_ENCODER
         return dict(unet=base.UNET, vae=vae.VAE | dict(scaling_factor=sd15.VAE["scaling_factor"]), text_encoder=text)
     return dict(
-        unet=sdxl.UNET | xl.UNET,
+        unet=xl.UNET,
         vae=vae.VAE | dict(scaling_factor=sdxl.VAE["scaling_factor"]),
         text_encoder=sd15.TEXT_ENCODER | base.TEXT_ENCODER,
         text_encoder_2=sdxl.TEXT_ENCODER_2 | xl.TEXT_ENCODER_2,

@@ -1,0 +1,313 @@
+"""Measures diffused beside diffusers on this machine, on the same weights, prompts, seeds and steps. The README here says how.
+
+    python benches/gpu/run.py --binary target/release/diffused --json results.json
+    python benches/gpu/run.py --binary target/release/diffused --device cpu --tiny            # a dry run, in a minute
+    python3 benches/gpu/run.py --binary target/release/diffused --device cpu --tiny --ours-only   # needs no torch
+
+Rows are printed as they come, all tables at the end. It ends with 1 if a part failed; what there was no time for is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import lzma
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from card import Card, Host
+from daemon import Binary, Daemon, Refused
+from images import Contestant, Gallery, Ours, Theirs, Turns, cases
+from loads import Loads, Transfers, alternate, queue
+from peer import Peer, PeerFailed, install
+from table import Budget, Report
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ("sd15", "sdxl")
+OURS, GRAPHS, EAGER, COMPILED = "diffused", "diffused, CUDA graphs", "diffusers", "diffusers, torch.compile"
+
+
+def main() -> int:
+    options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    with tempfile.TemporaryDirectory(prefix="diffused-bench-") as scratch:
+        bench = Bench(options, Path(scratch))
+        try:
+            bench.run()
+        finally:
+            bench.stop()
+    bench.report.tell("\n" + bench.report.markdown())
+    return 1 if bench.failed else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--binary", type=Path, required=True, help="a built diffused; one whose name ends in .xz is unpacked first")
+    add("--device", default="cuda:0", help="cuda:0, or cpu (default cuda:0)")
+    add("--engine", help="for `diffused serve` (default: libtorch on a card, else what the binary takes by itself)")
+    add("--precision", help="likewise (default: fp16 on a card)")
+    add("--tiny", action="store_true", help="the small models that come with the source, 64x64, two steps: a dry run")
+    add("--ours-only", action="store_true", help="without diffusers; needs no torch")
+    add("--rounds", type=int, default=5, help="images of each side and case to take the median of (default 5)")
+    add("--switches", type=int, default=20)
+    add("--jobs", type=int, default=20, help="queued jobs (default 20)")
+    add("--budget-s", type=float, default=540, help="seconds for all of it (default 540)")
+    add("--compile-budget-s", type=float, default=150, help="of them for torch.compile; 0 leaves it out (default 150)")
+    add("--wheels", type=Path, help="a folder of Python wheels that are missing here (diffusers)")
+    add("--vocabulary", type=Path, help="bpe_simple_vocab_16e6.txt, where cargo has not fetched it")
+    add("--weights", type=Path, help="where the random weights are, or are made and stay (default: made anew)")
+    add("--random-checkpoint", type=Path, help="a built examples/random_checkpoint: makes them where there is no torch")
+    add("--json", type=Path, help="where all figures go, after every row")
+    add("--images", type=Path, help="where the images stay")
+    return parser.parse_args()
+
+
+@dataclass
+class Models:
+    """Files by family, and links to them in a folder of their own, where the daemons look; LoRAs are not there for all."""
+
+    root: Path
+    checkpoints: dict[str, Path] = field(default_factory=dict)
+    has_lora: set[str] = field(default_factory=set)
+
+    def add(self, family: str, checkpoint: Path, lora: Path | None) -> None:
+        self.root.mkdir(exist_ok=True)
+        (self.root / f"{family}.safetensors").symlink_to(checkpoint)
+        if lora:
+            (self.root / f"{family}-lora.safetensors").symlink_to(lora)
+            self.has_lora.add(family)
+        self.checkpoints[family] = checkpoint
+
+    def configuration(self, memory: dict) -> dict:
+        modes = {}
+        for family in self.checkpoints:
+            model = modes[family] = {"model": f"{family}.safetensors"}
+            if family in self.has_lora:
+                modes[f"{family}-lora"] = model | {"loras": [f"{family}-lora.safetensors"]}
+        root = {"model_root": str(self.root)}
+        return root | {"watch": "off", "default_mode": FAMILIES[0], "memory": memory, "modes": modes}
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.options, self.scratch = options, scratch
+        self.budget = Budget(options.budget_s)
+        self.report = Report(options.json and options.json.absolute())
+        self.on_card = options.device != "cpu"
+        self.card = Card(int(options.device.partition(":")[2] or 0)) if self.on_card else Host()
+        self.models = Models(scratch / "files")
+        self.failed = False
+        self.daemons: dict[str, Daemon] = {}
+        self.peers: list[Peer] = []
+        images = (options.images or scratch / "images").absolute()
+        images.mkdir(parents=True, exist_ok=True)
+        self.gallery = Gallery(images, None, {})
+
+    def run(self) -> None:
+        self.binary = self._binary()
+        peer = None if self.options.ours_only else self._peer()
+        self.gallery.judge = peer
+        self._facts(peer)
+        self.transfers = Transfers(peer)
+        for family in FAMILIES:
+            self._attempt(f"weights of {family}", 30, lambda: self._weights(family, peer))
+        if list(self.models.checkpoints) != list(FAMILIES):
+            return
+        self._attempt("start", 10, self._start)
+        if self.failed:
+            return
+        for family in FAMILIES:
+            self._attempt(f"images of {family}", 30, lambda: self._images(family, peer))
+        self._attempt("alternating switches", 40, self._switches)
+        for family in FAMILIES:
+            self._attempt(f"loads of {family}", 30, lambda: self._loads(family))
+        self._attempt("queued jobs", 10, self._queue)
+        if peer and self.options.compile_budget_s > 0:
+            peer.stop()  # its memory is not to be in the way
+            self.gallery.judge = None
+            self._compiled()
+
+    def _attempt(self, part: str, least: float, run: Callable[[], object]) -> None:
+        """What fails says so and is not the end of the others."""
+        if self.budget.left() < least and not self.options.tiny:
+            return self.report.note(f"{part}: left out, as {self.budget.left():.0f} s of the budget are left and it wants {least}")
+        try:
+            run()
+        except (Refused, PeerFailed, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
+            self.failed = True
+            self.report.note(f"{part} failed: {type(error).__name__}: {error}")
+
+    def _binary(self) -> Binary:
+        path = self.options.binary.absolute()
+        if not path.is_file():
+            raise SystemExit(f"--binary {path}: there is no such file")
+        if path.suffix == ".xz":
+            packed, path = path, self.scratch / "diffused"
+            with lzma.open(packed) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            path.chmod(0o755)
+        libraries = torch_libraries() if self.on_card or self.options.engine == "libtorch" else ()
+        binary = Binary(path, libraries)
+        self.report.fact("binary", f"{binary.says('--version').strip()}, {path.stat().st_size / 1e6:.1f} MB")
+        return binary
+
+    def _peer(self) -> Peer:
+        site = None
+        if self.options.wheels:
+            site = self.scratch / "site"
+            self.report.tell(f"wheels installed in {install(self.options.wheels, site):.1f} s")
+        more = {"TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "inductor")}
+        if self.options.vocabulary:
+            more["CLIP_VOCABULARY"] = str(self.options.vocabulary.absolute())
+        self._new_peer = lambda name: Peer(self.options.device, self.scratch / f"{name}.log", site, more)
+        return self._started(self._new_peer("diffusers"))
+
+    def _started(self, peer: Peer) -> Peer:
+        self.peers.append(peer)
+        try:
+            self.versions = peer.ask("hello", min(180, self.budget.left()))
+        except PeerFailed as error:
+            raise SystemExit(f"diffusers cannot be asked: {error}\n(--ours-only does without)\n{peer.log.read_text()}") from None
+        return peer
+
+    def _facts(self, peer: Peer | None) -> None:
+        report = self.report
+        report.fact("device", self.card.describe() or (self.versions["device"] if peer else self.options.device))
+        report.fact("host", f"{os.cpu_count()} cores, {platform.platform()}")
+        if peer:
+            report.fact("beside", ", ".join(f"{name} {self.versions[name]}" for name in ("python", "torch", "diffusers", "transformers")))
+        report.fact("medians of", self.options.rounds)
+
+    def _weights(self, family: str, peer: Peer | None) -> None:
+        folder, options = (self.options.weights or self.scratch).absolute(), self.options
+        if options.tiny:
+            name = {"sd15": "demo", "sdxl": "demo-xl"}[family]
+            lora = ROOT / "loras" / "demo-outline.safetensors" if family == "sd15" else None
+            return self.models.add(family, ROOT / "models" / "demo" / f"{name}.safetensors", lora)
+        folder.mkdir(parents=True, exist_ok=True)
+        out, lora = folder / f"{family}.safetensors", folder / f"{family}-lora.safetensors"
+        if not (out.is_file() and lora.is_file()):
+            left = min(self.budget.left(), 180)
+            if options.random_checkpoint:
+                name = {"sd15": "sd1", "sdxl": "sdxl"}[family]
+                command = [str(options.random_checkpoint.absolute()), "--family", name, "--lora", str(lora), str(out)]
+                subprocess.run(command, check=True, timeout=left, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            elif peer:
+                peer.ask("weights", left, family=family, out=str(out), lora=str(lora))
+            else:
+                raise ValueError("without torch, --random-checkpoint makes the weights, or --weights has them")
+        self.models.add(family, out, lora)
+        self.report.fact(f"weights of {family}", f"{out.stat().st_size / 2**30:.2f} GiB in fp16, random")
+
+    def _start(self) -> None:
+        self._daemon(OURS, {}, "off")
+        if self.on_card:
+            self._daemon(GRAPHS, {}, "auto")
+
+    def _daemon(self, name: str, memory: dict, graphs: str) -> Daemon:
+        options, arguments = self.options, []
+        wishes = {
+            "--engine": options.engine or ("libtorch" if self.on_card else None),
+            "--device": options.device if self.on_card else None,
+            "--precision": options.precision or ("fp16" if self.on_card else None),
+        }
+        for option, value in wishes.items():
+            if value and not self.binary.knows_option(option):
+                raise Refused(f"this diffused has no {option} (for {value})")
+            arguments += [option, value] if value else []
+        folder = self.scratch / name.replace(", ", "-").replace(" ", "-")
+        environment = {"DIFFUSED_CUDA_GRAPHS": graphs}
+        self.daemons[name] = Daemon(self.binary, folder, self.models.configuration(memory), arguments, environment)
+        return self.daemons[name]
+
+    def _ours(self) -> list[Contestant]:
+        return [Ours(name, self.daemons[name]) for name in (OURS, GRAPHS) if name in self.daemons]
+
+    def _images(self, family: str, peer: Peer | None) -> None:
+        contestants = self._ours()
+        if peer:
+            contestants.append(Theirs(EAGER, peer, self.models.checkpoints, self.options.tiny))
+        for one in contestants:
+            one.prepare(family, min(self.budget.left(), 120))
+        for case in cases(family, self.options.tiny):
+            if peer:
+                self.gallery.references[case.name] = self.gallery.path(case, EAGER)
+            turns = Turns(case, self.card, self.gallery, self.budget)
+            turns.run(contestants, self.options.rounds, self.report)
+            self.failed |= bool(turns.failed)
+
+    def _switches(self) -> None:
+        """With a host cache where the binary has one: then a switch is little more than the way over the bus."""
+        memory: dict = {"max_models": 1}
+        what = "switch, one loaded at a time"
+        if self.binary.knows_key("host_cache_gb"):
+            memory["host_cache_gb"] = 1 if self.options.tiny else 24
+            what = "switch, from the host cache"
+        daemon = self._daemon("switches", memory, "auto")
+        try:
+            budget = self.budget.part(120)
+            alternate(self.report, daemon, self.transfers, self.card, what, self.options.tiny, self.options.switches, budget)
+        finally:
+            daemon.stop()
+
+    def _loads(self, family: str) -> None:
+        loads = Loads(self.report, self.daemons[OURS], self.transfers, family, self.budget.part(90))
+        loads.from_disk(self.models.checkpoints[family], min(self.options.rounds, 3))
+        if family in self.models.has_lora:
+            loads.lora_swap(self.options.rounds)
+
+    def _queue(self) -> None:
+        daemon = self.daemons.get(GRAPHS) or self.daemons[OURS]
+        queue(self.report, daemon, self.card, self.options.tiny, self.options.jobs, self.budget.part(90))
+
+    def _compiled(self) -> None:
+        """Each family by a process that is ended when the time for compiling is over."""
+        compiling = self.budget.part(self.options.compile_budget_s)
+        for family in FAMILIES:
+            self._attempt(f"torch.compile of {family}", 60, lambda: self._compiled_family(family, compiling))
+
+    def _compiled_family(self, family: str, compiling: Budget) -> None:
+        peer = self._started(self._new_peer(f"compile-{family}"))
+        self.gallery.judge = peer
+        theirs = Theirs(COMPILED, peer, self.models.checkpoints, self.options.tiny)
+        theirs.prepare(family, min(self.budget.left(), 120))
+        peer.ask("compile", 60)
+        ours = self._ours()[-1:]
+        for one in ours:
+            one.prepare(family, min(self.budget.left(), 120))
+        for case in cases(family, self.options.tiny):
+            try:
+                first = theirs.draw(case, self.gallery.path(case, COMPILED), compiling.left())
+            except PeerFailed as error:
+                return self.report.note(f"{COMPILED}, {case.name}: left out, as the time for compiling was over ({error})")
+            self.report.note(f"{COMPILED}, {case.name}: the first image took {first.seconds:.1f} s, compiling included")
+            turns = Turns(case, self.card, self.gallery, self.budget)
+            turns.run([*ours, theirs], self.options.rounds, self.report)
+            self.failed |= bool(turns.failed)
+        peer.stop()
+
+    def stop(self) -> None:
+        for one in [*self.daemons.values(), *self.peers]:
+            one.stop()
+
+
+def torch_libraries() -> tuple[Path, ...]:
+    """Where the libraries of this Python's torch are, and those that it brings along for the card."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return ()
+    package = Path(found.origin).parent
+    return (package / "lib", *sorted(package.parent.glob("nvidia/*/lib")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
