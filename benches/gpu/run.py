@@ -189,20 +189,21 @@ class Bench:
 
     def _weights(self, family: str, peer: Peer | None) -> None:
         folder, options = (self.options.weights or self.scratch).absolute(), self.options
-        if options.tiny:
+        if options.tiny and (family == "sd15" or not peer):
             name = {"sd15": "demo", "sdxl": "demo-xl"}[family]
             lora = ROOT / "loras" / "demo-outline.safetensors" if family == "sd15" else None
             return self.models.add(family, ROOT / "models" / "demo" / f"{name}.safetensors", lora)
         folder.mkdir(parents=True, exist_ok=True)
-        out, lora = folder / f"{family}.safetensors", folder / f"{family}-lora.safetensors"
+        name = f"tiny-{family}" if options.tiny else family
+        out, lora = folder / f"{name}.safetensors", folder / f"{name}-lora.safetensors"
         if not (out.is_file() and lora.is_file()):
             left = min(self.budget.left(), 180)
-            if options.random_checkpoint:
-                name = {"sd15": "sd1", "sdxl": "sdxl"}[family]
-                command = [str(options.random_checkpoint.absolute()), "--family", name, "--lora", str(lora), str(out)]
+            if options.random_checkpoint and not options.tiny:
+                of = {"sd15": "sd1", "sdxl": "sdxl"}[family]
+                command = [str(options.random_checkpoint.absolute()), "--family", of, "--lora", str(lora), str(out)]
                 subprocess.run(command, check=True, timeout=left, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             elif peer:
-                peer.ask("weights", left, family=family, out=str(out), lora=str(lora))
+                peer.ask("weights", left, family=family, out=str(out), lora=str(lora), tiny=options.tiny)
             else:
                 raise ValueError("without torch, --random-checkpoint makes the weights, or --weights has them")
         self.models.add(family, out, lora)

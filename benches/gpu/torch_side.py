@@ -57,10 +57,13 @@ class Side:
             "device": torch.cuda.get_device_name(self.device) if self.on_card else f"CPU, {torch.get_num_threads()} threads",
         }
 
-    def weights(self, family: str, out: str, lora: str) -> dict:
+    def weights(self, family: str, out: str, lora: str, tiny: bool) -> dict:
         with torch.inference_mode():
-            weights.write(family, Path(out), Path(lora), self.device)
-        return {"bytes": os.path.getsize(out)}
+            if tiny:
+                weights.write_tiny(family, Path(out), Path(lora))
+            else:
+                weights.write(family, Path(out), Path(lora), self.device)
+        return self.release()  # what was made on the card is to leave it
 
     def load(self, family: str, file: str, tiny: bool) -> dict:
         self.release()
