@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from card import Card, Host, Sampler
 from daemon import Daemon, Refused
-from images import cases
+from images import Case, cases
 from peer import Peer, PeerFailed
 from table import Budget, Report, median
 
@@ -113,37 +114,44 @@ def load_row(what: str, model: str, ms: float | None, gb: float | None, bare_ms:
     return row
 
 
-def alternate(
-    report: Report, daemon: Daemon, transfers: Transfers, card: Card | Host, what: str, tiny: bool, count: int, budget: Budget
-) -> None:
-    """`count` switches between SD1.5 and SDXL, of which one at a time is loaded, an image of a step after each; and what is
+@dataclass
+class Alternation:
+    """`count` switches between SD1.5 and SDXL on a daemon that keeps one loaded, an image of one step after each; and what is
     held with nothing loaded, before and after. (Both were loaded and drew before the first look.)"""
-    families = ("sd15", "sdxl")
 
-    def use(family: str) -> float:
-        seconds = daemon.switch(family, budget.left())
-        case = cases(family, tiny)[0]
-        one_step = case.request() | {"mode": family, "num_inference_steps": 1}
-        daemon.post("/generate", one_step, budget.left())
-        return 1000 * seconds
+    daemon: Daemon
+    what: str
+    tiny: bool
+    count: int
+    budget: Budget
 
-    weights = {}
-    for family in families:
-        use(family)
-        weights[family] = daemon.weights_gb(family)
-    before = floor(daemon, card)
-    took: dict[str, list[float]] = {family: [] for family in families}
-    use(families[1])
-    while sum(map(len, took.values())) < count and budget.left() > 10:
+    def run(self, report: Report, transfers: Transfers, card: Card | Host) -> None:
+        families = ("sd15", "sdxl")
+        took: dict[str, list[float]] = {family: [] for family in families}
+        weights = {}
         for family in families:
-            took[family].append(use(family))
-    for family in families:
-        if took[family]:
-            bare = transfers.ms(weights[family], budget.left())
-            report.add("loads", load_row(what, family, median(took[family]), weights[family], bare, len(took[family])))
-    after = floor(daemon, card)
-    for name in before:
-        report.add("floor", {"what": name, "before": before[name], "after": after.get(name)})
+            self._use(family)
+            weights[family] = self.daemon.weights_gb(family)
+        before = floor(self.daemon, card)
+        self._use(families[1])
+        while sum(map(len, took.values())) < self.count and self.budget.left() > 10:
+            for family in families:
+                took[family].append(self._use(family))
+        for family, each in took.items():
+            if each:
+                bare = transfers.ms(weights[family], self.budget.left())
+                report.add("loads", load_row(self.what, family, median(each), weights[family], bare, len(each)))
+        after = floor(self.daemon, card)
+        for name in before:
+            report.add("floor", {"what": name, "before": before[name], "after": after.get(name)})
+
+    def _use(self, family: str) -> float:
+        """Milliseconds that the switch took."""
+        seconds = self.daemon.switch(family, self.budget.left())
+        case = cases(family, self.tiny)[0]
+        one_step = case.request() | {"mode": family, "num_inference_steps": 1}
+        self.daemon.post("/generate", one_step, self.budget.left())
+        return 1000 * seconds
 
 
 def floor(daemon: Daemon, card: Card | Host) -> dict[str, float | None]:
@@ -155,9 +163,8 @@ def floor(daemon: Daemon, card: Card | Host) -> dict[str, float | None]:
     return figures
 
 
-def queue(report: Report, daemon: Daemon, card: Card | Host, tiny: bool, jobs: int, budget: Budget) -> None:
-    """As many short jobs as that, one behind the other: what of their time is none of their stages'."""
-    case = cases("sd15", tiny)[0]
+def queue(report: Report, daemon: Daemon, card: Card | Host, case: Case, jobs: int, budget: Budget) -> None:
+    """As many jobs as that, one behind the other: what of their time is none of their stages'."""
     body = case.request() | {"mode": case.family}
     daemon.post("/generate", body, budget.left())  # what comes first finds the mode loaded and warm
     daemon.post("/api/queue/pause", {}, 20)

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from card import Card, Host
 from daemon import Binary, Daemon, Refused
-from images import Contestant, Gallery, Ours, Theirs, Turns, cases
-from loads import Loads, Transfers, alternate, queue
+from images import Case, Contestant, Gallery, Ours, Theirs, Turns, cases
+from loads import Alternation, Loads, Transfers, queue
 from peer import Peer, PeerFailed, install
 from table import Budget, Report
 
@@ -140,6 +140,7 @@ class Bench:
         """What fails says so and is not the end of the others."""
         if self.budget.left() < least and not self.options.tiny:
             return self.report.note(f"{part}: left out, as {self.budget.left():.0f} s of the budget are left and it wants {least}")
+        self.report.tell(f"\n{part} ({self.budget.left():.0f} s left)")
         try:
             run()
         except (Refused, PeerFailed, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
@@ -210,25 +211,30 @@ class Bench:
         self.report.fact(f"weights of {family}", f"{out.stat().st_size / 2**30:.2f} GiB in fp16, random")
 
     def _start(self) -> None:
-        self._daemon(OURS, {}, "off")
+        """Without a host cache, so that what is loaded comes from the disk."""
+        memory = {"host_cache_gb": 0} if self.binary.knows_key("host_cache_gb") else {}
+        self._daemon(OURS, memory, "off")
         if self.on_card:
-            self._daemon(GRAPHS, {}, "auto")
+            self._daemon(GRAPHS, memory, "auto")
 
     def _daemon(self, name: str, memory: dict, graphs: str) -> Daemon:
-        options, arguments = self.options, []
-        wishes = {
-            "--engine": options.engine or ("libtorch" if self.on_card else None),
-            "--device": options.device if self.on_card else None,
-            "--precision": options.precision or ("fp16" if self.on_card else None),
-        }
-        for option, value in wishes.items():
-            if value and not self.binary.knows_option(option):
-                raise Refused(f"this diffused has no {option} (for {value})")
-            arguments += [option, value] if value else []
-        folder = self.scratch / name.replace(", ", "-").replace(" ", "-")
+        folder = self.scratch / "daemons" / name.replace(", ", "-").replace(" ", "-")
         environment = {"DIFFUSED_CUDA_GRAPHS": graphs}
-        self.daemons[name] = Daemon(self.binary, folder, self.models.configuration(memory), arguments, environment)
+        self.daemons[name] = Daemon(self.binary, folder, self.models.configuration(memory), self._wishes(), environment)
         return self.daemons[name]
+
+    def _wishes(self) -> list[str]:
+        """Engine, device and precision, as arguments; on a CPU what the binary takes by itself, unless somebody said."""
+        options = self.options
+        by_default = {"engine": "libtorch", "device": options.device, "precision": "fp16"} if self.on_card else {}
+        arguments = []
+        for name in ("engine", "device", "precision"):
+            said = getattr(options, name) if name != "device" or self.on_card else None
+            if value := said or by_default.get(name):
+                if not self.binary.knows_option(f"--{name}"):
+                    raise Refused(f"this diffused has no --{name}, so it cannot be told {value!r}")
+                arguments += [f"--{name}", value]
+        return arguments
 
     def _ours(self) -> list[Contestant]:
         return [Ours(name, self.daemons[name]) for name in (OURS, GRAPHS) if name in self.daemons]
@@ -237,14 +243,28 @@ class Bench:
         contestants = self._ours()
         if peer:
             contestants.append(Theirs(EAGER, peer, self.models.checkpoints, self.options.tiny))
-        for one in contestants:
-            one.prepare(family, min(self.budget.left(), 120))
+        ready = self._prepared(contestants, family)
         for case in cases(family, self.options.tiny):
-            if peer:
+            if any(one.name == EAGER for one in ready):
                 self.gallery.references[case.name] = self.gallery.path(case, EAGER)
-            turns = Turns(case, self.card, self.gallery, self.budget)
-            turns.run(contestants, self.options.rounds, self.report)
-            self.failed |= bool(turns.failed)
+            self._turns(case, ready)
+
+    def _prepared(self, contestants: list[Contestant], family: str) -> list[Contestant]:
+        """Those that could load the model."""
+        ready = []
+        for one in contestants:
+            try:
+                one.prepare(family, min(self.budget.left(), 120))
+                ready.append(one)
+            except (Refused, PeerFailed) as error:
+                self.failed = True
+                self.report.note(f"{one.name} cannot load {family}: {error}")
+        return ready
+
+    def _turns(self, case: Case, contestants: list[Contestant]) -> None:
+        turns = Turns(case, self.card, self.gallery, self.budget)
+        turns.run(contestants, self.options.rounds, self.report)
+        self.failed |= bool(turns.failed)
 
     def _switches(self) -> None:
         """With a host cache where the binary has one: then a switch is little more than the way over the bus."""
@@ -255,12 +275,14 @@ class Bench:
             what = "switch, from the host cache"
         daemon = self._daemon("switches", memory, "auto")
         try:
-            budget = self.budget.part(120)
-            alternate(self.report, daemon, self.transfers, self.card, what, self.options.tiny, self.options.switches, budget)
+            alternation = Alternation(daemon, what, self.options.tiny, self.options.switches, self.budget.part(120))
+            alternation.run(self.report, self.transfers, self.card)
         finally:
-            daemon.stop()
+            self.daemons.pop("switches").stop()
 
     def _loads(self, family: str) -> None:
+        for daemon in self.daemons.values():
+            daemon.unload(self.budget.left())  # a file that is mapped stays in the page cache
         loads = Loads(self.report, self.daemons[OURS], self.transfers, family, self.budget.part(90))
         loads.from_disk(self.models.checkpoints[family], min(self.options.rounds, 3))
         if family in self.models.has_lora:
@@ -268,7 +290,8 @@ class Bench:
 
     def _queue(self) -> None:
         daemon = self.daemons.get(GRAPHS) or self.daemons[OURS]
-        queue(self.report, daemon, self.card, self.options.tiny, self.options.jobs, self.budget.part(90))
+        case = cases(FAMILIES[0], self.options.tiny)[0]
+        queue(self.report, daemon, self.card, case, self.options.jobs, self.budget.part(90))
 
     def _compiled(self) -> None:
         """Each family by a process that is ended when the time for compiling is over."""
@@ -282,18 +305,14 @@ class Bench:
         theirs = Theirs(COMPILED, peer, self.models.checkpoints, self.options.tiny)
         theirs.prepare(family, min(self.budget.left(), 120))
         peer.ask("compile", 60)
-        ours = self._ours()[-1:]
-        for one in ours:
-            one.prepare(family, min(self.budget.left(), 120))
+        ours = self._prepared(self._ours()[-1:], family)
         for case in cases(family, self.options.tiny):
             try:
                 first = theirs.draw(case, self.gallery.path(case, COMPILED), compiling.left())
             except PeerFailed as error:
                 return self.report.note(f"{COMPILED}, {case.name}: left out, as the time for compiling was over ({error})")
             self.report.note(f"{COMPILED}, {case.name}: the first image took {first.seconds:.1f} s, compiling included")
-            turns = Turns(case, self.card, self.gallery, self.budget)
-            turns.run([*ours, theirs], self.options.rounds, self.report)
-            self.failed |= bool(turns.failed)
+            self._turns(case, [*ours, theirs])
         peer.stop()
 
     def stop(self) -> None:
