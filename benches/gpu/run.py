@@ -27,16 +27,17 @@ from card import Card, Host
 from daemon import Binary, Daemon, Refused
 from images import Case, Contestant, Gallery, Ours, Theirs, Turns, cases
 from loads import Alternation, Loads, Transfers, queue
+from options import FAMILIES, parse
 from peer import Peer, PeerFailed, install
 from table import Budget, Report
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = ("sd15", "sdxl")
+LEAST_TO_COMPILE = 10
 OURS, GRAPHS, EAGER, COMPILED = "diffused", "diffused, CUDA graphs", "diffusers", "diffusers, torch.compile"
 
 
 def main() -> int:
-    options = parse()
+    options = parse(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     with tempfile.TemporaryDirectory(prefix="diffused-bench-") as scratch:
         bench = Bench(options, Path(scratch))
@@ -46,29 +47,6 @@ def main() -> int:
             bench.stop()
     bench.report.tell("\n" + bench.report.markdown())
     return 1 if bench.failed else 0
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    add = parser.add_argument
-    add("--binary", type=Path, required=True, help="a built diffused; one whose name ends in .xz is unpacked first")
-    add("--device", default="cuda:0", help="cuda:0, or cpu (default cuda:0)")
-    add("--engine", help="for `diffused serve` (default: libtorch on a card, else what the binary takes by itself)")
-    add("--precision", help="likewise (default: fp16 on a card)")
-    add("--tiny", action="store_true", help="the small models that come with the source, 64x64, two steps: a dry run")
-    add("--ours-only", action="store_true", help="without diffusers; needs no torch")
-    add("--rounds", type=int, default=5, help="images of each side and case to take the median of (default 5)")
-    add("--switches", type=int, default=20)
-    add("--jobs", type=int, default=20, help="queued jobs (default 20)")
-    add("--budget-s", type=float, default=540, help="seconds for all of it (default 540)")
-    add("--compile-budget-s", type=float, default=150, help="of them for torch.compile; 0 leaves it out (default 150)")
-    add("--wheels", type=Path, help="a folder of Python wheels that are missing here (diffusers)")
-    add("--vocabulary", type=Path, help="bpe_simple_vocab_16e6.txt, where cargo has not fetched it")
-    add("--weights", type=Path, help="where the random weights are, or are made and stay (default: made anew)")
-    add("--random-checkpoint", type=Path, help="a built examples/random_checkpoint: makes them where there is no torch")
-    add("--json", type=Path, help="where all figures go, after every row")
-    add("--images", type=Path, help="where the images stay")
-    return parser.parse_args()
 
 
 @dataclass
@@ -94,7 +72,7 @@ class Models:
             if family in self.has_lora:
                 modes[f"{family}-lora"] = model | {"loras": [f"{family}-lora.safetensors"]}
         root = {"model_root": str(self.root)}
-        return root | {"watch": "off", "default_mode": FAMILIES[0], "memory": memory, "modes": modes}
+        return root | {"watch": "off", "default_mode": next(iter(self.checkpoints)), "memory": memory, "modes": modes}
 
 
 class Bench:
@@ -118,23 +96,40 @@ class Bench:
         self.gallery.judge = peer
         self._facts(peer)
         self.transfers = Transfers(peer)
-        for family in FAMILIES:
+        for family in self.options.families:
             self._attempt(f"weights of {family}", 30, lambda: self._weights(family, peer))
-        if list(self.models.checkpoints) != list(FAMILIES):
-            return
         self._attempt("start", 10, self._start)
         if self.failed:
             return
-        for family in FAMILIES:
+        for part in self.options.parts:
+            getattr(self, f"_part_{part}")(peer)
+
+    def _part_images(self, peer: Peer | None) -> None:
+        for family in self.options.families:
             self._attempt(f"images of {family}", 30, lambda: self._images(family, peer))
-        self._attempt("alternating switches", 40, self._switches)
-        for family in FAMILIES:
+
+    def _part_switches(self, _: Peer | None) -> None:
+        if self.options.families == list(FAMILIES):
+            self._attempt("alternating switches", 40, self._switches)
+
+    def _part_loads(self, _: Peer | None) -> None:
+        for family in self.options.families:
             self._attempt(f"loads of {family}", 30, lambda: self._loads(family))
+
+    def _part_queue(self, _: Peer | None) -> None:
         self._attempt("queued jobs", 10, self._queue)
-        if peer and self.options.compile_budget_s > 0:
-            peer.stop()  # its memory is not to be in the way
-            self.gallery.judge = None
-            self._compiled()
+
+    def _part_compile(self, peer: Peer | None) -> None:
+        """Each family by a process that is ended when the time for compiling is over."""
+        if peer is None or self.options.compile_budget_s <= 0:
+            return
+        peer.stop()  # its memory is not to be in the way
+        compiling = self.budget.part(self.options.compile_budget_s)
+        for family in self.options.families:
+            if compiling.left() < LEAST_TO_COMPILE:
+                self.report.note(f"torch.compile of {family}: left out, the time for compiling is over")
+            else:
+                self._attempt(f"torch.compile of {family}", 60, lambda: self._compiled(family, compiling))
 
     def _attempt(self, part: str, least: float, run: Callable[[], object]) -> None:
         """What fails says so and is not the end of the others."""
@@ -290,16 +285,10 @@ class Bench:
 
     def _queue(self) -> None:
         daemon = self.daemons.get(GRAPHS) or self.daemons[OURS]
-        case = cases(FAMILIES[0], self.options.tiny)[0]
+        case = cases(self.options.families[0], self.options.tiny)[0]
         queue(self.report, daemon, self.card, case, self.options.jobs, self.budget.part(90))
 
-    def _compiled(self) -> None:
-        """Each family by a process that is ended when the time for compiling is over."""
-        compiling = self.budget.part(self.options.compile_budget_s)
-        for family in FAMILIES:
-            self._attempt(f"torch.compile of {family}", 60, lambda: self._compiled_family(family, compiling))
-
-    def _compiled_family(self, family: str, compiling: Budget) -> None:
+    def _compiled(self, family: str, compiling: Budget) -> None:
         peer = self._started(self._new_peer(f"compile-{family}"))
         self.gallery.judge = peer
         theirs = Theirs(COMPILED, peer, self.models.checkpoints, self.options.tiny)
@@ -310,7 +299,7 @@ class Bench:
             try:
                 first = theirs.draw(case, self.gallery.path(case, COMPILED), compiling.left())
             except PeerFailed as error:
-                return self.report.note(f"{COMPILED}, {case.name}: left out, as the time for compiling was over ({error})")
+                return self.report.note(f"{COMPILED}, {case.name}: left out, {compiling.left():.0f} s are left for compiling ({error})")
             self.report.note(f"{COMPILED}, {case.name}: the first image took {first.seconds:.1f} s, compiling included")
             self._turns(case, [*ours, theirs])
         peer.stop()
