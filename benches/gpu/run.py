@@ -98,8 +98,10 @@ class Bench:
         self.transfers = Transfers(peer)
         for family in self.options.families:
             self._attempt(f"weights of {family}", 30, lambda: self._weights(family, peer))
+        if self.failed or list(self.models.checkpoints) != self.options.families:
+            return
         self._attempt("start", 10, self._start)
-        if self.failed:
+        if OURS not in self.daemons:
             return
         for part in self.options.parts:
             getattr(self, f"_part_{part}")(peer)
