@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ class Peer:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                preexec_fn=os.setpgrp,  # it may start others, to compile, which end with it
             )
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -56,15 +58,17 @@ class Peer:
         except OSError:
             answer = ""
         if not answer:
-            raise PeerFailed(f"{do}: the process has ended: {self._last_words()}")
+            raise PeerFailed(f"{do}: the process has ended, {self._last_words()}")
         parsed = json.loads(answer)
         if "error" in parsed:
             raise PeerFailed(f"{do}: {parsed['error']}")
         return parsed
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        code = self.process.wait()
+        if code < 0:
+            return f"by signal {-code}"
+        return f"with {code}: {(self.log.read_text(errors='replace').splitlines() or ['it said nothing'])[-1]}"
 
     @property
     def pid(self) -> int:
@@ -74,7 +78,8 @@ class Peer:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        self.process.kill()
+        if self.is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

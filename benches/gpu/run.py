@@ -32,6 +32,7 @@ from peer import Peer, PeerFailed, install
 from table import Budget, Report
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPILING = "torch.compile"
 LEAST_TO_COMPILE = 10
 OURS, GRAPHS, EAGER, COMPILED = "diffused", "diffused, CUDA graphs", "diffusers", "diffusers, torch.compile"
 
@@ -43,6 +44,8 @@ def main() -> int:
         bench = Bench(options, Path(scratch))
         try:
             bench.run()
+        except PeerFailed as error:
+            raise SystemExit(str(error)) from None
         finally:
             bench.stop()
     bench.report.tell("\n" + bench.report.markdown())
@@ -85,53 +88,58 @@ class Bench:
         self.models = Models(scratch / "files")
         self.failed = False
         self.daemons: dict[str, Daemon] = {}
-        self.peers: list[Peer] = []
+        self.peer: Peer | None = None
+        self.peers: list[Peer] = []  # all that were started
+        self.site: Path | None = None
+        self.peer_environment: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+        self.transfers = Transfers(None)
         images = (options.images or scratch / "images").absolute()
         images.mkdir(parents=True, exist_ok=True)
         self.gallery = Gallery(images, None, {})
 
     def run(self) -> None:
         self.binary = self._binary()
-        peer = None if self.options.ours_only else self._peer()
-        self.gallery.judge = peer
-        self._facts(peer)
-        self.transfers = Transfers(peer)
+        if not self.options.ours_only:
+            self._prepare_peers()
+            self._revive()
+        self._facts()
         for family in self.options.families:
-            self._attempt(f"weights of {family}", 30, lambda: self._weights(family, peer))
+            self._attempt(f"weights of {family}", 30, lambda: self._weights(family))
         if self.failed or list(self.models.checkpoints) != self.options.families:
             return
         self._attempt("start", 10, self._start)
         if OURS not in self.daemons:
             return
         for part in self.options.parts:
-            getattr(self, f"_part_{part}")(peer)
+            getattr(self, f"_part_{part}")()
 
-    def _part_images(self, peer: Peer | None) -> None:
+    def _part_images(self) -> None:
         for family in self.options.families:
-            self._attempt(f"images of {family}", 30, lambda: self._images(family, peer))
+            self._attempt(f"images of {family}", 30, lambda: self._images(family))
 
-    def _part_switches(self, _: Peer | None) -> None:
+    def _part_switches(self) -> None:
         if self.options.families == list(FAMILIES):
             self._attempt("alternating switches", 40, self._switches)
 
-    def _part_loads(self, _: Peer | None) -> None:
+    def _part_loads(self) -> None:
         for family in self.options.families:
             self._attempt(f"loads of {family}", 30, lambda: self._loads(family))
 
-    def _part_queue(self, _: Peer | None) -> None:
+    def _part_queue(self) -> None:
         self._attempt("queued jobs", 10, self._queue)
 
-    def _part_compile(self, peer: Peer | None) -> None:
+    def _part_compile(self) -> None:
         """Each family by a process that is ended when the time for compiling is over."""
-        if peer is None or self.options.compile_budget_s <= 0:
+        if self.peer is None or self.options.compile_budget_s <= 0:
             return
-        peer.stop()  # its memory is not to be in the way
+        self.peer.stop()  # its memory is not to be in the way
         compiling = self.budget.part(self.options.compile_budget_s)
         for family in self.options.families:
             if compiling.left() < LEAST_TO_COMPILE:
-                self.report.note(f"torch.compile of {family}: left out, the time for compiling is over")
+                self.report.note(f"{COMPILING} of {family}: left out, the time for compiling is over")
             else:
-                self._attempt(f"torch.compile of {family}", 60, lambda: self._compiled(family, compiling))
+                self._attempt(f"{COMPILING} of {family}", 60, lambda: self._compiled(family, compiling))
 
     def _attempt(self, part: str, least: float, run: Callable[[], object]) -> None:
         """What fails says so and is not the end of the others."""
@@ -139,6 +147,8 @@ class Bench:
             return self.report.note(f"{part}: left out, as {self.budget.left():.0f} s of the budget are left and it wants {least}")
         self.report.tell(f"\n{part} ({self.budget.left():.0f} s left)")
         try:
+            if not part.startswith(COMPILING):
+                self._revive()
             run()
         except (Refused, PeerFailed, OSError, subprocess.SubprocessError, KeyError, ValueError) as error:
             self.failed = True
@@ -158,36 +168,40 @@ class Bench:
         self.report.fact("binary", f"{binary.says('--version').strip()}, {path.stat().st_size / 1e6:.1f} MB")
         return binary
 
-    def _peer(self) -> Peer:
-        site = None
+    def _prepare_peers(self) -> None:
         if self.options.wheels:
-            site = self.scratch / "site"
-            self.report.tell(f"wheels installed in {install(self.options.wheels, site):.1f} s")
-        more = {"TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "inductor")}
+            self.site = self.scratch / "site"
+            self.report.tell(f"wheels installed in {install(self.options.wheels, self.site):.1f} s")
+        self.peer_environment = {"TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "inductor")}
         if self.options.vocabulary:
-            more["CLIP_VOCABULARY"] = str(self.options.vocabulary.absolute())
-        self._new_peer = lambda name: Peer(self.options.device, self.scratch / f"{name}.log", site, more)
-        return self._started(self._new_peer("diffusers"))
+            self.peer_environment["CLIP_VOCABULARY"] = str(self.options.vocabulary.absolute())
 
-    def _started(self, peer: Peer) -> Peer:
+    def _new_peer(self, name: str) -> Peer:
+        peer = Peer(self.options.device, self.scratch / f"{name}.log", self.site, self.peer_environment)
         self.peers.append(peer)
         try:
             self.versions = peer.ask("hello", min(180, self.budget.left()))
         except PeerFailed as error:
-            raise SystemExit(f"diffusers cannot be asked: {error}\n(--ours-only does without)\n{peer.log.read_text()}") from None
+            raise PeerFailed(f"diffusers cannot be asked (--ours-only does without): {error}") from None
         return peer
 
-    def _facts(self, peer: Peer | None) -> None:
-        report = self.report
-        report.fact("device", self.card.describe() or (self.versions["device"] if peer else self.options.device))
+    def _revive(self) -> None:
+        """What took too long was ended; the next part has another process."""
+        if not self.options.ours_only and (self.peer is None or not self.peer.is_alive()):
+            self.peer = self.gallery.judge = self.transfers.peer = self._new_peer("diffusers")
+
+    def _facts(self) -> None:
+        report, versions = self.report, self.versions
+        report.fact("device", self.card.describe() or versions.get("device", self.options.device))
         report.fact("host", f"{os.cpu_count()} cores, {platform.platform()}")
-        if peer:
-            report.fact("beside", ", ".join(f"{name} {self.versions[name]}" for name in ("python", "torch", "diffusers", "transformers")))
+        if versions:
+            of = ("python", "torch", "diffusers", "transformers")
+            report.fact("beside", ", ".join(f"{name} {versions[name]}" for name in of))
         report.fact("medians of", self.options.rounds)
 
-    def _weights(self, family: str, peer: Peer | None) -> None:
+    def _weights(self, family: str) -> None:
         folder, options = (self.options.weights or self.scratch).absolute(), self.options
-        if options.tiny and (family == "sd15" or not peer):
+        if options.tiny and (family == "sd15" or not self.peer):
             name = {"sd15": "demo", "sdxl": "demo-xl"}[family]
             lora = ROOT / "loras" / "demo-outline.safetensors" if family == "sd15" else None
             return self.models.add(family, ROOT / "models" / "demo" / f"{name}.safetensors", lora)
@@ -200,8 +214,8 @@ class Bench:
                 of = {"sd15": "sd1", "sdxl": "sdxl"}[family]
                 command = [str(options.random_checkpoint.absolute()), "--family", of, "--lora", str(lora), str(out)]
                 subprocess.run(command, check=True, timeout=left, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            elif peer:
-                peer.ask("weights", left, family=family, out=str(out), lora=str(lora), tiny=options.tiny)
+            elif self.peer:
+                self.peer.ask("weights", left, family=family, out=str(out), lora=str(lora), tiny=options.tiny)
             else:
                 raise ValueError("without torch, --random-checkpoint makes the weights, or --weights has them")
         self.models.add(family, out, lora)
@@ -236,10 +250,10 @@ class Bench:
     def _ours(self) -> list[Contestant]:
         return [Ours(name, self.daemons[name]) for name in (OURS, GRAPHS) if name in self.daemons]
 
-    def _images(self, family: str, peer: Peer | None) -> None:
+    def _images(self, family: str) -> None:
         contestants = self._ours()
-        if peer:
-            contestants.append(Theirs(EAGER, peer, self.models.checkpoints, self.options.tiny))
+        if self.peer:
+            contestants.append(Theirs(EAGER, self.peer, self.models.checkpoints, self.options.tiny))
         ready = self._prepared(contestants, family)
         for case in cases(family, self.options.tiny):
             if any(one.name == EAGER for one in ready):
@@ -291,7 +305,7 @@ class Bench:
         queue(self.report, daemon, self.card, case, self.options.jobs, self.budget.part(90))
 
     def _compiled(self, family: str, compiling: Budget) -> None:
-        peer = self._started(self._new_peer(f"compile-{family}"))
+        peer = self._new_peer(f"compile-{family}")
         self.gallery.judge = peer
         theirs = Theirs(COMPILED, peer, self.models.checkpoints, self.options.tiny)
         theirs.prepare(family, min(self.budget.left(), 120))
