@@ -181,8 +181,8 @@ class Daemon:
         return figures
 
 
-# Of the whole device, and the limit.
-NOT_THE_WORKERS = ("total_gb", "used_gb", "available_gb", "limit_gb")
+# Of the whole device, and the limit; and what once was.
+NOT_THE_WORKERS = ("total_gb", "used_gb", "available_gb", "limit_gb", "peak_gb")
 
 
 def problem(body: bytes) -> str:

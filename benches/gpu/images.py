@@ -129,7 +129,7 @@ class Gallery:
     references: dict[str, Path]
 
     def path(self, case: Case, who: str) -> Path:
-        return self.folder / (f"{case.name}-{who}.png".replace(" ", "_").replace("/", "_"))
+        return self.folder / f"{case.name}-{who}.png".replace(",", "").replace(" ", "_")
 
     def psnr(self, case: Case, file: Path) -> float | str | None:
         """In dB, or "equal"; `None` for the reference itself, and where there is none."""

@@ -16,7 +16,7 @@ def parse(description: str) -> argparse.Namespace:
     add("--binary", type=Path, required=True, help="a built diffused; one whose name ends in .xz is unpacked first")
     add("--device", default="cuda:0", help="cuda:0, or cpu (default cuda:0)")
     add("--engine", help="for `diffused serve` (default: libtorch on a card, else what the binary takes by itself)")
-    add("--precision", help="likewise (default: fp16 on a card)")
+    add("--precision", help="likewise (default: what the binary takes by itself, fp16 on a card)")
     add("--tiny", action="store_true", help="the small models that come with the source, 64x64, two steps: a dry run")
     add("--ours-only", action="store_true", help="without diffusers; needs no torch")
     add("--families", type=names(FAMILIES), default=list(FAMILIES), help="sd15, sdxl, or both with a comma (default both)")

@@ -223,7 +223,7 @@ class Bench:
 
     def _start(self) -> None:
         """Without a host cache, so that what is loaded comes from the disk."""
-        memory = {"host_cache_gb": 0} if self.binary.knows_key("host_cache_gb") else {}
+        memory = {"host_cache_gb": 0} if self.on_card and self.binary.knows_key("host_cache_gb") else {}
         self._daemon(OURS, memory, "off")
         if self.on_card:
             self._daemon(GRAPHS, memory, "auto")
@@ -235,16 +235,15 @@ class Bench:
         return self.daemons[name]
 
     def _wishes(self) -> list[str]:
-        """Engine, device and precision, as arguments; on a CPU what the binary takes by itself, unless somebody said."""
-        options = self.options
-        by_default = {"engine": "libtorch", "device": options.device, "precision": "fp16"} if self.on_card else {}
-        arguments = []
+        """Engine, device and precision, as arguments. That it is to be the CPU need not be said to a binary that knows no other."""
+        options, arguments = self.options, []
+        by_default = {"engine": "libtorch"} if self.on_card else {}
         for name in ("engine", "device", "precision"):
-            said = getattr(options, name) if name != "device" or self.on_card else None
-            if value := said or by_default.get(name):
-                if not self.binary.knows_option(f"--{name}"):
-                    raise Refused(f"this diffused has no --{name}, so it cannot be told {value!r}")
+            value = getattr(options, name) or by_default.get(name)
+            if value and self.binary.knows_option(f"--{name}"):
                 arguments += [f"--{name}", value]
+            elif value and value != "cpu":
+                raise Refused(f"this diffused has no --{name}, so it cannot be told {value!r}")
         return arguments
 
     def _ours(self) -> list[Contestant]:
@@ -281,7 +280,7 @@ class Bench:
         """With a host cache where the binary has one: then a switch is little more than the way over the bus."""
         memory: dict = {"max_models": 1}
         what = "switch, one loaded at a time"
-        if self.binary.knows_key("host_cache_gb"):
+        if self.on_card and self.binary.knows_key("host_cache_gb"):
             memory["host_cache_gb"] = 1 if self.options.tiny else 24
             what = "switch, from the host cache"
         daemon = self._daemon("switches", memory, "auto")
@@ -315,6 +314,7 @@ class Bench:
             try:
                 first = theirs.draw(case, self.gallery.path(case, COMPILED), compiling.left())
             except PeerFailed as error:
+                self.failed |= compiling.left() > 0  # then it was not ended for its time
                 return self.report.note(f"{COMPILED}, {case.name}: left out, {compiling.left():.0f} s are left for compiling ({error})")
             self.report.note(f"{COMPILED}, {case.name}: the first image took {first.seconds:.1f} s, compiling included")
             self._turns(case, [*ours, theirs])
