@@ -1,7 +1,8 @@
 """CLIP's vocabulary as the reference tokenizer wants it.
 
 The merges come from the source of the crate `instant-clip-tokenizer`, which cargo has already
-fetched: the same list that OpenAI published as `bpe_simple_vocab_16e6.txt`.
+fetched: the same list that OpenAI published as `bpe_simple_vocab_16e6.txt`. Where there is no cargo, `CLIP_VOCABULARY`
+names such a file.
 """
 
 import os
@@ -40,6 +41,8 @@ def _merges() -> list[tuple[str, str]]:
 
 
 def _source() -> Path:
+    if named := os.environ.get("CLIP_VOCABULARY"):
+        return Path(named)
     cargo = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     pattern = "registry/src/*/instant-clip-tokenizer-0.1.0/bpe_simple_vocab_16e6.txt"
     found = sorted(cargo.glob(pattern))

@@ -81,8 +81,14 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def load(path: Path, unet: dict = UNET, vae: dict = VAE, text_encoder: dict = TEXT_ENCODER) -> StableDiffusionPipeline:
-    """Loads a single-file checkpoint in float32 with diffusers' own map of names, and without its hub.
+def load(
+    path: Path,
+    unet: dict = UNET,
+    vae: dict = VAE,
+    text_encoder: dict = TEXT_ENCODER,
+    dtype: torch.dtype = torch.float32,
+) -> StableDiffusionPipeline:
+    """Loads a single-file checkpoint with diffusers' own map of names, and without its hub.
 
     The file must hold every weight of the models, and no other under the models' names.
     """
@@ -95,7 +101,7 @@ def load(path: Path, unet: dict = UNET, vae: dict = VAE, text_encoder: dict = TE
         save_tokenizers(empty, folder)
         diffusers.utils.logging.disable_progress_bar()
         loaded = StableDiffusionPipeline.from_single_file(
-            str(path), config=folder, local_files_only=True, torch_dtype=torch.float32
+            str(path), config=folder, local_files_only=True, torch_dtype=dtype
         )
     _check_complete(loaded, path)
     loaded.set_progress_bar_config(disable=True)

@@ -36,16 +36,23 @@ TEXT_ENCODER_2 = sd15.TEXT_ENCODER | OPEN_CLIP | dict(
 )
 
 
-def load(path: Path) -> StableDiffusionXLPipeline:
-    """Loads a single-file checkpoint in float32 with diffusers' own map of names, and without its hub."""
+def load(
+    path: Path,
+    unet: dict = UNET,
+    vae: dict = VAE,
+    text_encoder: dict = sd15.TEXT_ENCODER,
+    text_encoder_2: dict = TEXT_ENCODER_2,
+    dtype: torch.dtype = torch.float32,
+) -> StableDiffusionXLPipeline:
+    """Loads a single-file checkpoint with diffusers' own map of names, and without its hub."""
     with init_empty_weights():
         empty = StableDiffusionXLPipeline(
-            vae=AutoencoderKL(**VAE),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**sd15.TEXT_ENCODER)),
-            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2)),
+            vae=AutoencoderKL(**vae),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**text_encoder)),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text_encoder_2)),
             tokenizer=clip_vocabulary.tokenizer(),
             tokenizer_2=clip_vocabulary.tokenizer("!"),
-            unet=UNet2DConditionModel(**UNET),
+            unet=UNet2DConditionModel(**unet),
             scheduler=EulerDiscreteScheduler.from_config(sd15.scheduler().config),
             add_watermarker=False,
         )
@@ -54,8 +61,8 @@ def load(path: Path) -> StableDiffusionXLPipeline:
         sd15.save_tokenizers(empty, folder)
         diffusers.utils.logging.disable_progress_bar()
         loaded = StableDiffusionXLPipeline.from_single_file(
-            str(path), config=folder, local_files_only=True, torch_dtype=torch.float32, add_watermarker=False
+            str(path), config=folder, local_files_only=True, torch_dtype=dtype, add_watermarker=False
         )
-    loaded.vae.register_to_config(force_upcast=False)  # it is in float32 already
+    loaded.vae.register_to_config(force_upcast=dtype != torch.float32)  # as SDXL's own file says
     loaded.set_progress_bar_config(disable=True)
     return loaded
