@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, path::Path};
 
 use diffused::{
     engine::{
-        DrawError, Layers, Pipeline, Prepared,
+        Backend, DrawError, Layers, Pipeline, Prepared,
         checkpoint::{Error, Module},
         lora::{LoraCache, Patches, Recipient},
         memory::{allocated_bytes, check, peak_bytes, reset_peak, set_limit, trim},
@@ -22,7 +22,7 @@ const BOOKKEEPING: u64 = 1 << 20;
 /// What threads keep for the next image.
 const CACHES: u64 = 2 << 20;
 
-fn prepared(loras: &[&str]) -> Prepared {
+fn prepared(backend: Backend, loras: &[&str]) -> Prepared {
     let path = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let lora = |name: &&str| LoraRef {
         name: (*name).to_owned(),
@@ -33,8 +33,8 @@ fn prepared(loras: &[&str]) -> Prepared {
     let name = "models/demo/demo.safetensors";
     let checkpoint = CheckpointRef { name: name.to_owned(), path: path(name) };
     let loras = loras.iter().map(lora).collect();
-    Prepared::open(&PipelineSpec { loras, ..PipelineSpec::of(checkpoint) }, &mut Default::default())
-        .unwrap()
+    let spec = PipelineSpec { loras, ..PipelineSpec::of(checkpoint) };
+    Prepared::open_on(backend, &spec, &mut Default::default()).unwrap()
 }
 
 fn load(prepared: &Prepared) -> Pipeline {
@@ -106,25 +106,28 @@ fn merging_is_bounded() {
 
 #[test]
 fn memory_is_counted_planned_shared_refused_and_given_back() {
-    // Threads are started, tables are made.
-    draw(&load(&prepared(&[])), 256).unwrap();
-    let before = allocated_bytes();
     merging_is_bounded();
-    let pipeline = what_is_planned_is_taken();
-    what_is_shared_is_taken_once(&pipeline);
-    a_load_without_room_takes_nothing(&pipeline);
-    an_image_without_room_leaves_a_pipeline_that_draws(&pipeline);
-    drop(pipeline);
-    trim();
-    let left = allocated_bytes().saturating_sub(before);
-    assert!(left < CACHES, "{left} bytes are left");
+    for backend in Backend::all_exact() {
+        println!("{}", backend.engine());
+        // Threads are started, tables are made.
+        draw(&load(&prepared(backend, &[])), 256).unwrap();
+        let before = allocated_bytes();
+        let pipeline = what_is_planned_is_taken(backend);
+        what_is_shared_is_taken_once(backend, &pipeline);
+        a_load_without_room_takes_nothing(backend, &pipeline);
+        an_image_without_room_leaves_a_pipeline_that_draws(&pipeline);
+        drop(pipeline);
+        trim();
+        let left = allocated_bytes().saturating_sub(before);
+        assert!(left < CACHES, "{left} bytes are left");
+    }
 }
 
 const OUTLINE: &[&str] = &["loras/demo-outline.safetensors"];
 
-fn what_is_planned_is_taken() -> Pipeline {
+fn what_is_planned_is_taken(backend: Backend) -> Pipeline {
     let mut pipelines = [&[], OUTLINE].map(|loras| {
-        let prepared = prepared(loras);
+        let prepared = prepared(backend, loras);
         let (planned, working) = (prepared.layers().bytes(), prepared.working_bytes());
         let (pipeline, taken, peak) = measured(|| load(&prepared));
         assert!(taken.abs_diff(planned) < BOOKKEEPING, "{taken} of {planned}");
@@ -140,8 +143,8 @@ fn alone(pipeline: &Pipeline, other: &Prepared) -> u64 {
     shares.iter().filter(|share| share.users == [1]).map(|share| share.bytes).sum()
 }
 
-fn what_is_shared_is_taken_once(pipeline: &Pipeline) {
-    let other = prepared(OUTLINE);
+fn what_is_shared_is_taken_once(backend: Backend, pipeline: &Pipeline) {
+    let other = prepared(backend, OUTLINE);
     let kept = pipeline.layers().in_common_with(other.layers());
     let (second, taken, _) = measured(|| other.load(kept, &|_| ()).unwrap());
     let alone = alone(pipeline, &other);
@@ -149,8 +152,8 @@ fn what_is_shared_is_taken_once(pipeline: &Pipeline) {
     assert!(taken < second.weights_bytes() / 2);
 }
 
-fn a_load_without_room_takes_nothing(pipeline: &Pipeline) {
-    let other = prepared(OUTLINE);
+fn a_load_without_room_takes_nothing(backend: Backend, pipeline: &Pipeline) {
+    let other = prepared(backend, OUTLINE);
     for room in [1 << 20, alone(pipeline, &other) - BOOKKEEPING] {
         let before = allocated_bytes();
         set_limit(before + room);

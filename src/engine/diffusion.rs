@@ -11,7 +11,7 @@ use super::{
     checkpoint::{Facts, Family},
     conditioning::{Conditioned, condition},
     model::{Told, UNet},
-    nn::{self, Tensor},
+    nn::{self, Pace, Tensor},
     noise::Generator,
     preview::Glimpse,
     sampling::Sampler,
@@ -123,11 +123,12 @@ fn denoise(
 ) -> Result<Tensor, DrawError> {
     let start = prepared.start(request, plan.start, &mut generator)?;
     let mut latents = start.latents.clone();
-    let mut sampler = Sampler::new(plan);
+    let (mut sampler, mut pace) = (Sampler::new(plan), Pace::default());
     for (i, step) in plan.steps.iter().enumerate() {
         let input = beside(latents.scale(step.input_scale)?, start.told.as_ref())?;
         let output = asked.predict(&input, i)?;
         let next = sampler.advance(step, &latents, &output, slice::from_mut(&mut generator))?;
+        pace.step(&next)?;
         report(&Glimpse {
             family: asked.family,
             latents: &latents,

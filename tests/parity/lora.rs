@@ -217,3 +217,28 @@ fn share_what_no_lora_touches(backend: Backend) {
     assert_ne!(drawn[3], drawn[1]);
     assert_eq!(drawn[3], drawn[5]);
 }
+
+/// What has left a card may wait in the host's memory: back from there it is what it was, without a
+/// look at its file.
+#[cfg(feature = "libtorch")]
+#[test]
+fn layers_come_back_from_the_hosts_memory_as_they_were() {
+    use diffused::engine::checkpoint::Home;
+
+    let golden: Golden = json("lora/loras.json");
+    let temporary = tempfile::tempdir().unwrap();
+    let backend = Backend::all_exact()[1];
+    let spec = spec(&golden, temporary.path(), "tiny-sd15", &[("old".to_owned(), 1.0)]);
+    let image = Image { steps: 1, ..golden.images[0].clone() };
+    let prepared = Prepared::open_on(backend, &spec, &mut Default::default()).unwrap();
+    let pipeline = prepared.load(Default::default(), &|_| ()).unwrap();
+    let drawn = draw(&pipeline, &image);
+    let waiting = pipeline.layers().moved(Home::Host).unwrap();
+    assert_eq!(waiting.bytes(), pipeline.weights_bytes());
+    drop(pipeline);
+    let back = waiting.moved(Home::Device).unwrap();
+    drop(waiting);
+    let again = prepared.load(back, &|_| ()).unwrap();
+    assert_eq!(again.cost().bytes, 0);
+    assert!(draw(&again, &image) == drawn);
+}

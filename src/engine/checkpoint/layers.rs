@@ -11,7 +11,7 @@ use std::{
 
 use safetensors::Dtype;
 
-use super::{FileIdentity, precision};
+use super::{Error, FileIdentity, precision};
 use crate::engine::lora::PatchKey;
 
 #[cfg(test)]
@@ -22,6 +22,19 @@ pub trait Held: Any + Send + Sync {
     /// Its numbers with their padding, as they are allocated. One that was only planned says what
     /// it would hold.
     fn bytes(&self) -> u64;
+
+    /// The same layer in the host's memory, or back on the device that it was made for; nothing where
+    /// the two are the same.
+    fn moved(&self, _to: Home) -> Option<Result<Arc<dyn Held>, Error>> {
+        None
+    }
+}
+
+/// Where a layer's numbers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    Host,
+    Device,
 }
 
 /// A tensor that a layer was made of.
@@ -59,7 +72,7 @@ pub struct Layers(HashMap<Arc<LayerKey>, Layer>);
 #[derive(Clone)]
 pub(super) struct Layer {
     /// Nothing where it was only planned.
-    pub layer: Option<Arc<dyn Any + Send + Sync>>,
+    pub layer: Option<Arc<dyn Held>>,
     /// In memory.
     pub bytes: u64,
     /// What its making takes besides.
@@ -122,6 +135,26 @@ impl Layers {
     pub fn in_common_with(&self, other: &Self) -> Self {
         let common = self.0.iter().filter(|(key, _)| other.0.contains_key(*key));
         Self(common.map(|(key, layer)| (key.clone(), layer.clone())).collect())
+    }
+
+    /// Those that can be moved there, there.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn moved(&self, to: Home) -> Result<Self, Error> {
+        let mut there = HashMap::new();
+        for (key, layer) in &self.0 {
+            if let Some(moved) = layer.layer.as_ref().and_then(|layer| layer.moved(to)) {
+                there.insert(key.clone(), Layer { layer: Some(moved?), ..layer.clone() });
+            }
+        }
+        Ok(Self(there))
+    }
+
+    /// Those that `other` does not have.
+    pub fn without(&self, other: &Self) -> Self {
+        let rest = self.0.iter().filter(|(key, _)| !other.0.contains_key(*key));
+        Self(rest.map(|(key, layer)| (key.clone(), layer.clone())).collect())
     }
 
     /// Takes over all of the other's.

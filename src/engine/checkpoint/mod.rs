@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, sync::Arc};
 pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
 pub use file::{Entry, FileIdentity, Header, TensorFile, foreign_format};
-pub use layers::{Component, Held, Layers, Share, shares};
+pub use layers::{Component, Held, Home, Layers, Share, shares};
 pub(super) use numbers::{float_bytes, precision, to_f32};
 pub use weights::{Loading, Reading, ReadingCost, Stored, Weights};
 

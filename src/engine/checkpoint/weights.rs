@@ -107,7 +107,8 @@ impl<'a> Reading<'a> {
     /// A layer that was made before; it counts as read.
     fn kept<T: Held>(&self, key: &LayerKey) -> Option<(Layer, Arc<T>)> {
         let kept = self.loading.as_ref()?.kept.get(key)?;
-        let made = kept.layer.clone()?.downcast().ok()?;
+        let made: Arc<dyn Any + Send + Sync> = kept.layer.clone()?;
+        let made = made.downcast().ok()?;
         self.spared.update(|spared| spared + kept.file_bytes());
         self.tell();
         Some((kept.clone(), made))
@@ -278,7 +279,7 @@ impl Weights<'_> {
         let made = Arc::new(make()?);
         let Making { read, numbers_bytes, besides_bytes } = reading.making.take();
         let working_bytes = numbers_bytes + besides_bytes;
-        let layer = (!first.is_check()).then(|| made.clone() as Arc<dyn Any + Send + Sync>);
+        let layer = (!first.is_check()).then(|| made.clone() as Arc<dyn Held>);
         let layer = Layer { layer, bytes: made.bytes(), working_bytes, read };
         reading.layers.borrow_mut().insert(key, layer);
         Ok(made)

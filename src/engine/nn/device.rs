@@ -1,5 +1,6 @@
 //! The device that a backend computes on, and its memory.
 
+use super::{Result, Tensor};
 use crate::engine::{
     backend::Backend,
     memory::{self, Usage},
@@ -56,6 +57,31 @@ pub fn give_back(backend: Backend) {
     }
     #[cfg(not(feature = "libtorch"))]
     let _ = backend;
+}
+
+/// Keeps whoever tells a card what to do one step ahead of it and no more: the card never waits, and
+/// yet progress is what has happened, and a cancellation is soon heard.
+#[derive(Default)]
+pub struct Pace {
+    /// Behind the step before the one that is being told.
+    #[cfg(feature = "libtorch")]
+    before: Option<super::torch::cuda::Event>,
+}
+
+impl Pace {
+    /// A step that makes `of` has been told.
+    pub fn step(&mut self, of: &Tensor) -> Result<()> {
+        #[cfg(feature = "libtorch")]
+        if of.on_torch().is_some_and(|of| of.device().is_cuda()) {
+            let now = super::torch::cuda::Event::now()?;
+            if let Some(before) = std::mem::replace(&mut self.before, now) {
+                before.wait()?;
+            }
+        }
+        #[cfg(not(feature = "libtorch"))]
+        let _ = of;
+        Ok(())
+    }
 }
 
 /// On how many threads the CPU computes from now on; before anything else, if at all.

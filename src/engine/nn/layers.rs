@@ -14,6 +14,8 @@ pub use norm::{GroupNorm, LayerNorm};
 #[cfg(feature = "libtorch")]
 use super::torch;
 use super::{After, Result, Tensor, host};
+#[cfg(feature = "libtorch")]
+use crate::engine::checkpoint::Home;
 use crate::engine::{
     backend::Backend,
     checkpoint::{self, Held, Weights},
@@ -40,6 +42,16 @@ impl Held for Dense {
             Self::Host(dense) => dense.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(dense) => dense.bytes(),
+        }
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
+        match self {
+            Self::Host(_) => None,
+            Self::Torch(there) => {
+                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
+            }
         }
     }
 }
@@ -155,6 +167,16 @@ impl Held for Rows {
             Self::Host(rows) => rows.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(rows) => rows.bytes(),
+        }
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
+        match self {
+            Self::Host(_) => None,
+            Self::Torch(there) => {
+                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
+            }
         }
     }
 }

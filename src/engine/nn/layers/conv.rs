@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::Load;
 #[cfg(feature = "libtorch")]
+use crate::engine::checkpoint::Home;
+#[cfg(feature = "libtorch")]
 use crate::engine::nn::torch;
 use crate::engine::{
     backend::Backend,
@@ -34,6 +36,16 @@ impl Held for Kernels {
             Self::Host(conv) => conv.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(conv) => conv.bytes(),
+        }
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
+        match self {
+            Self::Host(_) => None,
+            Self::Torch(there) => {
+                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
+            }
         }
     }
 }

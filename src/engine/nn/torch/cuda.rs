@@ -215,15 +215,14 @@ pub fn pinned(bytes: usize) -> Result<Torch> {
 pub struct Event(*mut c_void);
 
 impl Event {
-    pub fn new() -> Option<Self> {
-        let (table, mut event) = (whole()?, ptr::null_mut());
-        done(table, (table.event_new)(&mut event)).ok()?;
-        Some(Self(event))
-    }
-
-    /// Behind all that the card has been told so far.
-    pub fn record(&self) -> Result<()> {
-        whole().map_or(Ok(()), |table| done(table, (table.event_record)(self.0)))
+    /// Behind all that the card has been told so far; nothing without the shim.
+    pub fn now() -> Result<Option<Self>> {
+        let Some(table) = whole() else { return Ok(None) };
+        let mut event = ptr::null_mut();
+        done(table, (table.event_new)(&mut event))?;
+        let event = Self(event);
+        done(table, (table.event_record)(event.0))?;
+        Ok(Some(event))
     }
 
     pub fn wait(&self) -> Result<()> {

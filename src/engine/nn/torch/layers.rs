@@ -9,7 +9,7 @@ use super::{
 };
 use crate::engine::{
     backend,
-    checkpoint::{self, Held, Weights},
+    checkpoint::{self, Held, Home, Weights},
     nn::{Activation, After, ConvShape, Result, Tensor},
 };
 
@@ -58,6 +58,11 @@ impl Held for Dense {
 }
 
 impl Dense {
+    pub fn moved(&self, to: Home) -> Load<Self> {
+        let bias = self.bias.as_ref().map(|bias| bias.moved(to)).transpose()?;
+        Ok(Self { weight: self.weight.moved(to)?, bias })
+    }
+
     pub fn load(
         torch: backend::Torch,
         parts: &[&Weights<'_>],
@@ -91,6 +96,10 @@ impl Held for Conv {
 }
 
 impl Conv {
+    pub fn moved(&self, to: Home) -> Load<Self> {
+        Ok(Self { weight: self.weight.moved(to)?, bias: self.bias.moved(to)? })
+    }
+
     pub fn load(torch: backend::Torch, w: &Weights<'_>, dims: [usize; 4]) -> Load<Self> {
         let on = on(torch, w);
         let weight = Weight::load(on, &[w], "weight", &dims)?;
@@ -136,6 +145,10 @@ impl Held for Norm {
 }
 
 impl Norm {
+    pub fn moved(&self, to: Home) -> Load<Self> {
+        Ok(Self { weight: self.weight.moved(to)?, bias: self.bias.moved(to)?, ..*self })
+    }
+
     /// With fewer numbers in a group than this, `channels_last` is not asked for: libtorch takes a
     /// variance for the difference of two means then, which may be nearly equal where there are few.
     const FEW: i64 = 256;
@@ -192,6 +205,10 @@ impl Held for Rows {
 }
 
 impl Rows {
+    pub fn moved(&self, to: Home) -> Load<Self> {
+        Ok(Self(self.0.moved(to)?))
+    }
+
     pub fn load(torch: backend::Torch, w: &Weights<'_>, dims: [usize; 2]) -> Load<Self> {
         Ok(Self(Weight::load(on(torch, w), &[w], "weight", &dims)?))
     }

@@ -4,7 +4,10 @@
 //! recorded; from then on it is repeated. A recording reads its inputs from memory of its own, to which
 //! they are copied. Where something cannot be recorded, it goes on as without.
 
-use std::{cell::RefCell, collections::VecDeque};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
 
 use tch::{Device, Tensor as Torch};
 
@@ -15,7 +18,7 @@ use crate::engine::nn::{Error, Result, Tensor, repeated::Compute};
 const KEPT: usize = 4;
 
 #[derive(Default)]
-pub struct Recordings(RefCell<State>);
+pub struct Recordings(Mutex<State>);
 
 #[derive(Default)]
 struct State {
@@ -65,7 +68,7 @@ impl Recordings {
         let Some(device) = fixed.iter().find_map(Tensor::on_torch).map(Array::device) else {
             return Ok(None);
         };
-        let mut state = self.0.borrow_mut();
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failed || !is_wanted(device) {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor as Torch};
 use super::{account, array::sizes, cuda};
 use crate::engine::{
     backend::{self, Float},
-    checkpoint::{self, Held, Stored, Weights},
+    checkpoint::{self, Held, Home, Stored, Weights},
     nn,
 };
 
@@ -42,6 +42,8 @@ fn kind(float: Float) -> Kind {
 pub struct Weight {
     tensor: Option<Torch>,
     bytes: u64,
+    /// Where it was made for.
+    device: Device,
 }
 
 // SAFETY: it is never written to, and libtorch's tensors may be read by several threads at a time.
@@ -64,13 +66,24 @@ impl Weight {
             1 => loaded.pop(),
             _ => Some(Torch::f_cat(&loaded, 0).map_err(failed)?),
         };
-        Ok(Self { tensor, bytes })
+        Ok(Self { tensor, bytes, device: on.device })
     }
 
     /// With its bytes in another order.
     pub fn turned(self, turn: impl FnOnce(Torch) -> Result<Torch, tch::TchError>) -> Load<Self> {
         let tensor = self.tensor.map(turn).transpose().map_err(failed)?;
         Ok(Self { tensor, ..self })
+    }
+
+    /// The same numbers, laid out alike, in the host's memory (where the card reads it by itself), or
+    /// back on the device.
+    pub fn moved(&self, to: Home) -> Load<Self> {
+        let moved = |tensor: &Torch| match to {
+            Home::Host => pinned_copy(tensor, self.bytes),
+            Home::Device => tensor.f_to_device_(self.device, tensor.kind(), true, true),
+        };
+        let tensor = self.tensor.as_ref().map(moved).transpose().map_err(failed)?;
+        Ok(Self { tensor, ..*self })
     }
 
     pub fn get(&self) -> nn::Result<&Torch> {
@@ -84,6 +97,20 @@ fn failed(error: tch::TchError) -> checkpoint::Error {
         nn::Error::OutOfMemory(error) => error.into(),
         nn::Error::Backend(what) => checkpoint::Error::Engine(what),
     }
+}
+
+fn pinned_copy(tensor: &Torch, bytes: u64) -> Result<Torch, tch::TchError> {
+    // In the order of its memory: the permutation in which it lies without gaps.
+    let (dims, strides) = (tensor.size(), tensor.stride());
+    let mut order: Vec<i64> = (0..dims.len() as i64).collect();
+    order.sort_by_key(|dim| std::cmp::Reverse(strides[*dim as usize]));
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, dim)| back[*dim as usize] = place as i64);
+    let laid: Vec<i64> = order.iter().map(|dim| dims[*dim as usize]).collect();
+    let room = cuda::pinned(bytes as usize).map_err(torch_error)?;
+    let mut copy = room.f_view_dtype(tensor.kind())?.f_reshape(laid)?;
+    copy.f_copy_(&tensor.f_permute(order)?)?;
+    copy.f_permute(back)
 }
 
 /// What one module has; in a check, nothing.
