@@ -18,7 +18,7 @@ pub struct Cards(Arc<Source>);
 
 enum Source {
     /// The library, loaded and initialised once, if it is there.
-    Driver(OnceLock<Option<Nvml>>),
+    Driver(OnceLock<Option<Box<Nvml>>>),
     #[cfg(test)]
     Told(std::sync::Mutex<Vec<GpuInfo>>),
 }
@@ -67,12 +67,12 @@ impl Cards {
     }
 }
 
-fn open() -> Option<Nvml> {
+fn open() -> Option<Box<Nvml>> {
     let library = Nvml::init();
     if let Err(error) = &library {
         tracing::debug!("no NVIDIA cards are shown: {error}");
     }
-    library.ok()
+    library.ok().map(Box::new)
 }
 
 fn describe(library: &Nvml, worker: Option<u32>) -> Vec<GpuInfo> {
