@@ -18,12 +18,12 @@ mod size;
 mod time;
 mod webhooks;
 
-pub use compute::{Compute, Device, EngineChoice, InvalidDevice, Precision};
+pub use compute::{Built, Compute, ComputeWish, Device, EngineChoice, InvalidDevice, Precision};
 pub use custom::{BUILT_IN_JOBS, CustomCommand, is_built_in};
 pub use diff::ModesDiff;
 pub use jobs::{Jobs, Retention};
 pub use memory::{
-    IdleUnload, InvalidIdleUnload, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
+    IdleUnload, InvalidIdleUnload, Keep, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
 };
 pub use names::{
     Eviction, LongPrompts, ModelKind, OnLoraError, Prediction, PromptSyntax, SchedulerId,
@@ -55,6 +55,8 @@ pub struct Modes {
     pub superres: Option<CheckpointRef>,
     /// How long drawing may take.
     pub timeout: Timeout,
+    /// What computes, and on what.
+    pub compute: Compute,
 }
 
 impl Modes {

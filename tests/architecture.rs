@@ -52,6 +52,7 @@ const NEVER: &[(&str, &[&str])] = &[
     // It decides, and does nothing.
     ("queue", &["Instant", "SystemTime", "fs", "io", "net", "println", "tokio", "tracing"]),
     ("vram/ledger", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
+    ("vram/card", &["Instant", "SystemTime", "env", "fs", "io", "tokio", "tracing"]),
     ("vram/plan", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
     ("vram/registry", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
     (

@@ -17,10 +17,11 @@ use diffused::{
         self, CustomJobs, DispatcherConfig, DispatcherShutdown, FailureKind, Handle, JobFailure,
         Outcome, Ticket,
     },
+    engine::Backend,
     job::{Job, JobId, JobState},
     modes::{CheckpointRef, Memory, Modes, Order, PipelineSpec, SchedulerId, Size, Timeout, Watch},
     request::GenerateRequest,
-    vram::ledger::{Estimate, Held, PipelineId},
+    vram::ledger::{Computing, Estimate, Held, PipelineId},
     worker::{
         child,
         process::{Event, Process, WorkerCommand},
@@ -67,6 +68,7 @@ impl Daemon {
             journal: None,
             on_end: Box::new(|_| ()),
             stop_grace: DispatcherConfig::STOP_GRACE,
+            cards: Default::default(),
         })
         .unwrap();
         Self { handle, shutdown, folder }
@@ -88,6 +90,12 @@ impl Daemon {
     fn worker_pid(&self) -> String {
         fs::read_to_string(self.folder.path().join(PID_FILE)).unwrap()
     }
+}
+
+fn cpu() -> Computing {
+    let text = str::to_owned;
+    let (engine, device, precision) = (text("candle"), text("cpu"), text("fp32"));
+    Computing { engine, device, precision, name: None }
 }
 
 fn generation(prompt: &str) -> Job {
@@ -112,6 +120,7 @@ fn modes() -> Arc<Modes> {
         webhooks: Default::default(),
         superres: None,
         timeout: Timeout::Off,
+        compute: Default::default(),
     })
 }
 
@@ -201,10 +210,10 @@ async fn a_drained_dispatcher_leaves_no_worker_behind() {
 async fn the_worker_offers_itself_to_the_oom_killer_and_keeps_its_memory_mapped() {
     let folder = tempfile::tempdir().unwrap();
     let mut worker = Process::spawn(&role("roles::worker", folder.path())).unwrap();
-    let Event::Message(FromWorker::Ready { device }, _) = worker.next().await else {
+    let Event::Message(FromWorker::Ready { computing }, _) = worker.next().await else {
         panic!("the worker is not ready")
     };
-    assert_eq!(device, "cpu");
+    assert_eq!(computing, cpu());
     let pid = worker.pid().unwrap();
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     assert_eq!(proc("oom_score_adj").trim(), "1000");
@@ -252,7 +261,7 @@ mod roles {
     #[test]
     #[ignore = "a process of other tests"]
     fn worker() {
-        child::run();
+        child::run(Backend::Cpu);
     }
 
     /// Starts a worker, notes its process id and waits to be killed.
@@ -280,7 +289,7 @@ mod roles {
         let mut say = |message: FromWorker, payload: &[u8]| {
             protocol::write(&mut answers, &message, payload).unwrap();
         };
-        say(FromWorker::Ready { device: "cpu".to_owned() }, &[]);
+        say(FromWorker::Ready { computing: cpu() }, &[]);
         let mut prepared = PipelineId::default();
         while let Ok((message, _)) = protocol::read::<ToWorker>(&mut socket) {
             match message {

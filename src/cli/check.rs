@@ -1,12 +1,18 @@
 //! `diffused check`: is the configuration right?
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::EXIT_CONFIG;
-use crate::config::{Diagnostic, Excerpt, ModeConfigManager, source_of};
+use super::{EXIT_CONFIG, compute};
+use crate::{
+    config::{Diagnostic, Excerpt, KeyPath, ModeConfigManager, Severity, source_of},
+    modes::Modes,
+};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -16,6 +22,8 @@ pub struct Arguments {
     /// How to say it: for people, or for programs
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
+    #[command(flatten)]
+    compute: compute::Arguments,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -27,12 +35,17 @@ enum Format {
 }
 
 pub fn run(arguments: Arguments) -> ExitCode {
-    let Arguments { file, format } = arguments;
+    let Arguments { file, format, compute } = arguments;
     let source = source_of(&file);
-    let (modes, diagnostics): (Option<Vec<String>>, _) = match ModeConfigManager::load(&file) {
+    let loaded = ModeConfigManager::load_with(&file, compute.wish());
+    let (modes, diagnostics): (Option<Vec<String>>, _) = match loaded {
         Ok(config) => {
-            let names = config.current().modes.keys().cloned().collect();
-            (Some(names), config.warnings().to_vec())
+            let (modes, mut found) = (config.current(), config.warnings().to_vec());
+            let missing = not_there(&modes, &file);
+            let names = modes.modes.keys().cloned().collect();
+            let names = missing.is_none().then_some(names);
+            found.extend(missing);
+            (names, found)
         }
         Err(errors) => (None, errors.diagnostics),
     };
@@ -51,8 +64,26 @@ pub fn run(arguments: Arguments) -> ExitCode {
     if modes.is_some() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) }
 }
 
-fn count(errors: &[Diagnostic]) -> String {
-    match errors.len() {
+/// What the file asks for and the machine has not.
+fn not_there(modes: &Modes, file: &Path) -> Option<Diagnostic> {
+    match compute::look(modes.compute) {
+        Ok(said) => {
+            eprint!("{said}");
+            None
+        }
+        Err(error) => Some(Diagnostic {
+            severity: Severity::Error,
+            file: file.into(),
+            at: None,
+            key: KeyPath::default(),
+            message: error.to_string(),
+            looked_for: None,
+        }),
+    }
+}
+
+fn count(found: &[Diagnostic]) -> String {
+    match found.iter().filter(|it| it.severity == Severity::Error).count() {
         1 => "1 error".to_owned(),
         many => format!("{many} errors"),
     }

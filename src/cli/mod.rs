@@ -13,6 +13,7 @@ use crate::dispatcher::CustomJobs;
 
 mod check;
 mod client;
+mod compute;
 mod key;
 mod lock;
 mod models;

@@ -13,6 +13,7 @@ use tokio::{net::TcpListener, sync::mpsc, sync::oneshot};
 
 use super::{
     EXIT_CONFIG,
+    compute::{self, NotThere},
     key::{KeyError, admin_key},
     lock::{StateDir, StateDirError},
     notify::ServiceManager,
@@ -75,6 +76,8 @@ pub struct Arguments {
     #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::STOP_GRACE.as_secs(),
           env = "STOP_GRACE", value_parser = clap::value_parser!(u64).range(..=86_400))]
     stop_grace: u64,
+    #[command(flatten)]
+    compute: compute::Arguments,
 }
 
 impl Arguments {
@@ -97,6 +100,8 @@ enum ServeError {
     #[error("--preload: {0}")]
     Preload(#[from] UnknownMode),
     #[error("{0}")]
+    Compute(#[from] NotThere),
+    #[error("{0}")]
     AdminKey(#[from] KeyError),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: String, error: io::Error },
@@ -116,7 +121,12 @@ pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            let is_config = matches!(error, ServeError::Config(_) | ServeError::Preload(_));
+            let is_config = matches!(
+                error,
+                ServeError::Config(_)
+                    | ServeError::Preload(_)
+                    | ServeError::Compute(NotThere::Unavailable(_))
+            );
             if is_config { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
@@ -124,7 +134,9 @@ pub fn run(arguments: Arguments, custom: CustomJobs) -> ExitCode {
 
 async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeError> {
     let events = signals::listen()?;
-    let config = Arc::new(ModeConfigManager::load_or_from_environment(&arguments.config)?);
+    let wish = arguments.compute.wish();
+    let config = ModeConfigManager::load_or_from_environment(&arguments.config, wish)?;
+    let config = Arc::new(config);
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     if !config.has_file() {
         let file = config.path().display();
@@ -133,6 +145,9 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
              more, and can be edited while the daemon runs: cp modes.yaml.example {file}"
         );
     }
+    let compute = config.current().compute;
+    // What it says on the way, the worker says again.
+    compute::look(compute)?;
     let preload = preloaded(&config.current(), &arguments.preload)?;
     let admin_key = admin_key(arguments.admin_key_file.as_deref())?;
     let _state = StateDir::acquire(&arguments.state_dir)?;
@@ -152,7 +167,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let deliverer_too = deliverer.clone();
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
-        worker_command: (std::env::current_exe()?, vec!["worker".into()]),
+        worker_command: (std::env::current_exe()?, compute::worker_arguments(compute)),
         switch_to_default: is_there(&modes, &modes.default_mode),
         preload,
         modes,
@@ -160,6 +175,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         journal,
         stop_grace: Duration::from_secs(arguments.stop_grace),
+        cards: Default::default(),
         on_end: Box::new(move |view| {
             if let Some(delivery) = http::delivery(view) {
                 deliverer_too.deliver(delivery);

@@ -55,7 +55,16 @@ fn summary(status: &Value, width: usize) -> String {
     let (used, total) = (gb("used_gb"), gb("total_gb"));
     let bar_width = width.saturating_sub(60).clamp(10, 40);
     let mut lines = vec![
-        ("device", name(&vram["device"])),
+        (
+            "device",
+            format!(
+                "{}: {} by {} in {}",
+                name(&vram["device_name"]),
+                name(&vram["device"]),
+                name(&vram["engine"]),
+                name(&vram["precision"])
+            ),
+        ),
         (
             "memory",
             format!(
@@ -76,7 +85,12 @@ fn summary(status: &Value, width: usize) -> String {
         1 => "; restarted once".to_owned(),
         many => format!("; restarted {many} times"),
     };
-    lines.push(("worker", format!("{allocated} allocated, {weights} of it weights{restarts}")));
+    let reserved = match size(gb("reserved_gb")) {
+        reserved if reserved == allocated => String::new(),
+        reserved => format!(" ({reserved} reserved)"),
+    };
+    let worker = format!("{allocated} allocated{reserved}, {weights} of it weights{restarts}");
+    lines.push(("worker", worker));
     lines.push(("mode", name(&status["current_mode"])));
     let running = u64::from(status["running_job"].is_string());
     let paused = if status["paused"] == true { "; paused" } else { "" };
@@ -152,7 +166,8 @@ mod tests {
             "current_mode": "sd15", "queue_size": 3, "running_job": "x", "degraded": null,
             "worker_restarts": 2,
             "vram": {
-                "device": "CPU (host memory)", "total_gb": 16.0, "used_gb": 5.0,
+                "engine": "candle", "device": "cpu", "precision": "fp32",
+                "device_name": "CPU (host memory)", "reserved_gb": 4.25, "total_gb": 16.0, "used_gb": 5.0,
                 "usage_percent": 31.3, "limit_gb": 12.0, "weights_gb": 3.5, "allocated_gb": 4.0,
                 "models": [
                     model("sd15", true, false, 1.5, 1.0, 5_000),
@@ -166,10 +181,10 @@ mod tests {
     #[test]
     fn what_runs_and_what_is_loaded() {
         insta::assert_snapshot!(render(&status(), 80, NOW), @r"
-        device    CPU (host memory)
+        device    CPU (host memory): cpu by candle in fp32
         memory    ██████░░░░░░░░░░░░░░  5.00 GiB of 16.00 GiB used (31 %)
         limit     12.00 GiB
-        worker    4.00 GiB allocated, 3.50 GiB of it weights; restarted 2 times
+        worker    4.00 GiB allocated (4.25 GiB reserved), 3.50 GiB of it weights; restarted 2 times
         mode      sd15
         queue     1 running, 3 waiting
 
@@ -192,9 +207,9 @@ mod tests {
         status["vram"]["models"] = json!([]);
         status["vram"]["limit_gb"] = Value::Null;
         insta::assert_snapshot!(render(&status, 80, NOW), @r"
-        device    CPU (host memory)
+        device    CPU (host memory): cpu by candle in fp32
         memory    ██████░░░░░░░░░░░░░░  5.00 GiB of 16.00 GiB used (31 %)
-        worker    4.00 GiB allocated, 3.50 GiB of it weights
+        worker    4.00 GiB allocated (4.25 GiB reserved), 3.50 GiB of it weights
         mode      none
         queue     0 running, 3 waiting
         degraded  x.safetensors is damaged

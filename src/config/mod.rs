@@ -15,7 +15,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::modes::{Modes, ModesDiff};
+use crate::modes::{ComputeWish, Modes, ModesDiff};
 
 mod diagnostic;
 mod edit;
@@ -48,6 +48,7 @@ pub use stamp::with_loras;
 pub use status::{ConfigStatus, Origin, Rejected, ReloadOutcome, ReloadReport, Revision};
 pub use watch::watch;
 
+use resolve::compute::Beside;
 use source::{FROM_ENVIRONMENT, Meaning, Unreadable, read_text, revision_of, understand};
 
 /// Loads, validates and holds what `modes.yaml` says.
@@ -55,6 +56,7 @@ pub struct ModeConfigManager {
     path: PathBuf,
     /// Whether [`FROM_ENVIRONMENT`] stands for a file.
     from_environment: bool,
+    beside: Beside,
     state: RwLock<State>,
     /// Reloads one after the other, so that each reports the difference that it made; and what was
     /// on disk at the last one.
@@ -75,32 +77,46 @@ type Seen = Result<String, String>;
 impl ModeConfigManager {
     /// Reads `path`; its own folder is what `model_root` and `lora_root` are relative to.
     pub fn load(path: impl Into<PathBuf>) -> Result<Self, ConfigErrors> {
+        Self::load_with(path, ComputeWish::default())
+    }
+
+    /// The same; what `wish` names comes before what the file says of it.
+    pub fn load_with(path: impl Into<PathBuf>, wish: ComputeWish) -> Result<Self, ConfigErrors> {
         let path = path.into();
         let text = read_text(&path).map_err(|failure| failure.of(&path))?;
-        Self::start(path, text, false)
+        Self::start(path, text, false, wish)
     }
 
     /// The same; but where there is no such file, and the environment names a model (`MODEL_ROOT`
     /// and `MODEL`), there is one mode, `default`, which it describes.
-    pub fn load_or_from_environment(path: impl Into<PathBuf>) -> Result<Self, ConfigErrors> {
+    pub fn load_or_from_environment(
+        path: impl Into<PathBuf>,
+        wish: ComputeWish,
+    ) -> Result<Self, ConfigErrors> {
         let path = path.into();
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_missing = std::fs::symlink_metadata(&path)
             .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if !is_missing || !is_set("MODEL") || !is_set("MODEL_ROOT") {
-            return Self::load(path);
+            return Self::load_with(path, wish);
         }
-        Self::start(path, FROM_ENVIRONMENT.to_owned(), true).map_err(|mut errors| {
-            for error in &mut errors.diagnostics {
+        Self::start(path, FROM_ENVIRONMENT.to_owned(), true, wish).map_err(|mut errors| {
+            let in_text = errors.diagnostics.iter_mut().filter(|error| error.at.is_some());
+            for error in in_text {
                 (error.file, error.at) = (Path::new("environment").into(), None);
             }
             errors
         })
     }
 
-    fn start(path: PathBuf, text: String, from_environment: bool) -> Result<Self, ConfigErrors> {
+    fn start(
+        path: PathBuf,
+        text: String,
+        from_environment: bool,
+        wish: ComputeWish,
+    ) -> Result<Self, ConfigErrors> {
         let revision = revision_of(&text);
-        let (modes, warnings) = understand(&text, &path)?;
+        let (modes, warnings) = understand(&text, &path, Beside { wish, running: None })?;
         let status = ConfigStatus {
             in_force: Revision { id: revision.clone(), at: SystemTime::now(), by: Origin::Start },
             warnings,
@@ -110,6 +126,7 @@ impl ModeConfigManager {
         Ok(Self {
             path,
             from_environment,
+            beside: Beside { wish, running: Some(modes.compute) },
             state: RwLock::new(State { modes, status: Arc::new(status) }),
             reloading: Mutex::new(Ok(revision)),
             listener: OnceLock::new(),
@@ -176,7 +193,7 @@ impl ModeConfigManager {
             return Err(EditError::OtherRevision { revision });
         }
         names::check_mode_name(name).map_err(EditError::BadName)?;
-        let (before, _) = understand(&text, &self.path).map_err(EditError::Broken)?;
+        let (before, _) = understand(&text, &self.path, self.beside).map_err(EditError::Broken)?;
         match change {
             ModeEdit::Add(_) if before.get(name).is_ok() => {
                 return Err(EditError::Exists(name.to_owned()));
@@ -190,7 +207,7 @@ impl ModeConfigManager {
         let text = edit::edit(&text, &root, name, change)?;
         // Another mode may have stood on this one, by an alias.
         raw::parse(&text).map_err(|_| NotEditable::Entangled)?;
-        let meaning = understand(&text, &self.path).map_err(EditError::Invalid)?;
+        let meaning = understand(&text, &self.path, self.beside).map_err(EditError::Invalid)?;
         let (after, _) = &meaning;
         let diff = before.diff(after);
         let others = [&diff.added, &diff.removed, &diff.to_reload, &diff.redefined];
@@ -218,7 +235,7 @@ impl ModeConfigManager {
 
     fn meaning(&self, text: Result<String, Unreadable>) -> Result<Meaning, ConfigErrors> {
         let text = text.map_err(|failure| failure.of(&self.path))?;
-        understand(&text, &self.path)
+        understand(&text, &self.path, self.beside)
     }
 
     /// Called under the lock of `reloading` alone; `id`: the revision of what was understood, if the

@@ -26,7 +26,13 @@ impl Errors {
         self.found.push(self.diagnostic(Severity::Error, at, key, message.into()));
     }
 
-    fn diagnostic(
+    /// What is wrong outside of the file.
+    pub fn add_elsewhere(&mut self, place: &str, key: KeyPath, message: String) {
+        let (severity, file) = (Severity::Error, Path::new(place).into());
+        self.found.push(Diagnostic { severity, file, at: None, key, message, looked_for: None });
+    }
+
+    pub fn diagnostic(
         &self,
         severity: Severity,
         at: Position,

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::modes::{CheckpointRef, Mode, Modes, Size, Watch, did_you_mean, nearest_name};
 
+pub mod compute;
 pub mod custom;
 pub mod jobs;
 pub mod memory;
@@ -24,13 +25,14 @@ mod mode;
 mod order;
 pub mod webhooks;
 
+use compute::{Beside, compute};
 use custom::custom_jobs;
 use jobs::jobs;
 use memory::MemorySection;
 use order::order;
 use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 15] = [
+pub const ROOT_KEYS: [&str; 18] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -46,6 +48,9 @@ pub const ROOT_KEYS: [&str; 15] = [
     "custom_jobs",
     "webhooks",
     "superres",
+    "engine",
+    "device",
+    "precision",
 ];
 pub const MODE_KEYS: [&str; 19] = [
     "model",
@@ -95,12 +100,24 @@ pub struct Mention {
     pub key: KeyPath,
 }
 
-/// Resolves the tree of `file`, whose relative paths start at the folder `base`.
+/// What a file means by itself.
+#[cfg(test)]
 pub fn resolve(root: &Node, file: Arc<Path>, base: &Path) -> Result<Resolved, Vec<Diagnostic>> {
+    resolve_beside(root, file, base, Beside::default())
+}
+
+/// Resolves the tree of `file`, whose relative paths start at the folder `base`, and where something
+/// else holds as well.
+pub fn resolve_beside(
+    root: &Node,
+    file: Arc<Path>,
+    base: &Path,
+    beside: Beside,
+) -> Result<Resolved, Vec<Diagnostic>> {
     let (errors, mentions, warnings) = (Errors::new(file), Vec::new(), Vec::new());
-    let mut resolver = Resolver { errors, mentions, warnings };
+    let mut resolver = Resolver { beside, errors, mentions, warnings };
     let modes = resolver.file(root, base);
-    let Resolver { errors, mentions, warnings } = resolver;
+    let Resolver { beside: _, errors, mentions, warnings } = resolver;
     let errors = errors.into_sorted();
     match modes {
         Some(modes) if errors.is_empty() => Ok(Resolved { modes, mentions, warnings }),
@@ -113,6 +130,7 @@ pub const PIPELINE_FOLDER: &str = "model_index.json";
 pub const MODEL_FOLDER: &str = "config.json";
 
 struct Resolver {
+    beside: Beside,
     errors: Errors,
     mentions: Vec<Mention>,
     warnings: Vec<Diagnostic>,
@@ -152,6 +170,7 @@ impl Resolver {
         let order = order(&table, &mut self.errors);
         let jobs = jobs(&table, &mut self.errors);
         let timeout = parsed(&table, "timeout", &mut self.errors).unwrap_or_default();
+        let compute = compute(&table, &self.beside, &mut self.errors);
         let section = MemorySection::read(&table, &mut self.errors);
         let custom_jobs = custom_jobs(&table, base, &mut self.errors);
         let webhooks = webhooks(&table, &mut self.errors);
@@ -189,8 +208,11 @@ impl Resolver {
             webhooks,
             superres,
             timeout,
+            compute,
         };
         self.warnings = section.warnings(&modes, &self.errors);
+        let change = (self.beside.running, modes.compute);
+        self.warnings.extend(compute::warnings(&table, change, &self.errors));
         Some(modes)
     }
 

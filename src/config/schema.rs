@@ -6,9 +6,9 @@
 use serde_json::{Map, Value, json};
 
 use crate::modes::{
-    Defaults, Eviction, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory, OnLoraError,
-    Prediction, PromptSyntax, Retention, SchedulerId, Scheduling, Size, Spacing, Switch, Watch,
-    Webhooks,
+    Defaults, EngineChoice, Eviction, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory,
+    OnLoraError, Precision, Prediction, PromptSyntax, Retention, SchedulerId, Scheduling, Size,
+    Spacing, Switch, Watch, Webhooks,
 };
 
 /// The schema (draft 7, which editors know best), as it ships in `modes.schema.json`.
@@ -46,6 +46,9 @@ pub fn schema() -> String {
                 "additionalProperties": {"$ref": "#/definitions/mode"},
             },
             "superres": superres(),
+            "engine": one_of("The library that the networks run by [auto: libtorch where it is built in and there is a card, else candle].", EngineChoice::NAMES),
+            "device": with_pattern("Where they run: auto, cpu, cuda (the first card), cuda:1 or metal [auto: the first card that the engine can use, else the CPU].", DEVICE),
+            "precision": one_of("How their numbers are stored and multiplied [auto: fp16 on a card, fp32 on a CPU].", Precision::NAMES),
         },
         "definitions": {"mode": mode(), "lora": lora()},
     });
@@ -58,6 +61,9 @@ fn names() -> Value {
 }
 
 const TIME: &str = r"^\s*0*[1-9][0-9]*\s*[smhd]\s*$";
+
+/// A card's number is one below 120.
+const DEVICE: &str = r"^(auto|cpu|metal|cuda(:0*([0-9]|[1-9][0-9]|1[01][0-9]))?)$";
 
 fn command() -> Value {
     json!({
@@ -107,6 +113,7 @@ fn memory() -> Value {
         "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
         "idle_unload": timeout("A model that nobody has used for so long is unloaded: 90s, 10m, 2h, 7d or off [off]."),
         "verify": flag("Whether a model must draw one step before it is used [false]."),
+        "host_cache_gb": number("On a card: how much of the host's memory keeps the weights of models that have left, in gb of 2^30 bytes [0].", 0.0, Memory::MAX_GB),
         "lora_cache": section("LoRA files that stay open once they were read.", lora_cache),
     });
     section("What may stay loaded.", keys)

@@ -13,7 +13,8 @@ use super::{
     diagnostic::{ConfigErrors, Diagnostic, KeyPath, Position, Severity},
     files, raw,
     reader::Errors,
-    resolve, stamp, variables,
+    resolve::{self, compute::Beside},
+    stamp, variables,
 };
 use crate::modes::Modes;
 
@@ -43,7 +44,7 @@ pub fn revision_of(text: &str) -> String {
 }
 
 /// What a text means; `path` is where it stands.
-pub fn understand(text: &str, path: &Path) -> Result<Meaning, ConfigErrors> {
+pub fn understand(text: &str, path: &Path, beside: Beside) -> Result<Meaning, ConfigErrors> {
     let fail = |at, message| Unreadable { at, message }.of(path);
     let mut root = raw::parse(text).map_err(|error| fail(error.at, error.message))?;
     // Absolute, because a job's paths travel to another process.
@@ -56,7 +57,7 @@ pub fn understand(text: &str, path: &Path) -> Result<Meaning, ConfigErrors> {
     if !diagnostics.is_empty() {
         return Err(ConfigErrors { diagnostics });
     }
-    let resolved = resolve::resolve(&root, file.clone(), base)
+    let resolved = resolve::resolve_beside(&root, file.clone(), base, beside)
         .map_err(|diagnostics| ConfigErrors { diagnostics })?;
     let mut warnings = resolved.warnings;
     warnings.extend(files::check(&resolved.mentions, &file));

@@ -94,6 +94,33 @@ fn a_reload_replaces_the_whole_snapshot_or_nothing() {
 }
 
 #[test]
+fn what_computes_is_changed_by_the_next_start_and_a_reload_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("modes.yaml");
+    let write = |line: &str| {
+        let text = format!("model_root: .\ndefault_mode: a\nmodes: {{a: {{model: a}}}}\n{line}\n");
+        fs::write(&path, text).unwrap();
+    };
+    let about_device = |warnings: &[Diagnostic]| {
+        let about = warnings.iter().filter(|it| it.key.to_pointer() == "/device");
+        about.map(|it| (it.at.unwrap().line, it.message.clone())).collect::<Vec<_>>()
+    };
+    write("device: auto");
+    let manager = ModeConfigManager::load(&path).unwrap();
+    write("device: cpu");
+    for _ in 0..2 {
+        manager.reload(Origin::Api).unwrap();
+        let later = "'cpu' counts from the daemon's next start on; until then it is 'auto'";
+        assert_eq!(about_device(&manager.warnings()), [(4, later.to_owned())]);
+    }
+    let before = manager.current();
+    write("device: auto");
+    let report = manager.reload(Origin::Api).unwrap();
+    assert_eq!((report.diff.settings, about_device(&report.warnings)), (vec!["device"], vec![]));
+    assert_ne!(before.compute, manager.current().compute);
+}
+
+#[test]
 fn a_diff_names_what_came_went_and_changed() {
     let old = modes("{a: {model: a}, b: {model: b}, c: {model: c}}", "a");
     let text = "{b: {model: bb, clip_skip: 1}, c: {model: c, default_steps: 9}, d: {model: d}}";

@@ -50,7 +50,7 @@ use crate::{
     journal::{Journal, Opened, Receipt},
     modes::{Jobs, Modes, ModesDiff},
     queue::{Entry, Queue, Target},
-    vram::{VramRegistry, host, probe, probe::Readings},
+    vram::{Cards, VramRegistry, host, probe, probe::Readings},
     worker::supervisor::{self, Supervisor},
 };
 
@@ -129,6 +129,7 @@ pub struct Actor {
     /// Tells the probe whom to measure.
     worker_pid: watch::Sender<Option<u32>>,
     readings: watch::Receiver<Readings>,
+    cards: Cards,
     /// What the worker process had of its own in RAM when it was ready, in bytes.
     memory_at_start: Option<u64>,
     /// How many processes the kernel had ended for want of memory by then, or at our own start.
@@ -166,7 +167,7 @@ impl Actor {
         queue.set_order(modes.order);
         let registry = VramRegistry::new(&modes);
         let (worker_pid, pid_for_probe) = watch::channel(None);
-        let readings = probe::watch(pid_for_probe);
+        let readings = probe::watch(pid_for_probe, config.cards.clone());
         let (status, published) = watch::channel(Arc::default());
         let mut actor = Self {
             commands,
@@ -186,6 +187,7 @@ impl Actor {
             registry,
             worker_pid,
             readings,
+            cards: config.cards,
             memory_at_start: None,
             oom_kills_at_start: host::oom_kills(),
             degraded: None,

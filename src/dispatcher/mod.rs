@@ -46,7 +46,7 @@ use crate::{
     job::{Job, JobId, JobState, Terms},
     journal::{Journal, JournalError, Results},
     modes::{Modes, ModesDiff},
-    vram,
+    vram::{self, Cards},
     worker::{process::WorkerCommand, supervisor::Supervisor},
 };
 use actor::{Actor, Command};
@@ -74,6 +74,8 @@ pub struct DispatcherConfig {
     /// How long a worker may take to stop a job whose time is over; then it is ended and started
     /// anew.
     pub stop_grace: Duration,
+    /// Who knows the cards of this machine.
+    pub cards: Cards,
 }
 
 impl DispatcherConfig {

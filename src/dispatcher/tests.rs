@@ -2,6 +2,7 @@
 //! end of the socket. (With real processes, killed and all: `tests/worker_process.rs`.)
 
 mod cancelling;
+mod cards;
 mod ends;
 mod events;
 mod faults;
@@ -25,7 +26,7 @@ use crate::{
         SchedulerId, Size, Timeout, Watch,
     },
     request::{EncodedImage, GenerateRequest, Source},
-    vram::ledger::{Component, Estimate, Held, PipelineId, Segment},
+    vram::ledger::{Component, Computing, Estimate, Held, PipelineId, Segment},
     worker::{
         process::{self, Process},
         protocol::{self, FromWorker, LoadReport, ToWorker, WorkerError, WorkerErrorKind},
@@ -63,9 +64,14 @@ impl Daemon {
 
     /// The worker that was started next, once it has said that it is ready.
     async fn worker(&mut self) -> Worker {
+        self.worker_on("cpu").await
+    }
+
+    /// The same; it computes there.
+    async fn worker_on(&mut self, device: &str) -> Worker {
         let socket = within(self.workers.recv()).await.expect("a worker is started");
-        let mut worker = Worker { socket, held: BTreeMap::new(), prepared: None };
-        worker.send(FromWorker::Ready { device: "cpu".to_owned() }).await;
+        let mut worker = Worker { socket, held: BTreeMap::new(), prepared: None, reserved: 0 };
+        worker.send(FromWorker::Ready { computing: computing("candle", device) }).await;
         worker
     }
 
@@ -94,6 +100,8 @@ struct Worker {
     /// Pipelines and their bytes.
     held: BTreeMap<PipelineId, u64>,
     prepared: Option<(PipelineId, u64)>,
+    /// What its allocator has taken.
+    reserved: u64,
 }
 
 impl Worker {
@@ -126,10 +134,10 @@ impl Worker {
         let (id, prepared) = self.prepared.as_mut().expect("something was prepared");
         *prepared = bytes;
         let (id, component) = (*id, "unet".to_owned());
-        let stored = "fp32".to_owned();
+        let (stored, dtype) = ("fp32".to_owned(), "fp32".to_owned());
         let mut segments = segments(&self.held);
         segments.push(Segment { component: component.clone(), users: vec![id], bytes });
-        let component = Component { name: component, stored, file_bytes: bytes, bytes };
+        let component = Component { name: component, stored, dtype, file_bytes: bytes, bytes };
         let estimate =
             Estimate { components: vec![component], segments, working_bytes: 0, other_bytes: 0 };
         self.send(FromWorker::Prepared { job, estimate }).await;
@@ -187,7 +195,8 @@ impl Worker {
         let segments = segments(&self.held);
         let allocated_bytes = self.held.values().sum();
         let pipelines = self.held.keys().copied().collect();
-        Held { pipelines, segments, allocated_bytes, ..Held::default() }
+        let reserved_bytes = self.reserved;
+        Held { pipelines, segments, allocated_bytes, reserved_bytes, ..Held::default() }
     }
 
     /// Is told to let so many pipelines go, and does.
@@ -267,6 +276,11 @@ fn segments(held: &BTreeMap<PipelineId, u64>) -> Vec<Segment> {
     held.iter().map(segment).collect()
 }
 
+fn computing(engine: &str, device: &str) -> Computing {
+    let text = str::to_owned;
+    Computing { engine: text(engine), device: text(device), precision: text("fp32"), name: None }
+}
+
 fn bad(mode: &str) -> WorkerError {
     WorkerError { kind: WorkerErrorKind::UnusableModel, message: format!("{mode} is bad") }
 }
@@ -283,6 +297,7 @@ fn config() -> DispatcherConfig {
         journal: None,
         on_end: Box::new(|_| ()),
         stop_grace: DispatcherConfig::STOP_GRACE,
+        cards: Default::default(),
     }
 }
 
@@ -314,6 +329,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         webhooks: Default::default(),
         superres: None,
         timeout: Timeout::Off,
+        compute: Default::default(),
     })
 }
 

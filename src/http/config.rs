@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{
     config::{ConfigStatus, Diagnostic, Origin, Rejected, ReloadReport},
-    modes::{Eviction, LoraCacheLimits, Memory, Watch, gb_of_bytes},
+    modes::{
+        Compute, EngineChoice, Eviction, LoraCacheLimits, Memory, Precision, Watch, gb_of_bytes,
+    },
     request::FieldError,
 };
 
@@ -70,10 +72,33 @@ pub struct ConfigAnswer {
     #[schema(value_type = String)]
     watch: Watch,
     memory: MemoryInfo,
+    #[serde(flatten)]
+    compute: ComputeInfo,
     /// What will fail when it is used, such as a model file that is not there.
     warnings: Vec<DiagnosticInfo>,
     /// The last state of the file that could not be used; `null` if there was none.
     rejected: Option<RejectedInfo>,
+}
+
+/// What is wished to compute: as arguments or the environment say it, else the file. What does,
+/// `GET /api/vram` says; a change counts from the daemon's next start on.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ComputeInfo {
+    /// `auto`, `candle` or `libtorch`.
+    #[schema(value_type = String)]
+    engine: EngineChoice,
+    /// `auto`, `cpu`, `cuda:0` or `metal`.
+    #[schema(example = "cuda:0")]
+    device: String,
+    /// `auto`, `fp32`, `bf16` or `fp16`.
+    #[schema(value_type = String)]
+    precision: Precision,
+}
+
+impl From<Compute> for ComputeInfo {
+    fn from(Compute { engine, device, precision }: Compute) -> Self {
+        Self { engine, device: device.to_string(), precision }
+    }
 }
 
 /// What may stay loaded, as the file says it, its defaults filled in.
@@ -91,6 +116,9 @@ pub struct MemoryInfo {
     idle_unload: String,
     verify: bool,
     lora_cache: LoraCacheInfo,
+    /// On a card: how much of the host's memory keeps the weights of models that have left, in gb of
+    /// 2^30 bytes.
+    host_cache_gb: f64,
 }
 
 /// How much of the LoRA files that were read stays open.
@@ -103,7 +131,15 @@ pub struct LoraCacheInfo {
 
 impl From<&Memory> for MemoryInfo {
     fn from(memory: &Memory) -> Self {
-        let Memory { max_models, limit_bytes, eviction, idle_unload, verify, lora_cache } = memory;
+        let Memory {
+            max_models,
+            limit_bytes,
+            eviction,
+            idle_unload,
+            verify,
+            lora_cache,
+            host_cache_bytes,
+        } = memory;
         let LoraCacheLimits { max_files, max_bytes } = *lora_cache;
         Self {
             max_models: *max_models,
@@ -112,6 +148,7 @@ impl From<&Memory> for MemoryInfo {
             idle_unload: idle_unload.to_string(),
             verify: *verify,
             lora_cache: LoraCacheInfo { max_files, max_gb: gb_of_bytes(max_bytes) },
+            host_cache_gb: gb_of_bytes(*host_cache_bytes),
         }
     }
 }
@@ -179,6 +216,7 @@ pub async fn show(State(api): State<Api>) -> Json<ConfigAnswer> {
         in_force: info(Some(&in_force.id), in_force.at, in_force.by),
         watch: modes.watch,
         memory: MemoryInfo::from(&modes.memory),
+        compute: ComputeInfo::from(modes.compute),
         warnings: warnings.iter().map(DiagnosticInfo::from).collect(),
         rejected,
     })

@@ -45,7 +45,7 @@ pub struct ComponentInfo {
     name: String,
     /// What it computes in.
     #[schema(example = "fp32")]
-    dtype: &'static str,
+    dtype: String,
     /// How most of it is stored.
     #[schema(example = "fp16")]
     stored: String,
@@ -104,10 +104,10 @@ impl Figures {
 
 impl From<&ledger::Component> for ComponentInfo {
     fn from(component: &ledger::Component) -> Self {
-        let ledger::Component { name, stored, file_bytes, bytes } = component;
+        let ledger::Component { name, stored, dtype, file_bytes, bytes } = component;
         Self {
             name: name.clone(),
-            dtype: "fp32",
+            dtype: dtype.clone(),
             stored: stored.clone(),
             gb: gb(*bytes),
             file_gb: gb(*file_bytes),

@@ -110,10 +110,19 @@ fn memory(text: &mut Exposition, vram: &Snapshot) {
     text.gauge("diffused_weights_bytes", help).add(&[], vram.weights_bytes);
     let help = "What the worker has allocated, as it counts itself.";
     text.gauge("diffused_allocated_bytes", help).add(&[], vram.allocated_bytes);
-    let help = "Memory of the device that draws, whoever uses it.";
+    let help = "What the worker's allocator has taken from the device, as it counts itself.";
+    text.gauge("diffused_reserved_bytes", help).add(&[], vram.reserved_bytes);
+    let help = "The most that the worker had allocated at a time since the last job was begun.";
+    text.gauge("diffused_peak_bytes", help).add(&[], vram.peak_bytes);
+    let help =
+        "Memory of the device that draws: all of it, what is used by whomever, and by the worker.";
     let mut device = text.gauge("diffused_device_bytes", help);
     device.add(&[("kind", "total")], vram.total_bytes);
     device.add(&[("kind", "used")], vram.used_bytes);
+    // Where nobody says it, it is not 0.
+    if let Some(bytes) = vram.process_bytes {
+        device.add(&[("kind", "worker")], bytes);
+    }
 }
 
 fn daemon(text: &mut Exposition, status: &Status, config: &ConfigStatus) {

@@ -40,8 +40,19 @@ pub struct ModelsStatus {
 /// One gb is 2^30 bytes.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct VramStatus {
+    /// The library that computes: `candle` or `libtorch`. Before the worker is up for the first time,
+    /// what is wished; here and below.
+    #[schema(example = "candle")]
+    engine: String,
+    /// `cpu`, `cuda:0` or `metal`.
     #[schema(example = "cpu")]
     device: String,
+    /// `fp32`, `bf16` or `fp16`.
+    #[schema(example = "fp32")]
+    precision: String,
+    /// What the device is called.
+    #[schema(example = "CPU (host memory)")]
+    device_name: String,
     total_gb: f64,
     used_gb: f64,
     available_gb: f64,
@@ -51,8 +62,15 @@ pub struct VramStatus {
     limit_gb: Option<f64>,
     /// What the worker process holds in the host's memory.
     worker_resident_gb: f64,
-    /// What it has allocated, as it counts itself: weights and all else.
+    /// What it holds of the device as the driver (of a host: the kernel) says; `null` where that does
+    /// not say it.
+    process_gb: Option<f64>,
+    /// What it has allocated on the device, as it counts itself: weights and all else.
     allocated_gb: f64,
+    /// What its allocator has taken from the device: what is allocated, and what it keeps for later.
+    reserved_gb: f64,
+    /// The most that was allocated at a time since the last job was begun.
+    peak_gb: f64,
     /// All weights, shared ones counted once.
     weights_gb: f64,
     lora_cache: LoraCacheStatus,
@@ -91,7 +109,11 @@ pub struct LoraCacheStatus {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Gpu {
+    /// The driver's number for it.
     index: u32,
+    /// What the worker calls it; `null` where it does not see it.
+    #[schema(example = "cuda:0")]
+    device: Option<String>,
     name: String,
     total_gb: f64,
     used_gb: f64,
@@ -146,7 +168,8 @@ pub async fn welcome() -> impl IntoResponse {
 
 impl From<&Snapshot> for VramStatus {
     fn from(snapshot: &Snapshot) -> Self {
-        let Snapshot { device, total_bytes, used_bytes, models, lora_cache, gpus, .. } = snapshot;
+        let Snapshot { computing, total_bytes, used_bytes, models, lora_cache, gpus, .. } =
+            snapshot;
         let available_bytes = total_bytes.saturating_sub(*used_bytes);
         let usage = if *total_bytes == 0 { 0.0 } else { *used_bytes as f64 / *total_bytes as f64 };
         let LoraCacheUse { files, bytes, hits, misses } = *lora_cache;
@@ -161,14 +184,20 @@ impl From<&Snapshot> for VramStatus {
         let mut in_order: Vec<_> = models.iter().collect();
         in_order.sort_by_key(|model| (!model.active, Reverse(model.last_used_unix_ms)));
         Self {
-            device: device.clone(),
+            engine: computing.engine.clone(),
+            device: computing.device.clone(),
+            precision: computing.precision.clone(),
+            device_name: snapshot.device_name.clone(),
             total_gb: gb(*total_bytes),
             used_gb: gb(*used_bytes),
             available_gb: gb(available_bytes),
             usage_percent: round(100.0 * usage, 10.0),
             limit_gb: snapshot.limit_bytes.map(gb),
             worker_resident_gb: gb(snapshot.worker_resident_bytes),
+            process_gb: snapshot.process_bytes.map(gb),
             allocated_gb: gb(snapshot.allocated_bytes),
+            reserved_gb: gb(snapshot.reserved_bytes),
+            peak_gb: gb(snapshot.peak_bytes),
             weights_gb: gb(snapshot.weights_bytes),
             lora_cache: LoraCacheStatus { files, gb: gb(bytes), hits, misses },
             models_loaded: models.len(),
@@ -180,9 +209,10 @@ impl From<&Snapshot> for VramStatus {
 
 impl From<&GpuInfo> for Gpu {
     fn from(gpu: &GpuInfo) -> Self {
-        let GpuInfo { index, name, total_bytes, used_bytes, worker_bytes } = gpu;
+        let GpuInfo { index, cuda, name, total_bytes, used_bytes, worker_bytes } = gpu;
         Self {
             index: *index,
+            device: cuda.map(|number| format!("cuda:{number}")),
             name: name.clone(),
             total_gb: gb(*total_bytes),
             used_gb: gb(*used_bytes),
@@ -200,7 +230,7 @@ mod tests {
         modes::{CheckpointRef, LoraReport, PipelineSpec},
         vram::{
             Loaded,
-            ledger::{Component, PipelineId},
+            ledger::{Component, Computing, PipelineId},
         },
     };
 
@@ -215,6 +245,7 @@ mod tests {
         let unet = Component {
             name: "unet".into(),
             stored: "fp16".into(),
+            dtype: "fp16".into(),
             file_bytes: 1 << 30,
             bytes: 2 << 30,
         };
@@ -244,40 +275,65 @@ mod tests {
 
     #[test]
     fn memory_in_gb() {
+        let card = GpuInfo {
+            index: 3,
+            cuda: Some(1),
+            name: "a card".into(),
+            total_bytes: 16 << 30,
+            used_bytes: 5 << 30,
+            worker_bytes: None,
+        };
         let snapshot = Snapshot {
-            device: "cpu".into(),
+            computing: Computing {
+                engine: "libtorch".into(),
+                device: "cuda:1".into(),
+                precision: "fp16".into(),
+                name: None,
+            },
+            device_name: "a card".into(),
             total_bytes: 16 << 30,
             used_bytes: 5 << 30,
             limit_bytes: Some(8 << 30),
             worker_resident_bytes: 3 << 29,
+            process_bytes: Some(4 << 30),
             allocated_bytes: 5 << 29,
+            reserved_bytes: 3 << 30,
+            peak_bytes: 11 << 28,
             weights_bytes: 2 << 30,
             lora_cache: LoraCacheUse { files: 1, bytes: 1 << 29, hits: 2, misses: 1 },
             models: vec![model()],
             loads: BTreeMap::from([("sd15".into(), 2)]),
+            gpus: vec![card],
             ..Snapshot::default()
         };
         let json = serde_json::to_value(VramStatus::from(&snapshot)).unwrap();
-        let expected = serde_json::json!({
-            "device": "cpu", "total_gb": 16.0, "used_gb": 5.0, "available_gb": 11.0,
-            "usage_percent": 31.3, "limit_gb": 8.0, "worker_resident_gb": 1.5, "allocated_gb": 2.5,
-            "weights_gb": 2.0, "lora_cache": {"files": 1, "gb": 0.5, "hits": 2, "misses": 1},
-            "models_loaded": 1,
-            "models": [{
-                "name": "sd15", "model_path": "sd15/x.safetensors", "vram_gb": 2.0, "active": true,
-                "pinned": false, "family": "SD1.x", "own_gb": 1.5, "shared_gb": 0.5,
-                "estimated_gb": 2.0, "measured_gb": 1.984, "file_gb": 1.0,
-                "components": [
-                    {"name": "unet", "dtype": "fp32", "stored": "fp16", "gb": 2.0, "file_gb": 1.0},
-                ],
-                "activation_peak_gb": null, "load_ms": 1200, "merge_ms": 30, "loads": 2, "hits": 0,
-                "last_used_unix_ms": 7,
-                "loras": [{
-                    "path": "ink.safetensors", "strength": 0.5, "merged": 0, "unmatched": 3,
-                    "skipped": "no key matches",
-                }],
+        let models = serde_json::json!([{
+            "name": "sd15", "model_path": "sd15/x.safetensors", "vram_gb": 2.0, "active": true,
+            "pinned": false, "family": "SD1.x", "own_gb": 1.5, "shared_gb": 0.5,
+            "estimated_gb": 2.0, "measured_gb": 1.984, "file_gb": 1.0,
+            "components": [
+                {"name": "unet", "dtype": "fp16", "stored": "fp16", "gb": 2.0, "file_gb": 1.0},
+            ],
+            "activation_peak_gb": null, "load_ms": 1200, "merge_ms": 30, "loads": 2, "hits": 0,
+            "last_used_unix_ms": 7,
+            "loras": [{
+                "path": "ink.safetensors", "strength": 0.5, "merged": 0, "unmatched": 3,
+                "skipped": "no key matches",
             }],
-            "gpus": [],
+        }]);
+        let gpus = serde_json::json!([{
+            "index": 3, "device": "cuda:1", "name": "a card", "total_gb": 16.0, "used_gb": 5.0,
+            "worker_gb": null,
+        }]);
+        let expected = serde_json::json!({
+            "engine": "libtorch", "device": "cuda:1", "precision": "fp16", "device_name": "a card",
+            "total_gb": 16.0, "used_gb": 5.0, "available_gb": 11.0,
+            "usage_percent": 31.3, "limit_gb": 8.0, "worker_resident_gb": 1.5, "process_gb": 4.0,
+            "allocated_gb": 2.5, "reserved_gb": 3.0, "peak_gb": 2.75, "weights_gb": 2.0,
+            "lora_cache": {"files": 1, "gb": 0.5, "hits": 2, "misses": 1},
+            "models_loaded": 1,
+            "models": models,
+            "gpus": gpus,
         });
         assert_eq!(json, expected);
     }

@@ -81,6 +81,9 @@ impl Modes {
             ("superres", self.superres != new.superres),
             ("fair", self.order.fair != new.order.fair),
             ("timeout", self.timeout != new.timeout),
+            ("engine", self.compute.engine != new.compute.engine),
+            ("device", self.compute.device != new.compute.device),
+            ("precision", self.compute.precision != new.compute.precision),
         ];
         let settings = settings.into_iter().filter(|(_, changed)| *changed);
         ModesDiff {

@@ -19,12 +19,27 @@ pub struct Memory {
     /// Whether a pipeline must draw one step, in finite numbers, before it is used.
     pub verify: bool,
     pub lora_cache: LoraCacheLimits,
+    /// How much of the host's memory may keep weights of pipelines that have left a card; 0: none.
+    pub host_cache_bytes: u64,
 }
 
 impl Memory {
     /// More is a mistake, here and below.
     pub const MAX_MODELS: u32 = 1000;
     pub const MAX_GB: f64 = 1e6;
+
+    /// What a worker may keep.
+    pub fn keep(&self) -> Keep {
+        Keep { loras: self.lora_cache, host_bytes: self.host_cache_bytes }
+    }
+}
+
+/// What a worker may keep besides what is loaded, to be quicker the next time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Keep {
+    pub loras: LoraCacheLimits,
+    /// Of the host's memory, for weights that have left a card.
+    pub host_bytes: u64,
 }
 
 impl Default for Memory {
@@ -36,6 +51,7 @@ impl Default for Memory {
             idle_unload: IdleUnload::Never,
             verify: false,
             lora_cache: LoraCacheLimits::default(),
+            host_cache_bytes: 0,
         }
     }
 }

@@ -332,6 +332,7 @@ fn modes(words: &str) -> Modes {
         webhooks: Default::default(),
         superres: None,
         timeout: Timeout::Off,
+        compute: Default::default(),
     }
 }
 

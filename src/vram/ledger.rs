@@ -25,9 +25,36 @@ pub struct Component {
     pub name: String,
     /// How most of it is stored in the file: fp32, fp16, bf16, fp8.
     pub stored: String,
+    /// What it computes in: fp32, bf16 or fp16.
+    #[serde(default)]
+    pub dtype: String,
     pub file_bytes: u64,
     /// As it is held in memory.
     pub bytes: u64,
+}
+
+/// What computes, as the worker says it when it is up.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Computing {
+    /// The library: `candle` or `libtorch`.
+    pub engine: String,
+    /// `cpu`, `cuda:0` or `metal`.
+    pub device: String,
+    /// How the denoiser's numbers are stored: `fp32`, `bf16` or `fp16`.
+    pub precision: String,
+    /// What its maker calls the device, where the engine knows it.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// What the device's allocator says, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceMemory {
+    pub allocated: u64,
+    /// What it has taken from the device: what is allocated, and what it keeps for later.
+    pub reserved: u64,
+    /// The most that was allocated at a time since the last job was begun.
+    pub peak: u64,
 }
 
 /// Everything that the worker holds, at one moment.
@@ -35,8 +62,13 @@ pub struct Component {
 pub struct Held {
     pub pipelines: Vec<PipelineId>,
     pub segments: Vec<Segment>,
-    /// All that its process has allocated: weights, tables, what a library keeps.
+    /// All that its process has allocated on the device: weights, tables, what a library keeps.
     pub allocated_bytes: u64,
+    /// As in [`DeviceMemory`], here and below.
+    #[serde(default)]
+    pub reserved_bytes: u64,
+    #[serde(default)]
+    pub peak_bytes: u64,
     pub lora_cache: LoraCacheUse,
     /// Weights of the upscaler; they are no pipeline's.
     #[serde(default)]

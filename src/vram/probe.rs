@@ -23,28 +23,28 @@ pub struct Readings {
 
 /// Starts a task that measures until the sender of `worker` (the worker's process id) is dropped.
 /// What it returns holds the host's memory from the start; the rest follows.
-pub fn watch(worker: watch::Receiver<Option<u32>>) -> watch::Receiver<Readings> {
+pub fn watch(worker: watch::Receiver<Option<u32>>, cards: Cards) -> watch::Receiver<Readings> {
     let (publish, readings) =
         watch::channel(Readings { host: host::memory(), ..Readings::default() });
-    tokio::spawn(measure(worker, publish));
+    tokio::spawn(measure(worker, cards, publish));
     readings
 }
 
-async fn measure(mut worker: watch::Receiver<Option<u32>>, publish: watch::Sender<Readings>) {
-    let mut opened = None;
+async fn measure(
+    mut worker: watch::Receiver<Option<u32>>,
+    cards: Cards,
+    publish: watch::Sender<Readings>,
+) {
     loop {
         let pid = *worker.borrow_and_update();
         // The library of the cards' driver may block.
-        let measuring = spawn_blocking(move || {
-            let cards = opened.unwrap_or_else(Cards::open);
-            let readings = Readings {
-                host: host::memory(),
-                worker_resident_bytes: pid.and_then(host::resident_bytes).unwrap_or(0),
-                gpus: cards.list(pid),
-            };
-            (cards, readings)
+        let cards = cards.clone();
+        let measuring = spawn_blocking(move || Readings {
+            host: host::memory(),
+            worker_resident_bytes: pid.and_then(host::resident_bytes).unwrap_or(0),
+            gpus: cards.list(pid),
         });
-        let (cards, readings) = match measuring.await {
+        let readings = match measuring.await {
             Ok(measured) => measured,
             Err(error) if error.is_panic() => {
                 tracing::error!("measuring memory failed; what is shown of it stays as it is");
@@ -53,7 +53,6 @@ async fn measure(mut worker: watch::Receiver<Option<u32>>, publish: watch::Sende
             // The runtime is shutting down.
             Err(_) => return,
         };
-        opened = Some(cards);
         publish.send_if_modified(|shown| {
             let changed = *shown != readings;
             *shown = readings;

@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    ledger::{Estimate, Held, PipelineId, shares},
+    ledger::{Computing, Estimate, Held, PipelineId, shares},
     plan::{self, Limits, NoRoom, Plan, Resident, Standing, Wish},
     probe::Readings,
     snapshot::{Loaded, Reason, ResidentModel, Snapshot},
 };
 use crate::modes::{IdleUnload, Memory, Modes, ModesDiff, PipelineSpec};
+use device::DeviceFigures;
+
+mod device;
 
 /// The ledger of loaded pipelines. What they hold is what the worker said last; who leaves is
 /// decided in [`plan`]. Times are milliseconds since the Unix epoch.
 #[derive(Debug, Default)]
 pub struct VramRegistry {
-    device: String,
+    computing: Computing,
     memory: Memory,
     /// The modes' pipelines, and whether the mode is pinned.
     declared: Vec<(PipelineSpec, bool)>,
@@ -43,23 +46,18 @@ struct Model {
 /// Of how many jobs it is remembered what they took.
 const PEAKS_KEPT: usize = 16;
 
-/// What a worker that computes on the CPU has for a device; also what is shown until the first
-/// worker has said more.
-const HOST: &str = "CPU (host memory)";
-
 impl VramRegistry {
     pub fn new(modes: &Modes) -> Self {
-        let mut registry = Self { device: HOST.to_owned(), ..Self::default() };
+        let compute = modes.compute;
+        let computing = Computing {
+            engine: compute.engine.to_string(),
+            device: compute.device.to_string(),
+            precision: compute.precision.to_string(),
+            name: None,
+        };
+        let mut registry = Self { computing, ..Self::default() };
         registry.configure(&ModesDiff::default(), modes);
         registry
-    }
-
-    /// The worker is up, and computes on that device ("cpu").
-    pub fn set_device(&mut self, device: &str) {
-        self.device = match device {
-            "cpu" => HOST.to_owned(),
-            other => other.to_owned(),
-        };
     }
 
     /// The modes are now those. (What requests' LoRAs made of a mode is wanted as long as the mode
@@ -285,13 +283,18 @@ impl VramRegistry {
         };
         let mut models: Vec<_> = self.models.iter().map(shown).collect();
         models.sort_by_key(|model| model.loaded.id);
+        let DeviceFigures { name, total_bytes, used_bytes, process_bytes } = self.device(readings);
         Snapshot {
-            device: self.device.clone(),
-            total_bytes: readings.host.total_bytes,
-            used_bytes: readings.host.used_bytes,
+            computing: self.computing.clone(),
+            device_name: name,
+            total_bytes,
+            used_bytes,
+            process_bytes,
             limit_bytes: self.memory.limit_bytes,
             worker_resident_bytes: readings.worker_resident_bytes,
             allocated_bytes: self.held.allocated_bytes,
+            reserved_bytes: self.held.reserved_bytes,
+            peak_bytes: self.held.peak_bytes,
             weights_bytes: self.held.weights_bytes(),
             lora_cache: self.held.lora_cache,
             models,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ledger::{Component, LoraCacheUse, PipelineId};
+use super::ledger::{Component, Computing, LoraCacheUse, PipelineId};
 use crate::modes::{LoraReport, PipelineSpec};
 
 /// What is known of a pipeline when it has been loaded.
@@ -38,8 +38,10 @@ pub struct ResidentModel {
 /// Everything there is to say about memory at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Snapshot {
-    /// What the worker computes on, as it is shown to people.
-    pub device: String,
+    /// What computes; before the first worker is up, what was wished.
+    pub computing: Computing,
+    /// What the device is called, as it is shown to people.
+    pub device_name: String,
     /// The device's memory: of a host, what this process may use of it.
     pub total_bytes: u64,
     pub used_bytes: u64,
@@ -47,8 +49,14 @@ pub struct Snapshot {
     pub limit_bytes: Option<u64>,
     /// What the worker process has in RAM, 0 while it does not live.
     pub worker_resident_bytes: u64,
-    /// What it has allocated, as it counts itself: weights and all else.
+    /// What the driver says that the worker has of the device; of a host what it has in RAM.
+    pub process_bytes: Option<u64>,
+    /// What it has allocated on the device, as it counts itself: weights and all else.
     pub allocated_bytes: u64,
+    /// What its allocator has taken from the device, and the most that was allocated at a time since
+    /// the last job was begun.
+    pub reserved_bytes: u64,
+    pub peak_bytes: u64,
     /// All weights, shared ones counted once.
     pub weights_bytes: u64,
     pub lora_cache: LoraCacheUse,
@@ -96,9 +104,12 @@ impl Reason {
 }
 
 /// A card as its driver describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GpuInfo {
+    /// The driver's number for it.
     pub index: u32,
+    /// CUDA's in the worker, where it is shown there.
+    pub cuda: Option<u32>,
     pub name: String,
     pub total_bytes: u64,
     pub used_bytes: u64,

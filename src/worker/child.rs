@@ -28,14 +28,16 @@ use crate::{
         preview::{Glimpse, Preview},
     },
     job::JobId,
-    modes::{LoraCacheLimits, PipelineSpec},
+    modes::{Keep, PipelineSpec},
     request::{EncodedImage, GenerateRequest, Superres},
     vram::ledger::PipelineId,
 };
 use answers::{draw_error, internal, millis, report, unusable, unusable_file};
+use device::device_memory;
 use residents::Residents;
 
 mod answers;
+mod device;
 mod residents;
 mod upscaling;
 
@@ -100,7 +102,7 @@ fn serve(
         on_hang_up();
     })?;
     let mut worker = Worker { socket, residents: Residents::new(backend) };
-    worker.send(&FromWorker::Ready { device: backend.device() }, &[])?;
+    worker.send(&FromWorker::Ready { computing: device::computing(backend) }, &[])?;
     // The engine works on the main thread: what that one frees stays mapped (see
     // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
     to_do.into_iter().try_for_each(|task| worker.work(task))
@@ -108,7 +110,7 @@ fn serve(
 
 /// Something to do that takes its time.
 enum Task {
-    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, lora_cache: LoraCacheLimits },
+    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, keep: Keep },
     Load { job: JobId, unload: Vec<PipelineId>, limit_bytes: u64, verify: bool },
     Unload { pipelines: Vec<PipelineId>, upscaler: bool },
     Generate(Generate),
@@ -143,8 +145,8 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
     };
     loop {
         let task = match protocol::read::<ToWorker>(&mut from) {
-            Ok((ToWorker::Prepare { job, id, pipeline, lora_cache }, _)) => {
-                Task::Prepare { job, id, pipeline, lora_cache }
+            Ok((ToWorker::Prepare { job, id, pipeline, keep }, _)) => {
+                Task::Prepare { job, id, pipeline, keep }
             }
             Ok((ToWorker::Load { job, unload, limit_bytes, verify }, _)) => {
                 Task::Load { job, unload, limit_bytes, verify }
@@ -187,15 +189,16 @@ impl Worker {
     /// Does one task. Fails only where the daemon cannot be told of it any more.
     fn work(&mut self, task: Task) -> io::Result<()> {
         let answer = match task {
-            Task::Prepare { job, id, pipeline, lora_cache } => {
+            Task::Prepare { job, id, pipeline, keep } => {
                 self.let_go_of_upscaler()?;
-                match self.residents.prepare(id, pipeline, lora_cache) {
+                match self.residents.prepare(id, pipeline, keep) {
                     Ok(estimate) => FromWorker::Prepared { job, estimate },
                     Err(error) => FromWorker::Failed { job, error, held: None },
                 }
             }
             Task::Load { job, unload, limit_bytes, verify } => {
                 memory::set_limit(limit_bytes);
+                device::reset_peak(self.residents.backend());
                 let on_progress = progress(&self.socket, job);
                 match self.residents.load(&unload, verify, &on_progress) {
                     Ok(report) => FromWorker::Loaded { job, report, held: self.residents.held() },
@@ -240,8 +243,9 @@ impl Worker {
         };
         let network = request.superres.as_ref().and_then(|superres| superres.model.as_ref());
         let upscaler = network.and(self.residents.upscaler.get());
-        let allocated = memory::allocated_bytes();
-        memory::reset_peak();
+        let backend = self.residents.backend();
+        let allocated = device_memory(backend).allocated;
+        device::reset_peak(backend);
         let socket = &self.socket;
         let mut previewed: Option<Instant> = None;
         let mut watch = |Step { step, steps }, glimpse: Option<&Glimpse<'_>>| {
@@ -262,8 +266,9 @@ impl Worker {
         match guarded(|| Ok(upscaling::draw(pipeline, request, upscaler, &mut watch))) {
             Ok(Ok(made)) => {
                 let (report, rgb) = report(made, pipeline.loras());
-                let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
+                let peak_bytes = device_memory(backend).peak.saturating_sub(allocated);
                 let drawn = DrawnReport { peak_bytes, ..report };
+                self.send(&FromWorker::Holds { held: self.residents.held() }, &[])?;
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(error)) => self.send_draw_error(job, &error),

@@ -43,6 +43,10 @@ pub const ALLOCATOR: (&str, &str) = (
     "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x7fffffffffffffff:glibc.malloc.hugetlb=1",
 );
 
+/// Cards are counted as their driver's management library counts them, by which the daemon knows how
+/// much memory they have; CUDA's own order puts the fastest first.
+const CARDS: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+
 /// Messages that may wait for the dispatcher before the worker has to.
 const INBOX_MESSAGES: usize = 16;
 
@@ -76,10 +80,7 @@ impl Process {
             // A group of its own: an interrupt from the terminal is for the daemon, which lets
             // the running job finish.
             .process_group(0);
-        let (name, value) = ALLOCATOR;
-        if std::env::var_os(name).is_none() {
-            command.env(name, value);
-        }
+        prepare(&mut command);
         let child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         Ok(Self::attend(UnixStream::from_std(ours)?, Some(child)))
     }
@@ -122,6 +123,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         // The child goes with the task that holds it.
         self.attendant.abort();
+    }
+}
+
+/// The environment that a worker needs, as far as the user has not said otherwise.
+pub fn prepare(worker: &mut std::process::Command) {
+    for (name, value) in [ALLOCATOR, CARDS] {
+        if std::env::var_os(name).is_none() {
+            worker.env(name, value);
+        }
     }
 }
 
@@ -198,7 +208,7 @@ async fn send_all(mut to: OwnedWriteHalf, mut to_send: mpsc::UnboundedReceiver<T
 }
 
 /// How a process ended, in words.
-fn describe(status: ExitStatus) -> String {
+pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("it exited with status {code}"),
         (None, Some(9)) => {

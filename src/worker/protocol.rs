@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     job::JobId,
-    modes::{Dimensions, LoraCacheLimits, LoraReport, PipelineSpec, SchedulerId},
+    modes::{Dimensions, Keep, LoraReport, PipelineSpec, SchedulerId},
     request::{EncodedImage, GenerateRequest, RequestField, Superres},
-    vram::ledger::{Estimate, Held, PipelineId},
+    vram::ledger::{Computing, Estimate, Held, PipelineId},
 };
 
 /// A message longer than this is a broken peer, not a message. The longest there are: a request
@@ -27,7 +27,7 @@ pub const MAX_FRAME_BYTES: usize = 96 << 20;
 pub enum ToWorker {
     /// Open a pipeline's files and say what it would take: nothing is read, nothing leaves.
     /// Answered by `Prepared` or `Failed`.
-    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, lora_cache: LoraCacheLimits },
+    Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, keep: Keep },
     /// Let those go and read what was prepared for that job. Answered by `Loaded` or `Failed`,
     /// perhaps after some `Loading`.
     Load {
@@ -55,9 +55,9 @@ pub enum ToWorker {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromWorker {
-    /// The first message: the worker is up and computes on that device.
+    /// The first message: the worker is up, and that computes.
     Ready {
-        device: String,
+        computing: Computing,
     },
     /// 0 ..= 1, at most about ten times a second.
     Loading {
@@ -76,7 +76,7 @@ pub enum FromWorker {
     Unloaded {
         held: Held,
     },
-    /// What is held has changed by the way: an upscaler came or went.
+    /// What is held has changed by the way: an upscaler came or went, something was drawn.
     Holds {
         held: Held,
     },

@@ -11,6 +11,7 @@ use super::{
     process::{self, Process, WorkerCommand},
     protocol::{FromWorker, ToWorker},
 };
+use crate::vram::ledger::Computing;
 
 /// Starts one worker process.
 pub type Spawn = Box<dyn FnMut() -> io::Result<Process> + Send>;
@@ -33,8 +34,8 @@ enum State {
 /// What happens to the worker.
 #[derive(Debug)]
 pub enum Event {
-    /// It is up and computes on that device.
-    Ready { device: String },
+    /// It is up, and that computes.
+    Ready { computing: Computing },
     /// It answers; with the frame's raw bytes.
     Message(FromWorker, Vec<u8>),
     /// It is gone, with all that it held, or could not be started. It will be started again.
@@ -99,9 +100,9 @@ impl Supervisor {
         loop {
             match &mut self.state {
                 State::Alive { process, ready } => match process.next().await {
-                    process::Event::Message(FromWorker::Ready { device }, _) => {
+                    process::Event::Message(FromWorker::Ready { computing }, _) => {
                         *ready = true;
-                        return Event::Ready { device };
+                        return Event::Ready { computing };
                     }
                     process::Event::Message(message, payload) => {
                         return Event::Message(message, payload);

@@ -6,6 +6,7 @@ mod asking;
 mod checkpoints;
 mod commands;
 mod commands_of_jobs;
+mod compute;
 mod configuration;
 mod crashes;
 mod custom;

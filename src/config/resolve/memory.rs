@@ -11,8 +11,8 @@ use crate::{
     modes::{LoraCacheLimits, Memory, Mode, Modes, bytes_of_gb},
 };
 
-pub const MEMORY_KEYS: [&str; 6] =
-    ["max_models", "limit_gb", "eviction", "idle_unload", "verify", "lora_cache"];
+pub const MEMORY_KEYS: [&str; 7] =
+    ["max_models", "limit_gb", "eviction", "idle_unload", "verify", "lora_cache", "host_cache_gb"];
 pub const LORA_CACHE_KEYS: [&str; 2] = ["max_files", "max_gb"];
 
 /// So many modes are named in a warning.
@@ -42,6 +42,8 @@ impl<'a> MemorySection<'a> {
             idle_unload: parsed(&table, "idle_unload", errors).unwrap_or(other.idle_unload),
             verify: flag(&table, "verify", errors).unwrap_or(other.verify),
             lora_cache: lora_cache(&table, errors).unwrap_or(other.lora_cache),
+            host_cache_bytes: bytes(&table, "host_cache_gb", errors)
+                .unwrap_or(other.host_cache_bytes),
         };
         Self { memory, max_models }
     }
@@ -100,7 +102,11 @@ fn lora_cache(memory: &Table, errors: &mut Errors) -> Option<LoraCacheLimits> {
 
 /// What `max_gb` says, which may be nothing at all.
 pub fn max_bytes(table: &Table, errors: &mut Errors) -> Option<u64> {
-    let field = table.get("max_gb")?;
+    bytes(table, "max_gb", errors)
+}
+
+fn bytes(table: &Table, key: &str, errors: &mut Errors) -> Option<u64> {
+    let field = table.get(key)?;
     let (gb, max) = (field.number(errors)?, Memory::MAX_GB);
     if !(0.0..=max).contains(&gb) {
         field.error(errors, format!("{gb} is not between 0 and {max}"));

@@ -180,7 +180,7 @@ fn at_the_top(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
 }
 
-const AT_THE_TOP: [&str; 12] = [
+const AT_THE_TOP: [&str; 15] = [
     "max_pixels",
     "watch",
     "lora_root",
@@ -193,6 +193,9 @@ const AT_THE_TOP: [&str; 12] = [
     "custom_jobs",
     "webhooks",
     "superres",
+    "engine",
+    "device",
+    "precision",
 ];
 
 #[test]
@@ -255,6 +258,10 @@ fn it_allows_what_the_parser_takes() {
         "[{path: x, other: 1}]",
         "[1]",
         "auto",
+        "cpu",
+        "cuda:120",
+        "candle",
+        "fp32",
         "off",
         "fail",
         "skip",

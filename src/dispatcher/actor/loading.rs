@@ -14,7 +14,7 @@ use crate::{
     modes::{LoraReport, gib},
     queue::Target,
     vram::{
-        Loaded, Reason, host,
+        GpuInfo, Loaded, Reason, host,
         ledger::{Estimate, Held, PipelineId},
         plan::{NoRoom, Plan},
     },
@@ -22,25 +22,44 @@ use crate::{
 };
 
 impl Actor {
+    /// What the worker may allocate on its device in all, as things are.
+    pub(super) fn limit_bytes(&self) -> u64 {
+        self.registry.limit(self.device_bytes())
+    }
+
+    /// The same, whatever the configuration says.
+    fn device_bytes(&self) -> u64 {
+        match self.registry.is_on_card() {
+            true => self.registry.available_on_card(&self.cards_now()),
+            false => host::available_to(self.worker.pid()),
+        }
+    }
+
+    /// The last measurement may be from before what was just loaded or has just left.
+    fn cards_now(&self) -> Vec<GpuInfo> {
+        let now = self.cards.now(self.worker.pid());
+        now.unwrap_or_else(|| self.readings.borrow().gpus.clone())
+    }
+
     /// Asks the worker what a pipeline would take.
     pub(super) fn prepare(&mut self, target: Target) {
         let Some(running) = &mut self.running else { return };
         let (job, id) = (running.id(), self.registry.new_id());
-        let (pipeline, lora_cache) = (target.pipeline.clone(), self.registry.memory().lora_cache);
+        let (pipeline, keep) = (target.pipeline.clone(), self.registry.memory().keep());
         let (estimate, after) = (Estimate::default(), Vec::new());
         running.loaded = true;
         running.phase = Phase::Loading(Box::new(Loading { id, target, estimate, after }));
         self.jobs.set_state(job, JobState::Loading { percent: 0 });
-        self.worker.send(ToWorker::Prepare { job, id, pipeline, lora_cache });
+        self.worker.send(ToWorker::Prepare { job, id, pipeline, keep });
     }
 
     /// It is known what the pipeline takes: makes room for it, if that can be.
     pub(super) fn on_prepared(&mut self, estimate: Estimate) {
+        let device_bytes = self.device_bytes();
         let Some(running) = &mut self.running else { return };
         let job = running.id();
         let takes_over = !matches!(running.entry.job, Job::Load { .. });
         let Phase::Loading(loading) = &mut running.phase else { return };
-        let device_bytes = host::available_to(self.worker.pid());
         let now_ms = self.clock.now_ms();
         let plan = self.registry.plan(loading.id, &estimate, takes_over, device_bytes, now_ms);
         let Plan { before, after } = match plan {
@@ -158,11 +177,17 @@ impl Actor {
     /// Starts the worker anew where it holds nothing and still has more than at its start: what an
     /// allocator keeps, only the end of its process gives back.
     fn give_memory_back(&mut self) {
-        let now = self.worker.pid().and_then(host::anonymous_bytes);
-        if let (Some(now), Some(at_start)) = (now, self.memory_at_start)
-            && now > at_start + at_start / 50
-        {
-            tracing::info!(bytes = now, at_start, "the worker holds nothing and is started anew");
+        let kept = match self.registry.is_on_card() {
+            true => self.registry.keeps_of_card(&self.cards_now()),
+            false => {
+                let now = self.worker.pid().and_then(host::anonymous_bytes);
+                let both = now.zip(self.memory_at_start);
+                both.filter(|(now, at_start)| *now > at_start + at_start / 50)
+                    .map(|(now, at_start)| now - at_start)
+            }
+        };
+        if let Some(bytes) = kept {
+            tracing::info!(bytes, "the worker holds nothing, keeps so much and is started anew");
             self.worker.start_anew();
             self.reconcile(Held::default());
         }

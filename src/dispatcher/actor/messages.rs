@@ -16,6 +16,7 @@ use crate::{
     vram::{
         Reason,
         host::{self, HostMemory},
+        ledger::Computing,
     },
     worker::{
         protocol::{DrawnReport, FromWorker, WorkerError, WorkerErrorKind},
@@ -26,9 +27,10 @@ use crate::{
 impl Actor {
     pub(super) fn on_worker(&mut self, event: supervisor::Event) {
         match event {
-            supervisor::Event::Ready { device } => {
-                tracing::info!(device, "the worker is ready");
-                self.registry.set_device(&device);
+            supervisor::Event::Ready { computing } => {
+                let Computing { engine, device, precision, name } = &computing;
+                tracing::info!(engine, device, precision, name, "the worker is ready");
+                self.registry.set_computing(computing);
                 self.oom_kills_at_start = host::oom_kills();
                 self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
                 self.drive();

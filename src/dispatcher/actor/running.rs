@@ -20,7 +20,7 @@ use crate::{
     journal::Record,
     queue::{Entry, Target},
     vram::{
-        Reason, host,
+        Reason,
         ledger::{Estimate, PipelineId},
     },
     worker::protocol::ToWorker,
@@ -215,7 +215,7 @@ impl Actor {
         let (job, image, superres) = (running.entry.id, image.clone(), superres.clone());
         running.phase = Phase::Upscaling;
         self.jobs.set_state(job, JobState::Running { step: 0, steps: 1 });
-        let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+        let limit_bytes = self.limit_bytes();
         self.worker.send(ToWorker::Upscale { job, image, superres, limit_bytes });
     }
 
@@ -245,7 +245,7 @@ impl Actor {
                     self.limits.set(job, Limit::Drawing, until_ms);
                 }
                 self.jobs.begin_drawing(job, JobState::Running { step: 0, steps: request.steps });
-                let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+                let limit_bytes = self.limit_bytes();
                 self.worker.send(ToWorker::Generate { job, pipeline: id, request, limit_bytes });
                 None
             }
@@ -254,7 +254,7 @@ impl Actor {
                 let job = running.entry.id;
                 running.phase = Phase::Drawing(id);
                 self.jobs.set_state(job, BEGUN.into());
-                let limit_bytes = self.registry.limit(host::available_to(self.worker.pid()));
+                let limit_bytes = self.limit_bytes();
                 return self.worker.send(ToWorker::Probe { job, pipeline: id, limit_bytes });
             }
             Job::ModeSwitch { .. }

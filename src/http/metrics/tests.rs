@@ -89,7 +89,13 @@ fn read(text: &str) -> Read {
 
 fn model(mode: &str, id: u64, bytes: u64) -> ResidentModel {
     let checkpoint = CheckpointRef { name: "x".into(), path: PathBuf::from("/secret/x") };
-    let unet = Component { name: "unet".into(), stored: "fp16".into(), file_bytes: 1, bytes };
+    let unet = Component {
+        name: "unet".into(),
+        stored: "fp16".into(),
+        dtype: "fp32".into(),
+        file_bytes: 1,
+        bytes,
+    };
     ResidentModel {
         loaded: Loaded {
             id: PipelineId(id),
@@ -126,6 +132,9 @@ fn the_text_is_what_a_strict_reader_reads() {
     status.counters.stages.insert(Stage::Denoise, denoise);
     status.vram = Snapshot {
         total_bytes: 16 << 30,
+        process_bytes: Some(6),
+        reserved_bytes: 5,
+        peak_bytes: 7,
         lora_cache: LoraCacheUse { files: 1, bytes: 1, hits: 5, misses: 4 },
         // What configuration lets through as a name is less than this.
         models: vec![model("a\"b\\c\nd", 1, 10), model("a", 2, 20), model("a", 3, 1)],
@@ -149,6 +158,9 @@ fn the_text_is_what_a_strict_reader_reads() {
         ("diffused_evictions_total{reason=\"idle\"}", 9.0),
         ("diffused_evictions_total{reason=\"max_models\"}", 0.0),
         ("diffused_device_bytes{kind=\"total\"}", f64::from(1 << 30) * 16.0),
+        ("diffused_device_bytes{kind=\"worker\"}", 6.0),
+        ("diffused_reserved_bytes", 5.0),
+        ("diffused_peak_bytes", 7.0),
         ("diffused_lora_cache_misses_total", 4.0),
         ("diffused_paused", 1.0),
         ("diffused_degraded", 1.0),
@@ -161,6 +173,6 @@ fn the_text_is_what_a_strict_reader_reads() {
 #[test]
 fn a_daemon_that_has_done_nothing_has_all_families() {
     let Read { types, series } = read(&exposition(&Status::default(), &config()));
-    assert_eq!(types.len(), 19, "{types:?}");
+    assert_eq!(types.len(), 21, "{types:?}");
     assert!(series.values().all(|value| *value == 0.0), "{series:?}");
 }

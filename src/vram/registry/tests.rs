@@ -3,10 +3,14 @@
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
-use super::*;
+use super::{device::HOST, *};
 use crate::{
     modes::{CheckpointRef, Defaults, Eviction, Mode, Order, Timeout, Watch},
-    vram::ledger::{Component, Segment},
+    vram::{
+        GpuInfo,
+        host::HostMemory,
+        ledger::{Component, Segment},
+    },
 };
 
 const PIPELINES: usize = 6;
@@ -43,6 +47,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         webhooks: Default::default(),
         superres: None,
         timeout: Timeout::Off,
+        compute: Default::default(),
     }
 }
 
@@ -83,6 +88,7 @@ impl World {
         let component = Component {
             name: "unet".to_owned(),
             stored: "fp16".to_owned(),
+            dtype: "fp32".to_owned(),
             file_bytes: 0,
             bytes: self.bytes_of(index),
         };
@@ -432,4 +438,53 @@ fn unloading_a_mode_takes_what_its_requests_have_made_of_it() {
     // Another mode over the same files.
     assert_eq!(registry.of_mode("1b", &spec(1)), [other]);
     assert_eq!(registry.modes(&[own, with_lora, other]), ["0", "1"]);
+}
+
+#[test]
+fn a_card_is_what_the_worker_says_that_it_computes_on() {
+    let mut registry = VramRegistry::new(&modes(Memory::default(), &[false]));
+    let cards = [
+        GpuInfo { cuda: None, total_bytes: 1000, ..GpuInfo::default() },
+        GpuInfo {
+            cuda: Some(0),
+            name: "a card".to_owned(),
+            total_bytes: 100,
+            used_bytes: 60,
+            worker_bytes: Some(30),
+            ..GpuInfo::default()
+        },
+    ];
+    let host = HostMemory { total_bytes: 7, used_bytes: 3 };
+    let readings = Readings { host, worker_resident_bytes: 2, gpus: cards.to_vec() };
+    let shown = |registry: &VramRegistry| {
+        let it = registry.snapshot(&readings);
+        (it.device_name, it.total_bytes, it.used_bytes, it.process_bytes)
+    };
+    let on = |device: &str, name: Option<&str>| Computing {
+        engine: "libtorch".to_owned(),
+        device: device.to_owned(),
+        precision: "fp16".to_owned(),
+        name: name.map(str::to_owned),
+    };
+    // Nobody has said anything yet: what is wished.
+    assert_eq!(registry.snapshot(&readings).computing.device, "auto");
+    assert_eq!(shown(&registry), (HOST.to_owned(), 7, 3, Some(2)));
+    registry.set_computing(on("cpu", None));
+    assert!(!registry.is_on_card());
+    assert_eq!(shown(&registry), (HOST.to_owned(), 7, 3, Some(2)));
+
+    registry.set_computing(on("cuda:0", None));
+    registry.reconcile(Held { reserved_bytes: 25, allocated_bytes: 20, ..Held::default() });
+    assert!(registry.is_on_card());
+    assert_eq!(shown(&registry), ("a card".to_owned(), 100, 60, Some(30)));
+    // Of 100 others have 30, and 5 are the context's.
+    assert_eq!(registry.available_on_card(&cards), 65);
+    assert_eq!(registry.keeps_of_card(&cards), Some(25));
+    registry.reconcile(Held { reserved_bytes: 2, ..Held::default() });
+    assert_eq!(registry.keeps_of_card(&cards), None);
+
+    registry.set_computing(on("cuda:1", Some("another")));
+    assert_eq!(shown(&registry), ("another".to_owned(), 0, 0, None));
+    assert_eq!(registry.available_on_card(&cards), u64::MAX, "nobody knows that card");
+    assert_eq!(registry.keeps_of_card(&cards), None);
 }

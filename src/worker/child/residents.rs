@@ -4,12 +4,16 @@
 
 use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
 
-use super::{guarded, internal, millis, unusable, upscaling::LoadedUpscaler};
+use super::{
+    device::{self, device_memory},
+    guarded, internal, millis, unusable,
+    upscaling::LoadedUpscaler,
+};
 use crate::{
     engine::{
         self, Backend, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory,
     },
-    modes::{LoraCacheLimits, PipelineSpec},
+    modes::{Keep, PipelineSpec},
     vram::ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, Segment},
     worker::protocol::{LoadReport, WorkerError, WorkerErrorKind},
 };
@@ -23,6 +27,8 @@ pub struct Residents {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
     loras: LoraCache,
+    /// How much of the host's memory may keep weights that have left a card, in bytes.
+    host_cache_bytes: u64,
     pub upscaler: LoadedUpscaler,
 }
 
@@ -38,7 +44,12 @@ impl Residents {
     /// Nothing is loaded; what will be, is loaded to there.
     pub fn new(backend: Backend) -> Self {
         let (pipelines, loras) = (BTreeMap::new(), LoraCache::default());
-        Self { backend, pipelines, prepared: None, loras, upscaler: LoadedUpscaler::new(backend) }
+        let upscaler = LoadedUpscaler::new(backend);
+        Self { backend, pipelines, prepared: None, loras, host_cache_bytes: 0, upscaler }
+    }
+
+    pub fn backend(&self) -> Backend {
+        self.backend
     }
 
     pub fn get(&self, id: PipelineId) -> Option<&Pipeline> {
@@ -51,12 +62,13 @@ impl Residents {
         &mut self,
         id: PipelineId,
         spec: PipelineSpec,
-        lora_cache: LoraCacheLimits,
+        keep: Keep,
     ) -> Result<Estimate, WorkerError> {
         let since = Instant::now();
         // One that was not loaded after all.
         self.prepared = None;
-        self.loras.set_limits(lora_cache.max_files, lora_cache.max_bytes);
+        self.loras.set_limits(keep.loras.max_files, keep.loras.max_bytes);
+        self.host_cache_bytes = keep.host_bytes;
         let (backend, loras) = (self.backend, &mut self.loras);
         let prepared = guarded(|| {
             let open = || Prepared::open_on(backend, &spec, loras);
@@ -65,11 +77,18 @@ impl Residents {
         let segments = self.segments(Some((id, prepared.layers())));
         let held = segments.iter().filter(|segment| segment.users != [id]);
         let held_bytes: u64 = held.map(|segment| segment.bytes).sum();
+        let component = |it: engine::Component| Component {
+            dtype: device::dtype(backend, &it.name).to_owned(),
+            name: it.name,
+            stored: it.stored,
+            file_bytes: it.file_bytes,
+            bytes: it.bytes,
+        };
         let estimate = Estimate {
-            components: prepared.layers().components().into_iter().map(Component::from).collect(),
+            components: prepared.layers().components().into_iter().map(component).collect(),
             segments,
             working_bytes: prepared.working_bytes(),
-            other_bytes: memory::allocated_bytes().saturating_sub(held_bytes),
+            other_bytes: device_memory(backend).allocated.saturating_sub(held_bytes),
         };
         self.prepared = Some(Ready { id, spec, prepared, since });
         Ok(estimate)
@@ -90,7 +109,7 @@ impl Residents {
             kept.add(pipeline.layers().in_common_with(prepared.layers()));
         }
         self.unload(unload);
-        let (shared_bytes, allocated) = (kept.bytes(), memory::allocated_bytes());
+        let (shared_bytes, allocated) = (kept.bytes(), device_memory(self.backend).allocated);
         let pipeline = guarded(|| {
             let pipeline = prepared.load(kept, on_progress);
             let pipeline = pipeline.map_err(|error| unusable(&spec, &error))?;
@@ -99,7 +118,8 @@ impl Residents {
             }
             Ok(pipeline)
         })?;
-        let grown_bytes = memory::allocated_bytes().saturating_sub(allocated);
+        let now = device_memory(self.backend).allocated;
+        let grown_bytes = now.saturating_sub(allocated);
         let report = LoadReport {
             family: pipeline.facts().family.name().to_owned(),
             measured_bytes: grown_bytes + shared_bytes,
@@ -136,10 +156,13 @@ impl Residents {
 
     pub fn held(&self) -> Held {
         let loras = &self.loras;
+        let memory = device_memory(self.backend);
         Held {
             pipelines: self.pipelines.keys().copied().collect(),
             segments: self.segments(None),
-            allocated_bytes: memory::allocated_bytes(),
+            allocated_bytes: memory.allocated,
+            reserved_bytes: memory.reserved,
+            peak_bytes: memory.peak,
             lora_cache: LoraCacheUse {
                 files: loras.files(),
                 bytes: loras.bytes(),
@@ -160,13 +183,6 @@ impl Residents {
             bytes: share.bytes,
         };
         engine::shares(&layers).into_iter().map(segment).collect()
-    }
-}
-
-impl From<engine::Component> for Component {
-    fn from(component: engine::Component) -> Self {
-        let engine::Component { name, stored, file_bytes, bytes } = component;
-        Self { name, stored, file_bytes, bytes }
     }
 }
 

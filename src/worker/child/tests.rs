@@ -1,14 +1,21 @@
 //! The loop over a real socket, with the test at the daemon's end. What needs a checkpoint that
 //! draws is tested with the whole daemon.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 use super::*;
 use crate::{
     modes::{CheckpointRef, LoraRef, OnLoraError, Size},
-    vram::ledger::{Held, Segment, shares},
+    vram::ledger::{Computing, Held, Segment, shares},
     worker::protocol::{LoadReport, WorkerErrorKind},
 };
+
+/// What is allocated is counted for the whole process: one test at a time that looks at it.
+static ALLOCATING: Mutex<()> = Mutex::new(());
 
 /// The daemon's end of a worker that has said that it is ready.
 fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<()>) {
@@ -17,7 +24,14 @@ fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<(
     let serving =
         thread::spawn(move || serve(theirs, Backend::Cpu, move || hung_up.send(()).unwrap()));
     ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    assert_eq!(receive(&mut ours), FromWorker::Ready { device: "cpu".to_owned() });
+    let text = str::to_owned;
+    let computing = Computing {
+        engine: text("candle"),
+        device: text("cpu"),
+        precision: text("fp32"),
+        name: None,
+    };
+    assert_eq!(receive(&mut ours), FromWorker::Ready { computing });
     (ours, serving, on_hang_up)
 }
 
@@ -31,14 +45,13 @@ fn ask(socket: &mut UnixStream, message: &ToWorker) -> FromWorker {
 }
 
 fn prepare(job: JobId, pipeline: PipelineSpec) -> ToWorker {
-    let lora_cache = LoraCacheLimits::default();
-    ToWorker::Prepare { job, id: PipelineId(1), pipeline, lora_cache }
+    ToWorker::Prepare { job, id: PipelineId(1), pipeline, keep: Keep::default() }
 }
 
 /// Loads that pipeline under that name, beside what is there.
 fn load(socket: &mut UnixStream, id: PipelineId, pipeline: PipelineSpec) -> (LoadReport, Held) {
-    let (job, lora_cache) = (JobId::new(), LoraCacheLimits::default());
-    let answer = ask(socket, &ToWorker::Prepare { job, id, pipeline, lora_cache });
+    let (job, keep) = (JobId::new(), Keep::default());
+    let answer = ask(socket, &ToWorker::Prepare { job, id, pipeline, keep });
     let FromWorker::Prepared { estimate, .. } = answer else { panic!("{answer:?}") };
     let load = ToWorker::Load { job, unload: vec![], limit_bytes: u64::MAX, verify: true };
     protocol::write(socket, &load, &[]).unwrap();
@@ -48,6 +61,10 @@ fn load(socket: &mut UnixStream, id: PipelineId, pipeline: PipelineSpec) -> (Loa
             FromWorker::Loaded { report, held, .. } => {
                 let sum = |segments: &[Segment]| segments.iter().map(|it| it.bytes).sum::<u64>();
                 assert_eq!(sum(&estimate.segments), sum(&held.segments), "as it was foretold");
+                assert!(estimate.components.iter().all(|it| it.dtype == "fp32"), "{estimate:?}");
+                let Held { allocated_bytes, reserved_bytes, peak_bytes, .. } = held;
+                assert!(allocated_bytes >= held.weights_bytes(), "{held:?}");
+                assert!(reserved_bytes >= allocated_bytes && peak_bytes > 0, "{held:?}");
                 return (report, held);
             }
             answer => panic!("{answer:?}"),
@@ -87,6 +104,7 @@ fn tiny() -> CheckpointRef {
 
 #[test]
 fn pipelines_stand_beside_each_other_and_share_what_is_the_same() {
+    let _alone = ALLOCATING.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut socket, _serving, _) = worker();
     let [first, second] = [PipelineId(7), PipelineId(9)];
     let (alone, held) = load(&mut socket, first, PipelineSpec::of(tiny()));
@@ -111,7 +129,8 @@ fn pipelines_stand_beside_each_other_and_share_what_is_the_same() {
 
 #[test]
 fn a_lora_that_cannot_be_merged_is_named() {
-    let (mut socket, _serving, _) = worker();
+    let _alone = ALLOCATING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut socket, serving, _) = worker();
     let fail = PipelineSpec { checkpoint: tiny(), ..spec(&["ink.safetensors", "lcm.safetensors"]) };
     let job = JobId::new();
     let answer = ask(&mut socket, &prepare(job, fail.clone()));
@@ -123,6 +142,8 @@ fn a_lora_that_cannot_be_merged_is_named() {
     let (report, _) = load(&mut socket, PipelineId(1), pipeline);
     let skipped: Vec<_> = report.loras.iter().map(|lora| lora.skipped.is_some()).collect();
     assert_eq!(skipped, [true, true]);
+    drop(socket);
+    serving.join().unwrap().unwrap();
 }
 
 #[test]

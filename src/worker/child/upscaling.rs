@@ -6,7 +6,11 @@
 
 use std::{io, ops::ControlFlow, sync::atomic::Ordering, time::Instant};
 
-use super::{Upscale, Worker, draw_error, guarded, millis, send, unusable_file};
+use super::{
+    Upscale, Worker,
+    device::{self, device_memory},
+    draw_error, guarded, millis, send, unusable_file,
+};
 use crate::{
     engine::{
         Backend, DrawError, Drawn, Pipeline, Step,
@@ -147,8 +151,9 @@ impl Worker {
         if let Err(error) = self.load_upscaler(Some(superres))? {
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         }
-        let (allocated, began) = (memory::allocated_bytes(), Instant::now());
-        memory::reset_peak();
+        let backend = self.residents.backend();
+        let (allocated, began) = (device_memory(backend).allocated, Instant::now());
+        device::reset_peak(backend);
         let upscaler = superres.model.as_ref().and(self.residents.upscaler.get());
         let mut on_tile = |Step { step, steps }| {
             if cancelled.load(Ordering::Relaxed) {
@@ -164,8 +169,9 @@ impl Worker {
         match made {
             Ok(Ok(made)) => {
                 let (size, rgb) = payload(vec![made]);
-                let peak_bytes = memory::peak_bytes().saturating_sub(allocated);
+                let peak_bytes = device_memory(backend).peak.saturating_sub(allocated);
                 let drawn = upscaled(size, peak_bytes, report(superres, began));
+                self.send(&FromWorker::Holds { held: self.residents.held() }, &[])?;
                 self.send(&FromWorker::Image { job, drawn }, &rgb)
             }
             Ok(Err(error)) => self.send_draw_error(job, &error),
@@ -180,11 +186,15 @@ impl Worker {
 
     /// Why there is no image.
     pub(super) fn send_draw_error(&self, job: JobId, error: &DrawError) -> io::Result<()> {
+        let held = self.residents.held();
         match error {
-            DrawError::Cancelled => self.send(&FromWorker::Cancelled { job }, &[]),
+            DrawError::Cancelled => {
+                self.send(&FromWorker::Holds { held }, &[])?;
+                self.send(&FromWorker::Cancelled { job }, &[])
+            }
             error => {
-                let error = draw_error(job, error);
-                self.send(&FromWorker::Failed { job, error, held: None }, &[])
+                let (error, held) = (draw_error(job, error), Some(held));
+                self.send(&FromWorker::Failed { job, error, held }, &[])
             }
         }
     }
