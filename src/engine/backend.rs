@@ -78,6 +78,15 @@ impl Backend {
         }
     }
 
+    /// The card's number, if it is one that has memory of its own.
+    pub fn card(self) -> Option<u32> {
+        match self {
+            Self::Cpu => None,
+            #[cfg(feature = "libtorch")]
+            Self::Torch(torch) => torch.card,
+        }
+    }
+
     /// Of the denoiser.
     pub fn precision(self) -> Float {
         match self {

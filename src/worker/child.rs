@@ -24,7 +24,7 @@ use std::{
 use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError};
 use crate::{
     engine::{
-        Backend, Step, memory,
+        Backend, Step, nn,
         preview::{Glimpse, Preview},
     },
     job::JobId,
@@ -38,6 +38,7 @@ use residents::Residents;
 
 mod answers;
 mod device;
+mod host_cache;
 mod residents;
 mod upscaling;
 
@@ -197,8 +198,8 @@ impl Worker {
                 }
             }
             Task::Load { job, unload, limit_bytes, verify } => {
-                memory::set_limit(limit_bytes);
-                device::reset_peak(self.residents.backend());
+                nn::set_limit(self.residents.backend(), limit_bytes);
+                nn::reset_peak(self.residents.backend());
                 let on_progress = progress(&self.socket, job);
                 match self.residents.load(&unload, verify, &on_progress) {
                     Ok(report) => FromWorker::Loaded { job, report, held: self.residents.held() },
@@ -216,7 +217,7 @@ impl Worker {
             }
             Task::Generate(generate) => return self.generate(&generate),
             Task::Probe { job, pipeline, limit_bytes } => {
-                memory::set_limit(limit_bytes);
+                nn::set_limit(self.residents.backend(), limit_bytes);
                 match self.residents.probe(pipeline) {
                     Ok(()) => FromWorker::Probed { job },
                     Err(error) => {
@@ -232,7 +233,7 @@ impl Worker {
     fn generate(&mut self, generate: &Generate) -> io::Result<()> {
         let Generate { job, pipeline: id, request, limit_bytes, cancelled } = generate;
         let (job, id) = (*job, *id);
-        memory::set_limit(*limit_bytes);
+        nn::set_limit(self.residents.backend(), *limit_bytes);
         // First, so that a file which cannot be used costs no drawing.
         if let Err(error) = self.load_upscaler(request.superres.as_ref())? {
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
@@ -245,7 +246,7 @@ impl Worker {
         let upscaler = network.and(self.residents.upscaler.get());
         let backend = self.residents.backend();
         let allocated = device_memory(backend).allocated;
-        device::reset_peak(backend);
+        nn::reset_peak(backend);
         let socket = &self.socket;
         let mut previewed: Option<Instant> = None;
         let mut watch = |Step { step, steps }, glimpse: Option<&Glimpse<'_>>| {

@@ -110,6 +110,10 @@ pub struct Share {
 }
 
 impl Layers {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What they take in memory.
     pub fn bytes(&self) -> u64 {
         self.0.values().map(|layer| layer.bytes).sum()

@@ -6,18 +6,9 @@ use crate::engine::{
     memory::{self, Usage},
 };
 
-/// A card's number, where it is one.
-fn card(backend: Backend) -> Option<u32> {
-    match backend {
-        Backend::Cpu => None,
-        #[cfg(feature = "libtorch")]
-        Backend::Torch(torch) => torch.card,
-    }
-}
-
 /// What of the device's memory this process has in use.
 pub fn usage(backend: Backend) -> Usage {
-    match card(backend) {
+    match backend.card() {
         None => memory::usage(),
         #[cfg(feature = "libtorch")]
         Some(card) => super::torch::cuda::usage(card),
@@ -28,7 +19,7 @@ pub fn usage(backend: Backend) -> Usage {
 
 /// Counts the peak from now on.
 pub fn reset_peak(backend: Backend) {
-    match card(backend) {
+    match backend.card() {
         None => memory::reset_peak(),
         #[cfg(feature = "libtorch")]
         Some(card) => super::torch::cuda::reset_peak(card),
@@ -39,7 +30,7 @@ pub fn reset_peak(backend: Backend) {
 
 /// How much of the device's memory this process may use.
 pub fn set_limit(backend: Backend, bytes: u64) {
-    match card(backend) {
+    match backend.card() {
         None => memory::set_limit(bytes),
         #[cfg(feature = "libtorch")]
         Some(card) => super::torch::cuda::set_limit(card, bytes),
@@ -52,11 +43,19 @@ pub fn set_limit(backend: Backend, bytes: u64) {
 pub fn give_back(backend: Backend) {
     memory::trim();
     #[cfg(feature = "libtorch")]
-    if card(backend).is_some() {
+    if backend.card().is_some() {
         super::torch::cuda::empty_cache();
     }
     #[cfg(not(feature = "libtorch"))]
     let _ = backend;
+}
+
+/// What a card is called.
+pub fn name(backend: Backend) -> Option<String> {
+    #[cfg(feature = "libtorch")]
+    return backend.card().and_then(super::torch::cuda::name);
+    #[cfg(not(feature = "libtorch"))]
+    return backend.card().map(|card| card.to_string());
 }
 
 /// Keeps whoever tells a card what to do one step ahead of it and no more: the card never waits, and

@@ -17,7 +17,7 @@ mod tensor;
 #[cfg(feature = "libtorch")]
 mod torch;
 
-pub use device::{Pace, give_back, reset_peak, set_limit, set_threads, usage};
+pub use device::{Pace, give_back, name, reset_peak, set_limit, set_threads, usage};
 pub use layers::{Conv2d, Embedding, Geglu, GroupNorm, LayerNorm, Linear};
 pub use open::{Opened, Unavailable, open};
 pub use repeated::Repeated;

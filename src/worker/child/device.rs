@@ -1,7 +1,7 @@
-//! The device that is computed on: what its allocator says.
+//! The device that is computed on: what its allocator says, in the ledger's words.
 
 use crate::{
-    engine::{Backend, memory},
+    engine::{Backend, memory::Usage, nn},
     vram::{
         host,
         ledger::{Computing, DeviceMemory},
@@ -13,34 +13,22 @@ pub fn computing(backend: Backend) -> Computing {
         engine: backend.engine().to_owned(),
         device: backend.device(),
         precision: backend.precision().name().to_owned(),
-        name: None,
+        name: nn::name(backend),
     }
 }
 
 /// What of the device is taken now.
 pub fn device_memory(backend: Backend) -> DeviceMemory {
-    match backend {
-        Backend::Cpu => host_memory(),
-        #[cfg(feature = "libtorch")]
-        Backend::Torch(_) => host_memory(),
-    }
-}
-
-/// Counts the peak from now on.
-pub fn reset_peak(backend: Backend) {
-    match backend {
-        Backend::Cpu => memory::reset_peak(),
-        #[cfg(feature = "libtorch")]
-        Backend::Torch(_) => memory::reset_peak(),
-    }
-}
-
-/// On a host, what the C library has of the system is what the process has in RAM of its own.
-fn host_memory() -> DeviceMemory {
-    let allocated = memory::allocated_bytes();
-    let in_ram = host::anonymous_bytes(std::process::id());
-    let reserved = in_ram.map_or(allocated, |bytes| bytes.max(allocated));
-    DeviceMemory { allocated, reserved, peak: memory::peak_bytes() }
+    let Usage { allocated_bytes: allocated, reserved_bytes, peak_bytes: peak } = nn::usage(backend);
+    let reserved = match backend.card() {
+        Some(_) => reserved_bytes,
+        // What the C library has of the system is what the process has in RAM of its own.
+        None => {
+            let in_ram = host::anonymous_bytes(std::process::id());
+            in_ram.map_or(allocated, |bytes| bytes.max(allocated))
+        }
+    };
+    DeviceMemory { allocated, reserved, peak }
 }
 
 /// What a component computes in.

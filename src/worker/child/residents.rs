@@ -2,16 +2,18 @@
 //!
 //! Owns them and the one that is being made ready. It is told who leaves, and says what is held.
 
-use std::{collections::BTreeMap, io, thread, time::Duration, time::Instant};
+use std::{collections::BTreeMap, io, mem, thread, time::Duration, time::Instant};
 
 use super::{
     device::{self, device_memory},
-    guarded, internal, millis, unusable,
+    guarded,
+    host_cache::HostCache,
+    internal, millis, unusable,
     upscaling::LoadedUpscaler,
 };
 use crate::{
     engine::{
-        self, Backend, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, memory,
+        self, Backend, DrawError, Layers, Pipeline, Prepared, checkpoint, lora::LoraCache, nn,
     },
     modes::{Keep, PipelineSpec},
     vram::ledger::{Component, Estimate, Held, LoraCacheUse, PipelineId, Segment},
@@ -27,8 +29,8 @@ pub struct Residents {
     pipelines: BTreeMap<PipelineId, Pipeline>,
     prepared: Option<Ready>,
     loras: LoraCache,
-    /// How much of the host's memory may keep weights that have left a card, in bytes.
-    host_cache_bytes: u64,
+    /// What has left a card.
+    host_cache: HostCache,
     pub upscaler: LoadedUpscaler,
 }
 
@@ -45,7 +47,14 @@ impl Residents {
     pub fn new(backend: Backend) -> Self {
         let (pipelines, loras) = (BTreeMap::new(), LoraCache::default());
         let upscaler = LoadedUpscaler::new(backend);
-        Self { backend, pipelines, prepared: None, loras, host_cache_bytes: 0, upscaler }
+        Self {
+            backend,
+            pipelines,
+            prepared: None,
+            loras,
+            host_cache: HostCache::default(),
+            upscaler,
+        }
     }
 
     pub fn backend(&self) -> Backend {
@@ -68,7 +77,8 @@ impl Residents {
         // One that was not loaded after all.
         self.prepared = None;
         self.loras.set_limits(keep.loras.max_files, keep.loras.max_bytes);
-        self.host_cache_bytes = keep.host_bytes;
+        // Without a card, the host's memory is where everything is.
+        self.host_cache.set_limit(self.backend.card().map_or(0, |_| keep.host_bytes));
         let (backend, loras) = (self.backend, &mut self.loras);
         let prepared = guarded(|| {
             let open = || Prepared::open_on(backend, &spec, loras);
@@ -110,6 +120,10 @@ impl Residents {
         }
         self.unload(unload);
         let (shared_bytes, allocated) = (kept.bytes(), device_memory(self.backend).allocated);
+        match self.host_cache.bring(&prepared.layers().without(&kept)) {
+            Ok(back) => kept.add(back),
+            Err(error) => tracing::warn!("its file is read instead: {error}"),
+        }
         let pipeline = guarded(|| {
             let pipeline = prepared.load(kept, on_progress);
             let pipeline = pipeline.map_err(|error| unusable(&spec, &error))?;
@@ -150,8 +164,18 @@ impl Residents {
         if ids.is_empty() {
             return;
         }
-        self.pipelines.retain(|id, _| !ids.contains(id));
-        memory::trim();
+        let (leaving, staying): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            mem::take(&mut self.pipelines).into_iter().partition(|(id, _)| ids.contains(id));
+        self.pipelines = staying;
+        for pipeline in leaving.values() {
+            let staying = self.pipelines.values().map(Pipeline::layers);
+            let own = staying.fold(pipeline.layers().without(&Layers::default()), |own, other| {
+                own.without(other)
+            });
+            self.host_cache.keep(&own);
+        }
+        drop(leaving);
+        nn::give_back(self.backend);
     }
 
     pub fn held(&self) -> Held {

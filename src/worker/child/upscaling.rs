@@ -7,15 +7,13 @@
 use std::{io, ops::ControlFlow, sync::atomic::Ordering, time::Instant};
 
 use super::{
-    Upscale, Worker,
-    device::{self, device_memory},
-    draw_error, guarded, millis, send, unusable_file,
+    Upscale, Worker, device::device_memory, draw_error, guarded, millis, send, unusable_file,
 };
 use crate::{
     engine::{
         Backend, DrawError, Drawn, Pipeline, Step,
         checkpoint::FileIdentity,
-        memory,
+        nn,
         preview::Glimpse,
         upscale::{self, Rgb, Upscaled, Upscaler},
     },
@@ -46,7 +44,7 @@ impl LoadedUpscaler {
 
     pub fn let_go(&mut self) {
         if self.loaded.take().is_some() {
-            memory::trim();
+            nn::give_back(self.backend);
         }
     }
 
@@ -147,13 +145,13 @@ impl Worker {
     pub(super) fn upscale(&mut self, upscale: &Upscale) -> io::Result<()> {
         let Upscale { job, image, superres, limit_bytes, cancelled } = upscale;
         let job = *job;
-        memory::set_limit(*limit_bytes);
+        nn::set_limit(self.residents.backend(), *limit_bytes);
         if let Err(error) = self.load_upscaler(Some(superres))? {
             return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
         }
         let backend = self.residents.backend();
         let (allocated, began) = (device_memory(backend).allocated, Instant::now());
-        device::reset_peak(backend);
+        nn::reset_peak(backend);
         let upscaler = superres.model.as_ref().and(self.residents.upscaler.get());
         let mut on_tile = |Step { step, steps }| {
             if cancelled.load(Ordering::Relaxed) {

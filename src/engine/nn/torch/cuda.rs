@@ -24,6 +24,7 @@ struct Table {
     reset_peak: extern "C" fn(c_int) -> c_int,
     empty_cache: extern "C" fn() -> c_int,
     limit: extern "C" fn(c_int, f64) -> c_int,
+    name: extern "C" fn(c_int, *mut c_char, usize) -> c_int,
     pinned: extern "C" fn(i64, *mut *mut torch_sys::C_tensor) -> c_int,
     event_new: extern "C" fn(*mut *mut c_void) -> c_int,
     event_record: extern "C" fn(*mut c_void) -> c_int,
@@ -164,6 +165,12 @@ fn memory(card: u32) -> Option<Memory> {
     let (table, mut memory) = (whole()?, Memory::default());
     done(table, (table.memory)(card as c_int, &mut memory)).ok()?;
     Some(memory)
+}
+
+pub fn name(card: u32) -> Option<String> {
+    let (table, mut name) = (whole()?, [0_u8; 256]);
+    done(table, (table.name)(card as c_int, name.as_mut_ptr().cast(), name.len())).ok()?;
+    Some(CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned())
 }
 
 /// Nothing is known without the shim.

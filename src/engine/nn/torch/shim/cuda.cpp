@@ -13,6 +13,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <exception>
 #include <memory>
 #include <string>
@@ -86,6 +87,15 @@ int limit(int card, double fraction) {
   return guarded([&] { c10::cuda::CUDACachingAllocator::setMemoryFraction(fraction, card); });
 }
 
+// As text that ends in 0.
+int name(int card, char* out, size_t room) {
+  return guarded([&] {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, card));
+    snprintf(out, room, "%s", properties.name);
+  });
+}
+
 // Of bytes; the caller owns it.
 int pinned(int64_t bytes, at::Tensor** out) {
   return guarded([&] {
@@ -143,6 +153,7 @@ struct Table {
   decltype(&reset_peak) reset_peak_;
   decltype(&empty_cache) empty_cache_;
   decltype(&limit) limit_;
+  decltype(&name) name_;
   decltype(&pinned) pinned_;
   decltype(&event_new) event_new_;
   decltype(&event_record) event_record_;
@@ -159,7 +170,7 @@ struct Table {
 // The order of its fields is that of `Table` in cuda.rs; another order is another version.
 extern "C" const void* diffused_cuda() {
   static const Table table = {
-      1,          &last_error,  &prepare,     &memory,     &reset_peak, &empty_cache,  &limit,      &pinned,
+      1,           &last_error, &prepare,   &memory,       &reset_peak, &empty_cache, &limit,      &name,         &pinned,
       &event_new, &event_record, &event_wait, &event_free, &graph_begin, &graph_end, &graph_replay, &graph_free,
   };
   return &table;
