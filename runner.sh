@@ -91,7 +91,7 @@ install_torch() {
 
 download_size() {
     case "$(uname -s) $1" in
-        "Linux cuda") echo "2.5 GB" ;;
+        "Linux cuda") echo "2.7 GB" ;;
         "Linux cpu") echo "0.5 GB" ;;
         *) echo "0.1 GB" ;;
     esac
