@@ -12,7 +12,8 @@ usage() {
 ./runner.sh [serve] [OPTIONS]  build and serve; OPTIONS go to `diffused serve` (see --help there)
 ./runner.sh test [ARGS]        all tests; ARGS go to `cargo test`
 ./runner.sh check              all tests, then formatting, lints, docs and dependencies
-./runner.sh bench FILE         our speed beside diffusers' on an SD1.5 or SDXL checkpoint (PYTHON names its Python)
+./runner.sh bench FILE [ARGS]  our speed beside diffusers' on an SD1.5 or SDXL checkpoint (PYTHON names its Python;
+                               ARGS as `--precision bf16` and `--width 1024`)
 
 ENGINE=libtorch ./runner.sh …  the same with PyTorch's library as the engine. The first time it is installed into
                                .venv-libtorch (from Python's package registry, with PYTHON or python3; delete the
@@ -158,7 +159,9 @@ case "${1:-serve}" in
     bench)
         need_cargo
         [ $# -ge 2 ] || { usage >&2; exit 2; }
-        exec cargo bench --locked $features --bench engine -- "$2" --reference "${PYTHON:-python3} benches/reference.py"
+        shift
+        exec cargo bench --locked $features --bench engine -- "$@" --engine "${ENGINE:-candle}" \
+            --reference "${PYTHON:-python3} benches/reference.py"
         ;;
     help | -h) usage ;;
     --help | -*) need_cargo; serve "$@" ;;
