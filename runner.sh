@@ -33,7 +33,8 @@ need_cargo() {
     [ "${ENGINE:-}" != libtorch ] || use_libtorch
 }
 
-# What cargo is told besides: nothing, or that the second engine is wanted. Without quotes where it is used: two words.
+# What cargo is told besides: nothing, or that the second engine is wanted. (Without quotes where it is used: two words.)
+# Both builds share `target`: what they have in common is built once, and either stays there while the other is used.
 features=
 
 use_libtorch() {
