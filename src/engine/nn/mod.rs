@@ -6,6 +6,8 @@
 //! `[b, h, w, c]`, so that the tokens of a transformer block, `[b, h·w, c]`, are the same memory. A layer
 //! takes its weights once, packs them as its backend likes them, and then only runs.
 
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+mod candle;
 mod cpu;
 mod device;
 mod host;

@@ -1,0 +1,153 @@
+//! Normalisations. Their sums are in f32.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::{Place, activate};
+use crate::engine::nn::Activation;
+
+/// The learned part of a normalisation: a factor and a shift for each channel, in f32.
+#[derive(Debug, Clone)]
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+    /// Of what comes out.
+    dtype: DType,
+}
+
+impl Affine {
+    fn new(place: &Place, weight: Vec<f32>, bias: Vec<f32>, epsilon: f32) -> Result<Self> {
+        let exact = Place { device: place.device.clone(), dtype: DType::F32 };
+        let (channels, epsilon) = (weight.len(), f64::from(epsilon));
+        let (weight, bias) = (exact.put(weight, &[channels])?, exact.put(bias, &[channels])?);
+        Ok(Self { weight, bias, epsilon, dtype: place.dtype })
+    }
+
+    fn channels(&self) -> usize {
+        self.weight.elem_count()
+    }
+
+    fn expect(&self, x: &Tensor) -> Result<()> {
+        if x.dim(D::Minus1)? != self.channels() {
+            candle_core::bail!("a tensor {:?} where [.., {}] belongs", x.dims(), self.channels());
+        }
+        Ok(())
+    }
+}
+
+/// Group normalisation with an activation.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupNorm {
+    affine: Affine,
+    activation: Activation,
+}
+
+impl GroupNorm {
+    const GROUPS: usize = 32;
+
+    /// `weight` and `bias` are a number for each channel, of which there are a multiple of 32.
+    pub fn new(
+        place: &Place,
+        [weight, bias]: [Vec<f32>; 2],
+        epsilon: f32,
+        activation: Activation,
+    ) -> Result<Self> {
+        Ok(Self { affine: Affine::new(place, weight, bias, epsilon)?, activation })
+    }
+
+    /// `[b, .., c]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let affine = &self.affine;
+        affine.expect(x)?;
+        let size = affine.channels() / Self::GROUPS;
+        let grouped = (x.dim(0)?, (), Self::GROUPS, size);
+        let groups = x.to_dtype(DType::F32)?.contiguous()?.reshape(grouped)?;
+        // (The mean is subtracted before anything is squared: it may be far from zero.)
+        let centred = groups.broadcast_sub(&groups.mean_keepdim((1, 3))?)?;
+        let variance = centred.sqr()?.mean_keepdim((1, 3))?;
+        let scale = (variance + affine.epsilon)?.sqrt()?.recip()?;
+        let per_channel = (1, 1, Self::GROUPS, size);
+        let scale = scale.broadcast_mul(&affine.weight.reshape(per_channel)?)?;
+        let normal = centred.broadcast_mul(&scale)?.reshape(x.shape())?;
+        let normal = normal.broadcast_add(&affine.bias)?;
+        activate(&normal.to_dtype(affine.dtype)?, self.activation)
+    }
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm(Affine);
+
+impl LayerNorm {
+    /// `weight` and `bias` are a number for each channel.
+    pub fn new(place: &Place, [weight, bias]: [Vec<f32>; 2], epsilon: f32) -> Result<Self> {
+        Ok(Self(Affine::new(place, weight, bias, epsilon)?))
+    }
+
+    /// `[.., c]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let affine = &self.0;
+        affine.expect(x)?;
+        let x = x.to_dtype(DType::F32)?;
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let scale = (variance + affine.epsilon)?.sqrt()?.recip()?;
+        let normal = centred.broadcast_mul(&scale)?.broadcast_mul(&affine.weight)?;
+        normal.broadcast_add(&affine.bias)?.to_dtype(affine.dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::nn::{
+        candle::tests::{assert_close, floats, numbers, place, tensor},
+        cpu::{OutPtr, norm},
+    };
+
+    #[test]
+    fn group_norm_is_the_cpus_even_far_from_zero() {
+        for (dims, offset, activation) in
+            [(&[2, 7, 5, 64][..], 0.0, Activation::Silu), (&[2, 35, 96], 10.0, Activation::None)]
+        {
+            let channels = *dims.last().unwrap();
+            let x = tensor(1, dims).affine(1.0, offset).unwrap();
+            let (weight, bias) = (numbers(channels, 2), numbers(channels, 3));
+            let affine = norm::Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
+            let mut expected = vec![f32::NAN; x.elem_count()];
+            let out = OutPtr::new(&mut expected);
+            norm::group_norm(&floats(&x), dims[0], 32, &affine, activation, out);
+            let norm =
+                GroupNorm::new(&place(DType::F32), [weight, bias], 1e-5, activation).unwrap();
+            let found = norm.forward(&x).unwrap();
+            assert_eq!(found.dims(), dims);
+            assert_close(&found, &expected, 1e-5);
+        }
+    }
+
+    #[test]
+    fn layer_norm_is_the_cpus() {
+        let x = tensor(1, &[2, 9, 77]);
+        let (weight, bias) = (numbers(77, 2), numbers(77, 3));
+        let affine = norm::Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
+        let mut expected = vec![f32::NAN; x.elem_count()];
+        norm::layer_norm(&floats(&x), &affine, OutPtr::new(&mut expected));
+        let norm = LayerNorm::new(&place(DType::F32), [weight, bias], 1e-5).unwrap();
+        assert_close(&norm.forward(&x).unwrap(), &expected, 1e-5);
+        let error = norm.forward(&tensor(1, &[2, 76])).unwrap_err().to_string();
+        assert!(error.contains("[.., 77] belongs"), "{error}");
+    }
+
+    #[test]
+    fn halves_are_summed_in_f32() {
+        // 600² is more than f16 holds: summed in f16, all of this were zero.
+        let x = tensor(1, &[1, 4, 4, 64]).affine(600.0, 0.0).unwrap();
+        let learned = [vec![1.0; 64], vec![0.0; 64]];
+        let norm = |dtype| {
+            let norm = GroupNorm::new(&place(dtype), learned.clone(), 1e-5, Activation::None);
+            norm.unwrap().forward(&x).unwrap()
+        };
+        assert_eq!(norm(DType::F16).dtype(), DType::F16);
+        assert_close(&norm(DType::F16), &floats(&norm(DType::F32)), 1e-3);
+    }
+}
