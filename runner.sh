@@ -77,14 +77,15 @@ install_torch() {
         make_venv
     fi
     echo "runner.sh: installing torch $torch_version ($wanted) into $torch_venv, $(download_size $wanted) to download" >&2
+    # (crt: headers that the runtime's own ask for, for the few lines of C++ that are compiled with them.)
     if [ $wanted = cuda ]; then
-        install_packages torch==$torch_version
+        install_packages torch==$torch_version 'nvidia-cuda-crt==13.0.*'
     else
         # What Python would need to use it is left out, and all but two of the CUDA libraries: these two are linked
         # to by the part for the processor.
         install_packages --no-deps torch==$torch_version
         if [ -e "$(torch_folder)/lib/libtorch_cuda.so" ]; then
-            install_packages --no-deps 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*'
+            install_packages --no-deps 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cupti==13.0.*' 'nvidia-cuda-crt==13.0.*'
         fi
     fi
     load_torch

@@ -7,9 +7,31 @@ pub enum Backend {
     /// Candle's tensors and kernels of our own, in fp32.
     #[default]
     Cpu,
+    /// Candle's own operations, for what it has kernels for.
+    Candle(Candle),
     /// libtorch.
     #[cfg(feature = "libtorch")]
     Torch(Torch),
+}
+
+/// How candle computes by its own operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candle {
+    pub device: CandleDevice,
+    pub precision: Float,
+    /// Of the autoencoder, whose numbers leave the range of fp16.
+    pub vae_precision: Float,
+}
+
+/// What candle has kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CandleDevice {
+    /// Slower than the kernels of our own: to see that all is right without a card.
+    Cpu,
+    /// An NVIDIA card, in a build with the feature `cuda`.
+    Cuda(u32),
+    /// Apple's, in a build with the feature `metal`.
+    Metal,
 }
 
 /// How libtorch computes.
@@ -53,6 +75,11 @@ impl Backend {
     pub fn all_exact() -> Vec<Self> {
         vec![
             Self::Cpu,
+            Self::Candle(Candle {
+                device: CandleDevice::Cpu,
+                precision: Float::Fp32,
+                vae_precision: Float::Fp32,
+            }),
             #[cfg(feature = "libtorch")]
             Self::Torch(Torch { card: None, precision: Float::Fp32, vae_precision: Float::Fp32 }),
         ]
@@ -61,7 +88,7 @@ impl Backend {
     /// The library: `candle` or `libtorch`.
     pub fn engine(self) -> &'static str {
         match self {
-            Self::Cpu => "candle",
+            Self::Cpu | Self::Candle(_) => "candle",
             #[cfg(feature = "libtorch")]
             Self::Torch(_) => "libtorch",
         }
@@ -71,6 +98,11 @@ impl Backend {
     pub fn device(self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
+            Self::Candle(candle) => match candle.device {
+                CandleDevice::Cpu => "cpu".to_owned(),
+                CandleDevice::Cuda(card) => format!("cuda:{card}"),
+                CandleDevice::Metal => "metal".to_owned(),
+            },
             #[cfg(feature = "libtorch")]
             Self::Torch(torch) => {
                 torch.card.map_or_else(|| "cpu".to_owned(), |card| format!("cuda:{card}"))
@@ -82,8 +114,23 @@ impl Backend {
     pub fn card(self) -> Option<u32> {
         match self {
             Self::Cpu => None,
+            Self::Candle(candle) => match candle.device {
+                // Apple's have the host's memory.
+                CandleDevice::Cpu | CandleDevice::Metal => None,
+                CandleDevice::Cuda(card) => Some(card),
+            },
             #[cfg(feature = "libtorch")]
             Self::Torch(torch) => torch.card,
+        }
+    }
+
+    /// Of the autoencoder.
+    pub fn vae_precision(self) -> Float {
+        match self {
+            Self::Cpu => Float::Fp32,
+            Self::Candle(candle) => candle.vae_precision,
+            #[cfg(feature = "libtorch")]
+            Self::Torch(torch) => torch.vae_precision,
         }
     }
 
@@ -91,6 +138,7 @@ impl Backend {
     pub fn precision(self) -> Float {
         match self {
             Self::Cpu => Float::Fp32,
+            Self::Candle(candle) => candle.precision,
             #[cfg(feature = "libtorch")]
             Self::Torch(torch) => torch.precision,
         }

@@ -115,3 +115,41 @@ fn what_computes_is_shown_and_a_reload_changes_it_later() {
     assert!(about["detail"].as_str().unwrap().contains("next start"), "{about}");
     assert!(daemon.log().contains("counts from the daemon's next start on"));
 }
+
+/// What a daemon draws with these keys, and what it says of its memory then; and whether all of it is
+/// given back.
+#[cfg(feature = "libtorch")]
+fn drawn_with(keys: &str) -> (image::RgbImage, serde_json::Value) {
+    let folder = folder(&in_file(keys));
+    let daemon = Daemon::spawn(command(folder.path()), folder, &[]);
+    let request = json!({"prompt": "a red circle", "seed": 7, "steps": 2, "size": "64x64"});
+    let answer = daemon.post("/generate", &request);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let vram = daemon.get("/api/vram").json();
+    let unloaded = daemon.post("/api/models/unload", &json!({"all": true, "wait": true}));
+    assert_eq!(unloaded.status, 200, "{}", unloaded.text());
+    let weights = daemon.get("/api/vram").json()["weights_gb"].clone();
+    assert_eq!(weights.as_f64(), Some(0.0));
+    (image::load_from_memory(&answer.body).unwrap().to_rgb8(), vram)
+}
+
+#[cfg(feature = "libtorch")]
+#[test]
+fn a_daemon_draws_by_libtorch_in_either_precision() {
+    let psnr_db = |a: &image::RgbImage, b: &image::RgbImage| {
+        let squares = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+        10.0 * (255f64.powi(2) / (squares.sum::<f64>() / a.len() as f64)).log10()
+    };
+    let (reference, by_candle) = drawn_with("engine: candle\ndevice: cpu");
+    assert_eq!(by_candle["engine"], "candle");
+    for (precision, least_db) in [("fp32", 45.0), ("bf16", 20.0)] {
+        let (image, vram) =
+            drawn_with(&format!("engine: libtorch\ndevice: cpu\nprecision: {precision}"));
+        let found = psnr_db(&image, &reference);
+        assert!(found >= least_db, "{precision}: {found:.1} dB");
+        let shown = ["engine", "device", "precision"].map(|member| vram[member].clone());
+        assert_eq!(shown, ["libtorch", "cpu", precision].map(serde_json::Value::from));
+        let model = &vram["models"][0];
+        assert_eq!(model["components"][0]["dtype"], precision, "{model}");
+    }
+}

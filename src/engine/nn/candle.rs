@@ -2,11 +2,18 @@
 //!
 //! They mean what the kernels in `cpu` mean: feature maps are channels last, matrices `[n, k]`. Weights
 //! are put on the device once, in the type that is computed in; inputs are cast to it. Sums that must be
-//! exact (normalisation, softmax) are in f32 whatever that type is. Nothing here knows a checkpoint.
+//! exact (normalisation, softmax) are in f32 whatever that type is. `layers` loads them from a checkpoint.
 
+mod array;
 pub(crate) mod attention;
 pub(crate) mod conv;
+mod layers;
 pub(crate) mod norm;
+mod open;
+
+pub(super) use array::{Array, attention as attend};
+pub(super) use layers::{Conv, Loaded, Norm, Table, held_bytes};
+pub(super) use open::open;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 

@@ -13,7 +13,7 @@ pub use norm::{GroupNorm, LayerNorm};
 
 #[cfg(feature = "libtorch")]
 use super::torch;
-use super::{After, Result, Tensor, host};
+use super::{After, Result, Tensor, candle, host};
 #[cfg(feature = "libtorch")]
 use crate::engine::checkpoint::Home;
 use crate::engine::{
@@ -32,6 +32,7 @@ pub struct Linear {
 /// The weights of a [`Linear`] or a [`Geglu`].
 enum Dense {
     Host(host::Dense),
+    Candle(candle::Loaded<candle::Dense>),
     #[cfg(feature = "libtorch")]
     Torch(torch::Dense),
 }
@@ -40,6 +41,7 @@ impl Held for Dense {
     fn bytes(&self) -> u64 {
         match self {
             Self::Host(dense) => dense.bytes(),
+            Self::Candle(dense) => dense.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(dense) => dense.bytes(),
         }
@@ -48,7 +50,7 @@ impl Held for Dense {
     #[cfg(feature = "libtorch")]
     fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Candle(_) => None,
             Self::Torch(there) => {
                 Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
             }
@@ -61,6 +63,10 @@ impl Dense {
         let names: &[&str] = if has_bias { &["weight", "bias"] } else { &["weight"] };
         Weights::share(parts, names, || match parts[0].backend() {
             Backend::Cpu => host::Dense::load(parts, dims, has_bias).map(Self::Host),
+            Backend::Candle(candle) => {
+                candle::Loaded::<candle::Dense>::load(candle, parts, dims, has_bias)
+                    .map(Self::Candle)
+            }
             #[cfg(feature = "libtorch")]
             Backend::Torch(torch) => {
                 torch::Dense::load(torch, parts, dims, has_bias).map(Self::Torch)
@@ -72,6 +78,7 @@ impl Dense {
     fn forward(&self, x: &Tensor, columns: usize, after: After<'_>) -> Result<Tensor> {
         match self {
             Self::Host(dense) => dense.forward(x, columns, after),
+            Self::Candle(dense) => Ok(dense.forward(x, after)?.into()),
             #[cfg(feature = "libtorch")]
             Self::Torch(dense) => Ok(dense.forward(x, after)?.into()),
         }
@@ -132,6 +139,9 @@ impl Geglu {
         let n = w.dims("weight")?[0];
         let dense = Weights::share(&[w], &["weight", "bias"], || match w.backend() {
             Backend::Cpu => host::Dense::load_geglu(w, [n, k]).map(Dense::Host),
+            Backend::Candle(candle) => {
+                candle::Loaded::<candle::Dense>::load(candle, &[w], [n, k], true).map(Dense::Candle)
+            }
             #[cfg(feature = "libtorch")]
             Backend::Torch(torch) => {
                 torch::Dense::load(torch, &[w], [n, k], true).map(Dense::Torch)
@@ -157,6 +167,7 @@ pub struct Embedding {
 
 enum Rows {
     Host(host::Rows),
+    Candle(candle::Table),
     #[cfg(feature = "libtorch")]
     Torch(torch::Rows),
 }
@@ -165,6 +176,7 @@ impl Held for Rows {
     fn bytes(&self) -> u64 {
         match self {
             Self::Host(rows) => rows.bytes(),
+            Self::Candle(rows) => rows.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(rows) => rows.bytes(),
         }
@@ -173,7 +185,7 @@ impl Held for Rows {
     #[cfg(feature = "libtorch")]
     fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Candle(_) => None,
             Self::Torch(there) => {
                 Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
             }
@@ -186,6 +198,9 @@ impl Embedding {
     pub fn load(w: &Weights<'_>, count: usize, width: usize) -> Load<Self> {
         let rows = Weights::share(&[w], &["weight"], || match w.backend() {
             Backend::Cpu => host::Rows::load(w, [count, width]).map(Rows::Host),
+            Backend::Candle(candle) => {
+                candle::Table::load(candle, w, [count, width]).map(Rows::Candle)
+            }
             #[cfg(feature = "libtorch")]
             Backend::Torch(torch) => torch::Rows::load(torch, w, [count, width]).map(Rows::Torch),
         })?;
@@ -197,6 +212,7 @@ impl Embedding {
     pub fn rows(&self, indices: &[u32]) -> Result<Tensor> {
         match &*self.rows {
             Rows::Host(rows) => rows.at(indices),
+            Rows::Candle(rows) => Ok(rows.at(indices)?.into()),
             #[cfg(feature = "libtorch")]
             Rows::Torch(rows) => Ok(rows.at(indices)?.into()),
         }

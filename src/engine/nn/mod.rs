@@ -1,12 +1,12 @@
 //! The seam to the backends: tensors, layers and the few verbs that models are written in.
 //!
 //! The only room that names candle and tch. Each backend has the same layers and verbs: `host` is the
-//! CPU by the kernels in `cpu`, `torch` is libtorch. Models know neither: they are written over
+//! CPU by the kernels in `cpu`, `candle` are candle's own operations on whatever it has kernels for, and
+//! `torch` is libtorch. Models know none of them: they are written over
 //! [`Tensor`] and the layers, which pass on what they are asked. Feature maps are channels last,
 //! `[b, h, w, c]`, so that the tokens of a transformer block, `[b, h·w, c]`, are the same memory. A layer
 //! takes its weights once, packs them as its backend likes them, and then only runs.
 
-#[cfg(any(test, feature = "cuda", feature = "metal"))]
 mod candle;
 mod cpu;
 mod device;
@@ -41,6 +41,9 @@ pub fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     if let Some(x) = x.on_torch() {
         return Ok(torch::activate(x, activation)?.into());
     }
+    if let Some(x) = x.on_candle() {
+        return Ok(x.activate(activation)?.into());
+    }
     let data = x.data()?;
     Tensor::build(x.dims(), |out| norm::activate(&data, activation, out))
 }
@@ -68,6 +71,14 @@ pub fn attention(
         let parts = [q?, k?, v?];
         let parts = parts.each_ref().map(|(array, first)| torch::Part { array, first: *first });
         return Ok(torch::attention(parts, heads, head_dim, causal)?.into());
+    }
+    if let Some(there) = q.tensor.on_candle() {
+        let [q, k, v] = [q, k, v]
+            .map(|part| Ok::<_, Error>((part.tensor.to_candle(there.device())?, part.first)));
+        let parts = [q?, k?, v?];
+        let parts = parts.each_ref().map(|(array, first)| (array, *first));
+        let heads = candle::attention::Heads { heads, head_dim, causal };
+        return Ok(candle::attend(parts, heads)?.into());
     }
     let (q_data, k_data, v_data) = (q.tensor.data()?, k.tensor.data()?, v.tensor.data()?);
     let part = |columns: &Columns<'_>, data| {

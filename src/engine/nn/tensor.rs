@@ -7,9 +7,12 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, Storage};
 
-use super::cpu::{OutPtr, norm};
 #[cfg(feature = "libtorch")]
 use super::torch::Array;
+use super::{
+    candle,
+    cpu::{OutPtr, norm},
+};
 use crate::engine::memory::{self, OutOfMemory};
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -38,6 +41,7 @@ pub struct Tensor(Place);
 enum Place {
     /// f32, contiguous.
     Host(candle_core::Tensor),
+    Candle(candle::Array),
     #[cfg(feature = "libtorch")]
     Torch(Array),
 }
@@ -45,6 +49,7 @@ enum Place {
 /// Two tensors in one place.
 enum Pair<'a> {
     Host(&'a candle_core::Tensor, &'a candle_core::Tensor),
+    Candle(candle::Array, candle::Array),
     #[cfg(feature = "libtorch")]
     Torch(Array, Array),
 }
@@ -84,6 +89,7 @@ impl Tensor {
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
             Place::Host(x) => x.dims(),
+            Place::Candle(x) => x.dims(),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => x.dims(),
         }
@@ -110,6 +116,7 @@ impl Tensor {
         ask(self.dims().iter().product())?;
         match &self.0 {
             Place::Host(_) => Ok(self.data()?.to_vec()),
+            Place::Candle(x) => x.to_vec(),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => x.to_vec(),
         }
@@ -118,6 +125,7 @@ impl Tensor {
     pub fn reshape(&self, dims: &[usize]) -> Result<Self> {
         match &self.0 {
             Place::Host(x) => Ok(Self(Place::Host(x.reshape(dims)?))),
+            Place::Candle(x) => Ok(x.reshape(dims)?.into()),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => Ok(x.reshape(dims)?.into()),
         }
@@ -129,6 +137,10 @@ impl Tensor {
         if let Some(there) = parts.iter().find_map(|part| part.on_torch()) {
             let parts = parts.iter().map(|part| part.beside(there)).collect::<Result<Vec<_>>>()?;
             return Ok(Array::cat(&parts, dim)?.into());
+        }
+        if let Some(there) = parts.iter().find_map(|part| part.on_candle()) {
+            let parts = parts.iter().map(|part| part.to_candle(there.device()));
+            return Ok(candle::Array::cat(&parts.collect::<Result<Vec<_>>>()?, dim)?.into());
         }
         let parts = parts.iter().map(|part| part.host()).collect::<Result<Vec<_>>>()?;
         ask(parts.iter().map(|part| part.elem_count()).sum())?;
@@ -143,6 +155,7 @@ impl Tensor {
                 ask(part.elem_count())?;
                 Ok(Self(Place::Host(part.contiguous()?)))
             }
+            Place::Candle(x) => Ok(x.narrow(dim, start, len)?.into()),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => Ok(x.narrow(dim, start, len)?.into()),
         }
@@ -154,6 +167,7 @@ impl Tensor {
                 ask(x.elem_count())?;
                 Ok(Self(Place::Host(x.add(y)?)))
             }
+            Pair::Candle(x, y) => Ok(x.add(&y)?.into()),
             #[cfg(feature = "libtorch")]
             Pair::Torch(x, y) => Ok(x.add(&y)?.into()),
         }
@@ -170,6 +184,7 @@ impl Tensor {
                 let (x, y) = (self.data()?, other.data()?);
                 Self::build(self.dims(), |out| norm::add_scaled(&x, &y, factor, out))
             }
+            Pair::Candle(x, y) => Ok(x.add(&y.scale(factor.into())?)?.into()),
             #[cfg(feature = "libtorch")]
             Pair::Torch(x, y) => Ok(x.add(&y.scale(factor.into())?)?.into()),
         }
@@ -190,6 +205,7 @@ impl Tensor {
                 let turned = x.reshape(&split[..])?.permute(order)?.contiguous()?;
                 Ok(Self(Place::Host(turned.reshape(&folded[..])?)))
             }
+            Place::Candle(x) => Ok(x.reshape(&split)?.permute(order)?.reshape(&folded)?.into()),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => {
                 Ok(x.reshape(&split)?.permute(order.map(|i| i as i64))?.reshape(&folded)?.into())
@@ -204,6 +220,7 @@ impl Tensor {
                 ask(x.elem_count())?;
                 Ok(Self(Place::Host(x.mul(y)?)))
             }
+            Pair::Candle(x, y) => Ok(x.mul(&y)?.into()),
             #[cfg(feature = "libtorch")]
             Pair::Torch(x, y) => Ok(x.mul(&y)?.into()),
         }
@@ -215,6 +232,7 @@ impl Tensor {
                 ask(x.elem_count())?;
                 Ok(Self(Place::Host(x.affine(factor, 0.0)?)))
             }
+            Place::Candle(x) => Ok(x.scale(factor)?.into()),
             #[cfg(feature = "libtorch")]
             Place::Torch(x) => Ok(x.scale(factor)?.into()),
         }
@@ -228,6 +246,7 @@ impl Tensor {
                 let contrast = deviation(&other.data()?) / deviation(&self.data()?);
                 self.scale(amount * contrast + 1.0 - amount)
             }
+            Pair::Candle(x, y) => Ok(x.with_deviation_of(&y, amount)?.into()),
             #[cfg(feature = "libtorch")]
             Pair::Torch(x, y) => Ok(x.with_deviation_of(&y, amount)?.into()),
         }
@@ -245,8 +264,9 @@ impl Tensor {
     fn host(&self) -> Result<&candle_core::Tensor> {
         match &self.0 {
             Place::Host(x) => Ok(x),
+            Place::Candle(_) => Err(elsewhere()),
             #[cfg(feature = "libtorch")]
-            Place::Torch(_) => Err(Error::Backend("a tensor that is on another device".to_owned())),
+            Place::Torch(_) => Err(elsewhere()),
         }
     }
 
@@ -255,7 +275,39 @@ impl Tensor {
         if let Some(there) = self.on_torch().or(other.on_torch()) {
             return Ok(Pair::Torch(self.beside(there)?, other.beside(there)?));
         }
+        if let Some(there) = self.on_candle().or(other.on_candle()) {
+            let device = there.device();
+            return Ok(Pair::Candle(self.to_candle(device)?, other.to_candle(device)?));
+        }
         Ok(Pair::Host(self.host()?, other.host()?))
+    }
+
+    pub(super) fn on_candle(&self) -> Option<&candle::Array> {
+        match &self.0 {
+            Place::Candle(x) => Some(x),
+            Place::Host(_) => None,
+            #[cfg(feature = "libtorch")]
+            Place::Torch(_) => None,
+        }
+    }
+
+    pub(super) fn to_candle(&self, device: &Device) -> Result<candle::Array> {
+        match &self.0 {
+            Place::Host(x) => candle::Array::of(x, device),
+            Place::Candle(x) => Ok(x.clone()),
+            #[cfg(feature = "libtorch")]
+            Place::Torch(_) => Err(elsewhere()),
+        }
+    }
+}
+
+fn elsewhere() -> Error {
+    Error::Backend("a tensor that is on another engine's device".to_owned())
+}
+
+impl From<candle::Array> for Tensor {
+    fn from(array: candle::Array) -> Self {
+        Self(Place::Candle(array))
     }
 }
 
@@ -263,7 +315,7 @@ impl Tensor {
 impl Tensor {
     pub(super) fn on_torch(&self) -> Option<&Array> {
         match &self.0 {
-            Place::Host(_) => None,
+            Place::Host(_) | Place::Candle(_) => None,
             Place::Torch(x) => Some(x),
         }
     }
@@ -276,6 +328,7 @@ impl Tensor {
     pub(super) fn to_torch(&self, device: tch::Device) -> Result<Array> {
         match &self.0 {
             Place::Host(_) => Array::of(&self.data()?, self.dims(), device),
+            Place::Candle(_) => Err(elsewhere()),
             Place::Torch(x) => Ok(x.clone()),
         }
     }

@@ -33,9 +33,8 @@ pub fn device_memory(backend: Backend) -> DeviceMemory {
 
 /// What a component computes in.
 pub fn dtype(backend: Backend, component: &str) -> &'static str {
-    match (backend, component) {
-        #[cfg(feature = "libtorch")]
-        (Backend::Torch(torch), "vae") => torch.vae_precision.name(),
-        (backend, _) => backend.precision().name(),
+    match component {
+        "vae" => backend.vae_precision().name(),
+        _ => backend.precision().name(),
     }
 }

@@ -1,6 +1,6 @@
 //! Convolutions, by bands of rows.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::Place;
 
@@ -50,12 +50,16 @@ impl Conv {
         self.run(x, around, MAX_COLUMNS)
     }
 
+    pub fn device(&self) -> &Device {
+        self.weight.device()
+    }
+
     fn dtype(&self) -> DType {
         self.weight.dtype()
     }
 
     fn run(&self, x: &Tensor, around: Around<'_>, max_columns: usize) -> Result<Tensor> {
-        let (images, .., channels) = x.dims4()?;
+        let (.., channels) = x.dims4()?;
         if channels != self.weight.dim(1)? {
             candle_core::bail!(
                 "a tensor {:?} where [.., {}] belongs",
@@ -72,7 +76,7 @@ impl Conv {
         let sums = match around.shift {
             Some(shift) => {
                 let shift = shift.to_dtype(self.dtype())?.broadcast_add(&self.bias)?;
-                sums.broadcast_add(&shift.reshape((images, 1, 1, ()))?)?
+                sums.broadcast_add(&shift.reshape((shift.dim(0)?, 1, 1, ()))?)?
             }
             None => sums.broadcast_add(&self.bias)?,
         };

@@ -1,26 +1,30 @@
 //! Normalisations. Their sums are in f32.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::{Place, activate};
 use crate::engine::nn::Activation;
 
 /// The learned part of a normalisation: a factor and a shift for each channel, in f32.
 #[derive(Debug, Clone)]
-struct Affine {
+pub(crate) struct Norm {
     weight: Tensor,
     bias: Tensor,
-    epsilon: f64,
     /// Of what comes out.
     dtype: DType,
 }
 
-impl Affine {
-    fn new(place: &Place, weight: Vec<f32>, bias: Vec<f32>, epsilon: f32) -> Result<Self> {
+impl Norm {
+    /// `weight` and `bias` are a number for each channel.
+    pub fn new(place: &Place, [weight, bias]: [Vec<f32>; 2]) -> Result<Self> {
         let exact = Place { device: place.device.clone(), dtype: DType::F32 };
-        let (channels, epsilon) = (weight.len(), f64::from(epsilon));
+        let channels = weight.len();
         let (weight, bias) = (exact.put(weight, &[channels])?, exact.put(bias, &[channels])?);
-        Ok(Self { weight, bias, epsilon, dtype: place.dtype })
+        Ok(Self { weight, bias, dtype: place.dtype })
+    }
+
+    pub fn device(&self) -> &Device {
+        self.weight.device()
     }
 
     fn channels(&self) -> usize {
@@ -33,67 +37,38 @@ impl Affine {
         }
         Ok(())
     }
-}
 
-/// Group normalisation with an activation.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupNorm {
-    affine: Affine,
-    activation: Activation,
-}
-
-impl GroupNorm {
-    const GROUPS: usize = 32;
-
-    /// `weight` and `bias` are a number for each channel, of which there are a multiple of 32.
-    pub fn new(
-        place: &Place,
-        [weight, bias]: [Vec<f32>; 2],
+    /// Group normalisation with an activation: `[b, .., c]`, where c is a multiple of `groups`.
+    pub fn group(
+        &self,
+        x: &Tensor,
+        groups: usize,
         epsilon: f32,
         activation: Activation,
-    ) -> Result<Self> {
-        Ok(Self { affine: Affine::new(place, weight, bias, epsilon)?, activation })
-    }
-
-    /// `[b, .., c]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let affine = &self.affine;
-        affine.expect(x)?;
-        let size = affine.channels() / Self::GROUPS;
-        let grouped = (x.dim(0)?, (), Self::GROUPS, size);
-        let groups = x.to_dtype(DType::F32)?.contiguous()?.reshape(grouped)?;
+    ) -> Result<Tensor> {
+        self.expect(x)?;
+        let size = self.channels() / groups;
+        let grouped = (x.dim(0)?, (), groups, size);
+        let grouped = x.to_dtype(DType::F32)?.contiguous()?.reshape(grouped)?;
         // (The mean is subtracted before anything is squared: it may be far from zero.)
-        let centred = groups.broadcast_sub(&groups.mean_keepdim((1, 3))?)?;
+        let centred = grouped.broadcast_sub(&grouped.mean_keepdim((1, 3))?)?;
         let variance = centred.sqr()?.mean_keepdim((1, 3))?;
-        let scale = (variance + affine.epsilon)?.sqrt()?.recip()?;
-        let per_channel = (1, 1, Self::GROUPS, size);
-        let scale = scale.broadcast_mul(&affine.weight.reshape(per_channel)?)?;
+        let scale = (variance + f64::from(epsilon))?.sqrt()?.recip()?;
+        let scale = scale.broadcast_mul(&self.weight.reshape((1, 1, groups, size))?)?;
         let normal = centred.broadcast_mul(&scale)?.reshape(x.shape())?;
-        let normal = normal.broadcast_add(&affine.bias)?;
-        activate(&normal.to_dtype(affine.dtype)?, self.activation)
-    }
-}
-
-/// Layer normalisation over the last dimension.
-#[derive(Debug, Clone)]
-pub(crate) struct LayerNorm(Affine);
-
-impl LayerNorm {
-    /// `weight` and `bias` are a number for each channel.
-    pub fn new(place: &Place, [weight, bias]: [Vec<f32>; 2], epsilon: f32) -> Result<Self> {
-        Ok(Self(Affine::new(place, weight, bias, epsilon)?))
+        let normal = normal.broadcast_add(&self.bias)?;
+        activate(&normal.to_dtype(self.dtype)?, activation)
     }
 
-    /// `[.., c]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let affine = &self.0;
-        affine.expect(x)?;
+    /// Layer normalisation over the last dimension.
+    pub fn layer(&self, x: &Tensor, epsilon: f32) -> Result<Tensor> {
+        self.expect(x)?;
         let x = x.to_dtype(DType::F32)?;
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let scale = (variance + affine.epsilon)?.sqrt()?.recip()?;
-        let normal = centred.broadcast_mul(&scale)?.broadcast_mul(&affine.weight)?;
-        normal.broadcast_add(&affine.bias)?.to_dtype(affine.dtype)
+        let scale = (variance + f64::from(epsilon))?.sqrt()?.recip()?;
+        let normal = centred.broadcast_mul(&scale)?.broadcast_mul(&self.weight)?;
+        normal.broadcast_add(&self.bias)?.to_dtype(self.dtype)
     }
 }
 
@@ -117,9 +92,8 @@ mod tests {
             let mut expected = vec![f32::NAN; x.elem_count()];
             let out = OutPtr::new(&mut expected);
             norm::group_norm(&floats(&x), dims[0], 32, &affine, activation, out);
-            let norm =
-                GroupNorm::new(&place(DType::F32), [weight, bias], 1e-5, activation).unwrap();
-            let found = norm.forward(&x).unwrap();
+            let norm = Norm::new(&place(DType::F32), [weight, bias]).unwrap();
+            let found = norm.group(&x, 32, 1e-5, activation).unwrap();
             assert_eq!(found.dims(), dims);
             assert_close(&found, &expected, 1e-5);
         }
@@ -132,9 +106,9 @@ mod tests {
         let affine = norm::Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
         let mut expected = vec![f32::NAN; x.elem_count()];
         norm::layer_norm(&floats(&x), &affine, OutPtr::new(&mut expected));
-        let norm = LayerNorm::new(&place(DType::F32), [weight, bias], 1e-5).unwrap();
-        assert_close(&norm.forward(&x).unwrap(), &expected, 1e-5);
-        let error = norm.forward(&tensor(1, &[2, 76])).unwrap_err().to_string();
+        let norm = Norm::new(&place(DType::F32), [weight, bias]).unwrap();
+        assert_close(&norm.layer(&x, 1e-5).unwrap(), &expected, 1e-5);
+        let error = norm.layer(&tensor(1, &[2, 76]), 1e-5).unwrap_err().to_string();
         assert!(error.contains("[.., 77] belongs"), "{error}");
     }
 
@@ -144,8 +118,8 @@ mod tests {
         let x = tensor(1, &[1, 4, 4, 64]).affine(600.0, 0.0).unwrap();
         let learned = [vec![1.0; 64], vec![0.0; 64]];
         let norm = |dtype| {
-            let norm = GroupNorm::new(&place(dtype), learned.clone(), 1e-5, Activation::None);
-            norm.unwrap().forward(&x).unwrap()
+            let norm = Norm::new(&place(dtype), learned.clone()).unwrap();
+            norm.group(&x, 32, 1e-5, Activation::None).unwrap()
         };
         assert_eq!(norm(DType::F16).dtype(), DType::F16);
         assert_close(&norm(DType::F16), &floats(&norm(DType::F32)), 1e-3);

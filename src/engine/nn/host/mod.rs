@@ -76,7 +76,7 @@ impl Held for Dense {
 
 /// A tensor of several modules, one behind the other; in a check, nothing. A matrix may be stored
 /// as a 1×1 convolution.
-fn load_stacked(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Vec<f32>> {
+pub fn load_stacked(parts: &[&Weights<'_>], name: &str, dims: &[usize]) -> Load<Vec<f32>> {
     let count: usize = dims.iter().product();
     let checks = parts.iter().any(|w| w.is_check());
     let mut numbers = if checks { Vec::new() } else { vec![0.0; count * parts.len()] };

@@ -10,7 +10,7 @@ use crate::engine::nn::torch;
 use crate::engine::{
     backend::Backend,
     checkpoint::{Held, Weights},
-    nn::{Activation, After, ConvShape, Result, Tensor, host},
+    nn::{Activation, After, ConvShape, Result, Tensor, candle, host},
 };
 
 /// A square convolution with zero padding.
@@ -26,6 +26,7 @@ pub struct Conv2d {
 /// The weights of a [`Conv2d`].
 enum Kernels {
     Host(host::Conv),
+    Candle(candle::Conv),
     #[cfg(feature = "libtorch")]
     Torch(torch::Conv),
 }
@@ -34,6 +35,7 @@ impl Held for Kernels {
     fn bytes(&self) -> u64 {
         match self {
             Self::Host(conv) => conv.bytes(),
+            Self::Candle(conv) => conv.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(conv) => conv.bytes(),
         }
@@ -42,7 +44,7 @@ impl Held for Kernels {
     #[cfg(feature = "libtorch")]
     fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Candle(_) => None,
             Self::Torch(there) => {
                 Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
             }
@@ -70,6 +72,10 @@ impl Conv2d {
         let n = w.dims("weight")?[0];
         let kernels = Weights::share(&[w], &["weight", "bias"], || match w.backend() {
             Backend::Cpu => host::Conv::load(w, [n, channels, kernel], stride).map(Kernels::Host),
+            Backend::Candle(candle) => {
+                candle::Conv::load(candle, w, [n, channels, kernel], stride, padding)
+                    .map(Kernels::Candle)
+            }
             #[cfg(feature = "libtorch")]
             Backend::Torch(torch) => {
                 torch::Conv::load(torch, w, [n, channels, kernel, kernel]).map(Kernels::Torch)
@@ -127,6 +133,7 @@ impl Conv2d {
         };
         match &*self.kernels {
             Kernels::Host(conv) => conv.forward(x, &shape, after),
+            Kernels::Candle(conv) => Ok(conv.forward(x, &shape, after)?.into()),
             #[cfg(feature = "libtorch")]
             Kernels::Torch(conv) => Ok(conv.forward(x, &shape, after)?.into()),
         }

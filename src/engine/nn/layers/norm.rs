@@ -10,12 +10,13 @@ use crate::engine::nn::torch;
 use crate::engine::{
     backend::Backend,
     checkpoint::{Held, Weights},
-    nn::{Activation, Result, Tensor, host},
+    nn::{Activation, Result, Tensor, candle, host},
 };
 
 /// The learned part of a normalisation: a factor and a shift for each channel.
 enum Norm {
     Host(host::Norm),
+    Candle(candle::Norm),
     #[cfg(feature = "libtorch")]
     Torch(torch::Norm),
 }
@@ -24,6 +25,7 @@ impl Held for Norm {
     fn bytes(&self) -> u64 {
         match self {
             Self::Host(norm) => norm.bytes(),
+            Self::Candle(norm) => norm.bytes(),
             #[cfg(feature = "libtorch")]
             Self::Torch(norm) => norm.bytes(),
         }
@@ -32,7 +34,7 @@ impl Held for Norm {
     #[cfg(feature = "libtorch")]
     fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
         match self {
-            Self::Host(_) => None,
+            Self::Host(_) | Self::Candle(_) => None,
             Self::Torch(there) => {
                 Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
             }
@@ -44,6 +46,7 @@ impl Norm {
     fn load(w: &Weights<'_>, channels: usize) -> Load<Arc<Self>> {
         Weights::share(&[w], &["weight", "bias"], || match w.backend() {
             Backend::Cpu => host::Norm::load(w, channels).map(Self::Host),
+            Backend::Candle(candle) => candle::Norm::load(candle, w, channels).map(Self::Candle),
             #[cfg(feature = "libtorch")]
             Backend::Torch(torch) => torch::Norm::load(torch, w, channels).map(Self::Torch),
         })
@@ -75,6 +78,12 @@ impl GroupNorm {
         let Self { epsilon, activation, .. } = *self;
         match &*self.norm {
             Norm::Host(norm) => norm.group(x, Self::GROUPS, epsilon, activation),
+            Norm::Candle(norm) => {
+                let group = |norm: &candle::norm::Norm, x: &_| {
+                    norm.group(x, Self::GROUPS, epsilon, activation)
+                };
+                Ok(norm.run(x, group)?.into())
+            }
             #[cfg(feature = "libtorch")]
             Norm::Torch(norm) => Ok(norm.group(x, Self::GROUPS, epsilon, activation)?.into()),
         }
@@ -94,6 +103,7 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &*self.0 {
             Norm::Host(norm) => norm.layer(x, Self::EPSILON),
+            Norm::Candle(norm) => Ok(norm.run(x, |norm, x| norm.layer(x, Self::EPSILON))?.into()),
             #[cfg(feature = "libtorch")]
             Norm::Torch(norm) => Ok(norm.layer(x, Self::EPSILON)?.into()),
         }

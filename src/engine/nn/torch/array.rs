@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor as Torch};
 
+use super::cuda;
 use crate::engine::nn::{Activation, Result};
 
 /// How much of what is below 0 LeakyReLU lets through.
@@ -38,8 +39,14 @@ pub fn sizes(dims: &[usize]) -> Vec<i64> {
 impl Array {
     /// Of numbers in the host's memory.
     pub fn of(numbers: &[f32], dims: &[usize], device: Device) -> Result<Self> {
-        let tensor = Torch::f_from_slice(numbers)?.f_reshape(sizes(dims))?.f_to(device)?;
-        Ok(tensor.into())
+        if device == Device::Cpu {
+            return Ok(Torch::f_from_slice(numbers)?.f_reshape(sizes(dims))?.into());
+        }
+        // By way of memory that the card reads by itself: nobody waits.
+        let staged = cuda::pinned(size_of_val(numbers))?.f_view_dtype(Kind::Float)?;
+        let mut staged = staged.f_reshape(sizes(dims))?;
+        staged.f_copy_(&Torch::f_from_slice(numbers)?.f_reshape(sizes(dims))?)?;
+        Ok(staged.f_to_device_(device, Kind::Float, true, false)?.into())
     }
 
     /// The same numbers in memory of their own.

@@ -46,12 +46,15 @@ struct Memory {
 const char* last_error() { return error.c_str(); }
 
 // Before anything else on that card: all work goes to a stream of its own, since the default one cannot
-// be recorded; sums of fp16 are kept in fp32; convolutions are measured once for each shape.
+// be recorded; sums of fp16 are kept in fp32, and fp32 is fp32; convolutions are measured once for each
+// shape.
 int prepare(int card) {
   return guarded([&] {
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(card));
     c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(true, card));
     at::globalContext().setBenchmarkCuDNN(true);
+    at::globalContext().setAllowTF32CuDNN(false);
+    at::globalContext().setAllowTF32CuBLAS(false);
     at::globalContext().setAllowFP16ReductionCuBLAS(false);
     at::globalContext().setAllowBF16ReductionCuBLAS(false);
   });
