@@ -115,7 +115,10 @@ fn memory_is_counted_planned_shared_refused_and_given_back() {
         let pipeline = what_is_planned_is_taken(backend);
         what_is_shared_is_taken_once(backend, &pipeline);
         a_load_without_room_takes_nothing(backend, &pipeline);
-        an_image_without_room_leaves_a_pipeline_that_draws(&pipeline);
+        // Candle's own operations ask nobody: they are for cards, whose allocator refuses.
+        if !matches!(backend, Backend::Candle(_)) {
+            an_image_without_room_leaves_a_pipeline_that_draws(&pipeline);
+        }
         drop(pipeline);
         trim();
         let left = allocated_bytes().saturating_sub(before);

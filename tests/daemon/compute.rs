@@ -122,7 +122,8 @@ fn what_computes_is_shown_and_a_reload_changes_it_later() {
 fn drawn_with(keys: &str) -> (image::RgbImage, serde_json::Value) {
     let folder = folder(&in_file(keys));
     let daemon = Daemon::spawn(command(folder.path()), folder, &[]);
-    let request = json!({"prompt": "a red circle", "seed": 7, "steps": 2, "size": "64x64"});
+    let request =
+        json!({"prompt": "a red circle", "seed": 7, "num_inference_steps": 2, "size": "64x64"});
     let answer = daemon.post("/generate", &request);
     assert_eq!(answer.status, 200, "{}", answer.text());
     let vram = daemon.get("/api/vram").json();

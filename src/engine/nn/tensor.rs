@@ -29,7 +29,12 @@ pub enum Error {
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Backend(error.to_string())
+        let text = error.to_string();
+        if text.contains("OUT_OF_MEMORY") {
+            let held = candle::held_bytes();
+            return OutOfMemory { needed_bytes: held, limit_bytes: held }.into();
+        }
+        Self::Backend(text.lines().next().unwrap_or_default().to_owned())
     }
 }
 
