@@ -22,10 +22,6 @@ fn lines(found: &[Diagnostic]) -> String {
     found.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
 }
 
-fn asking(wish: ComputeWish) -> Beside {
-    Beside { wish, running: None }
-}
-
 #[test]
 fn every_key_is_optional() {
     let (other, device) = (Compute::default(), Device::Cpu);
@@ -54,6 +50,7 @@ fn wrong_words_are_named() {
 #[cfg(not(any(feature = "libtorch", feature = "cuda", feature = "metal")))]
 #[test]
 fn what_is_not_built_in_is_an_error_where_it_is_asked_for() {
+    let asking = |wish| Beside { wish, running: None };
     insta::assert_snapshot!(resolved("engine: libtorch", Beside::default()).unwrap_err(), @"modes.yaml:4:9: error: engine: libtorch is not built into this program; build it with --features libtorch");
     insta::assert_snapshot!(resolved("device: cuda:1", Beside::default()).unwrap_err(), @"modes.yaml:4:9: error: device: cuda:1 is not built into this program; build it with --features libtorch, or with --features cuda");
     insta::assert_snapshot!(resolved("precision: bf16", Beside::default()).unwrap_err(), @"modes.yaml:4:12: error: precision: bf16 is not what candle computes in on a CPU, but fp32; build it with --features libtorch");
