@@ -98,7 +98,7 @@ impl Backend {
     pub fn device(self) -> String {
         match self {
             Self::Cpu => "cpu".to_owned(),
-            Self::Candle(candle) => match candle.device {
+            Self::Candle(own) => match own.device {
                 CandleDevice::Cpu => "cpu".to_owned(),
                 CandleDevice::Cuda(card) => format!("cuda:{card}"),
                 CandleDevice::Metal => "metal".to_owned(),
@@ -114,7 +114,7 @@ impl Backend {
     pub fn card(self) -> Option<u32> {
         match self {
             Self::Cpu => None,
-            Self::Candle(candle) => match candle.device {
+            Self::Candle(own) => match own.device {
                 // Apple's have the host's memory.
                 CandleDevice::Cpu | CandleDevice::Metal => None,
                 CandleDevice::Cuda(card) => Some(card),
@@ -128,7 +128,7 @@ impl Backend {
     pub fn vae_precision(self) -> Float {
         match self {
             Self::Cpu => Float::Fp32,
-            Self::Candle(candle) => candle.vae_precision,
+            Self::Candle(own) => own.vae_precision,
             #[cfg(feature = "libtorch")]
             Self::Torch(torch) => torch.vae_precision,
         }
@@ -138,7 +138,7 @@ impl Backend {
     pub fn precision(self) -> Float {
         match self {
             Self::Cpu => Float::Fp32,
-            Self::Candle(candle) => candle.precision,
+            Self::Candle(own) => own.precision,
             #[cfg(feature = "libtorch")]
             Self::Torch(torch) => torch.precision,
         }
