@@ -4,6 +4,7 @@
 //! family loads by the same code.
 
 mod clip;
+mod embedder;
 mod resnet;
 mod rrdbnet;
 mod transformer;

@@ -1,6 +1,10 @@
 //! The denoising UNet (Rombach et al., 2022, arXiv:2112.10752; diffusers' `UNet2DConditionModel`).
 
-use super::{resnet::ResnetBlock, transformer::Transformer};
+use super::{
+    embedder::{Embedder, sinusoids},
+    resnet::ResnetBlock,
+    transformer::Transformer,
+};
 use crate::engine::{
     checkpoint::{Error, Heads, Weights},
     nn::{self, Activation, Conv2d, GroupNorm, Linear, Tensor},
@@ -47,13 +51,6 @@ pub struct Told {
     keys_values: Vec<Tensor>,
 }
 
-/// Two linear layers with a silu between them (diffusers' `TimestepEmbedding`).
-struct Embedder {
-    linear1: Linear,
-    linear2: Linear,
-    width_in: usize,
-}
-
 /// A residual block and, at most levels, a transformer behind it.
 struct Stage {
     resnet: ResnetBlock,
@@ -92,7 +89,7 @@ impl UNet {
         let conv_in = Conv2d::load(&w.at("conv_in"), in_channels, 3)?;
         let base = conv_in.out_channels();
         let time_embedder = Embedder::load(&w.at("time_embedding"), base)?;
-        let time = time_embedder.linear2.out_channels();
+        let time = time_embedder.out_channels();
         let sizes = Sizes { time, context, heads };
 
         let (mut channels, mut skips) = (base, vec![base]);
@@ -256,44 +253,6 @@ impl UNet {
             }
         }
         self.conv_out.forward(&self.norm_out.forward(&x)?)
-    }
-}
-
-/// `[cos(t·f), sin(t·f)]` with f falling from 1 to 1/10000, in f32 as the reference computes it
-/// (diffusers' `get_timestep_embedding` with `flip_sin_to_cos` and no shift).
-fn sinusoids(timesteps: &[f32], width: usize) -> Vec<f32> {
-    let half = width / 2;
-    let frequency = |i: usize| (-(10_000f32.ln()) * i as f32 / half as f32).exp();
-    let angles = |t: f32| (0..half).map(move |i| t * frequency(i));
-    timesteps
-        .iter()
-        .flat_map(|t| angles(*t).map(f32::cos).chain(angles(*t).map(f32::sin)))
-        .collect()
-}
-
-impl Embedder {
-    fn load(w: &Weights<'_>, width_in: usize) -> Result<Self, Error> {
-        let width = w.at("linear_1").dims("weight")?[0];
-        Self::load_to(w, width_in, width)
-    }
-
-    /// What it takes is as wide as its weights say.
-    fn load_any_width(w: &Weights<'_>, width: usize) -> Result<Self, Error> {
-        let width_in = w.at("linear_1").dims("weight")?.last().copied().unwrap_or(0);
-        Self::load_to(w, width_in, width)
-    }
-
-    fn load_to(w: &Weights<'_>, width_in: usize, width: usize) -> Result<Self, Error> {
-        Ok(Self {
-            linear1: Linear::load_to(&w.at("linear_1"), width_in, width)?,
-            linear2: Linear::load_to(&w.at("linear_2"), width, width)?,
-            width_in,
-        })
-    }
-
-    /// `[b, width_in]` → `[b, width]`
-    fn forward(&self, x: &Tensor) -> nn::Result<Tensor> {
-        self.linear2.forward(&nn::activate(&self.linear1.forward(x)?, Activation::Silu)?)
     }
 }
 

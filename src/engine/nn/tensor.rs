@@ -3,6 +3,8 @@
 //! What is made of numbers begins in the host's memory, as f32, and goes to a device when it meets
 //! what is there: a layer's weights or another tensor. So nobody above says where things are.
 
+mod places;
+
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, Device, Storage};
@@ -14,6 +16,7 @@ use super::{
     cpu::{OutPtr, norm},
 };
 use crate::engine::memory::{self, OutOfMemory};
+use places::elsewhere;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -285,64 +288,6 @@ impl Tensor {
             return Ok(Pair::Candle(self.to_candle(device)?, other.to_candle(device)?));
         }
         Ok(Pair::Host(self.host()?, other.host()?))
-    }
-
-    pub(super) fn on_candle(&self) -> Option<&candle::Array> {
-        match &self.0 {
-            Place::Candle(x) => Some(x),
-            Place::Host(_) => None,
-            #[cfg(feature = "libtorch")]
-            Place::Torch(_) => None,
-        }
-    }
-
-    pub(super) fn to_candle(&self, device: &Device) -> Result<candle::Array> {
-        match &self.0 {
-            Place::Host(x) => candle::Array::of(x, device),
-            Place::Candle(x) => Ok(x.clone()),
-            #[cfg(feature = "libtorch")]
-            Place::Torch(_) => Err(elsewhere()),
-        }
-    }
-}
-
-fn elsewhere() -> Error {
-    Error::Backend("a tensor that is on another engine's device".to_owned())
-}
-
-impl From<candle::Array> for Tensor {
-    fn from(array: candle::Array) -> Self {
-        Self(Place::Candle(array))
-    }
-}
-
-#[cfg(feature = "libtorch")]
-impl Tensor {
-    pub(super) fn on_torch(&self) -> Option<&Array> {
-        match &self.0 {
-            Place::Host(_) | Place::Candle(_) => None,
-            Place::Torch(x) => Some(x),
-        }
-    }
-
-    /// The same on the other's device.
-    fn beside(&self, there: &Array) -> Result<Array> {
-        self.to_torch(there.device())
-    }
-
-    pub(super) fn to_torch(&self, device: tch::Device) -> Result<Array> {
-        match &self.0 {
-            Place::Host(_) => Array::of(&self.data()?, self.dims(), device),
-            Place::Candle(_) => Err(elsewhere()),
-            Place::Torch(x) => Ok(x.clone()),
-        }
-    }
-}
-
-#[cfg(feature = "libtorch")]
-impl From<Array> for Tensor {
-    fn from(array: Array) -> Self {
-        Self(Place::Torch(array))
     }
 }
 
