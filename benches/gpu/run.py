@@ -163,6 +163,9 @@ class Bench:
             with lzma.open(packed) as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
             path.chmod(0o755)
+            shim = packed.with_name("libdiffused_cuda.so")
+            if shim.exists():
+                shutil.copy(shim, path.with_name(shim.name))
         libraries = torch_libraries() if self.on_card or self.options.engine == "libtorch" else ()
         binary = Binary(path, libraries)
         self.report.fact("binary", f"{binary.says('--version').strip()}, {path.stat().st_size / 1e6:.1f} MB")

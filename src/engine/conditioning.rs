@@ -1,5 +1,10 @@
 //! From a request's words to what the UNet is told: text embeddings and what SDXL wants besides.
 
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use super::{
     DrawError, Models,
     checkpoint::{Facts, Family},
@@ -7,7 +12,10 @@ use super::{
     nn::{self, Tensor},
     prompt::{self, Chunk, Encoded, Padding},
 };
-use crate::request::GenerateRequest;
+use crate::{
+    modes::{LongPrompts, PromptSyntax, Size},
+    request::GenerateRequest,
+};
 
 /// What SDXL's refiner is told of an image's beauty, and of the negative prompt's.
 const AESTHETIC_SCORE: f32 = 6.0;
@@ -26,6 +34,55 @@ pub(super) struct Conditioned {
     pub conditioning: Conditioning,
     /// The end of the prompt that the text encoders did not see.
     pub truncated: Option<String>,
+}
+
+/// The last few of a pipeline's: many images are drawn from the same words.
+#[derive(Default)]
+pub(super) struct Remembered(Mutex<VecDeque<(Key, Arc<Conditioned>)>>);
+
+/// All that it depends on besides the pipeline.
+#[derive(PartialEq)]
+struct Key {
+    prompt: String,
+    negative_prompt: Option<String>,
+    syntax: (PromptSyntax, LongPrompts),
+    clip_skip: u32,
+    size: Size,
+    guidance_scale: f32,
+    guided: bool,
+}
+
+impl Remembered {
+    const KEPT: usize = 8;
+
+    /// As [`condition`], which is asked where it is not known yet.
+    pub fn condition(
+        &self,
+        models: &Models,
+        facts: &Facts,
+        request: &GenerateRequest,
+        guided: bool,
+    ) -> Result<Arc<Conditioned>, DrawError> {
+        let key = Key {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            syntax: (request.prompt_syntax, request.long_prompts),
+            clip_skip: request.clip_skip,
+            size: request.size,
+            guidance_scale: request.guidance_scale,
+            guided,
+        };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, conditioned)) = known.iter().find(|(known, _)| *known == key) {
+            return Ok(conditioned.clone());
+        }
+        let conditioned = Arc::new(condition(models, facts, request, guided)?);
+        if known.len() >= Self::KEPT {
+            known.pop_front();
+        }
+        known.push_back((key, conditioned.clone()));
+        Ok(conditioned)
+    }
 }
 
 /// One of the two prompts as each of the text encoders reads it.
@@ -192,4 +249,47 @@ fn added(
         _ => vec![height, width, 0.0, 0.0, height, width],
     };
     models.unet.embed_added(pooled, &ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        engine::Prepared,
+        modes::{CheckpointRef, PipelineSpec},
+    };
+
+    #[test]
+    fn the_same_words_are_encoded_once_and_others_are_others() {
+        let name = "tests/parity/golden/tiny-sd15.safetensors".to_owned();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
+        let spec = PipelineSpec::of(CheckpointRef { name, path });
+        let prepared = Prepared::open(&spec, &mut Default::default()).unwrap();
+        let pipeline = prepared.load(Default::default(), &|_| ()).unwrap();
+        let remembered = Remembered::default();
+        let condition = |request: &GenerateRequest, guided| {
+            remembered.condition(pipeline.models(), pipeline.facts(), request, guided).unwrap()
+        };
+        let request = GenerateRequest::of("tiny", "a fox");
+        let first = condition(&request, false);
+        let again = GenerateRequest { seed: 5, steps: 9, ..request.clone() };
+        assert!(Arc::ptr_eq(&first, &condition(&again, false)));
+        let others = [
+            GenerateRequest { negative_prompt: Some("rain".to_owned()), ..request.clone() },
+            GenerateRequest { clip_skip: 1, ..request.clone() },
+            GenerateRequest { prompt_syntax: PromptSyntax::Weighted, ..request.clone() },
+            GenerateRequest { long_prompts: LongPrompts::Chunk, ..request.clone() },
+            GenerateRequest { guidance_scale: 2.0, ..request.clone() },
+            GenerateRequest { size: Size::new(64, 128).unwrap(), ..request.clone() },
+            GenerateRequest::of("tiny", "two foxes"),
+        ];
+        for other in &others {
+            assert!(!Arc::ptr_eq(&first, &condition(other, false)), "{other:?}");
+        }
+        assert!(Arc::ptr_eq(&first, &condition(&request, false)), "eight are kept");
+        assert!(!Arc::ptr_eq(&first, &condition(&request, true)));
+        assert!(!Arc::ptr_eq(&first, &condition(&request, false)), "the oldest went");
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     DrawError, Drawn, Models, Step,
     checkpoint::{Facts, Family},
-    conditioning::{Conditioned, condition},
+    conditioning::{Conditioned, Remembered, condition},
     model::{Told, UNet},
     nn::{self, Pace, Tensor},
     noise::Generator,
@@ -36,8 +36,7 @@ struct Asked<'a> {
 
 /// Draws the request's images. `watch` is asked before the first step and after each one.
 pub(super) fn draw(
-    models: &Models,
-    facts: &Facts,
+    (models, facts, remembered): (&Models, &Facts, &Remembered),
     request: &GenerateRequest,
     watch: &mut dyn FnMut(Step, Option<&Glimpse<'_>>) -> ControlFlow<()>,
 ) -> Result<Drawn, DrawError> {
@@ -55,7 +54,8 @@ pub(super) fn draw(
     let start = Instant::now();
     let scale = f64::from(request.guidance_scale);
     let guided = scale > 1.0 && !models.unet.takes_guidance();
-    let Conditioned { conditioning, truncated } = condition(models, facts, request, guided)?;
+    let conditioned = remembered.condition(models, facts, request, guided)?;
+    let Conditioned { conditioning, truncated } = &*conditioned;
     let prepared = Prepared::of(models, facts.latent_scale, request)?;
     let encode = start.elapsed();
 
@@ -71,13 +71,13 @@ pub(super) fn draw(
     let guidance = guided.then_some((scale, rescale));
     let (unet, family) = (&models.unet, facts.family);
     let timesteps: Vec<f32> = plan.steps.iter().map(|step| step.timestep).collect();
-    let told = unet.tell(&conditioning, &timesteps)?;
+    let told = unet.tell(conditioning, &timesteps)?;
     let asked = Asked { unet, family, told: &told, guidance };
     let mut drawn = Drawn {
         size: request.size,
         images: Vec::new(),
         scheduler,
-        prompt_truncated: truncated,
+        prompt_truncated: truncated.clone(),
         encode,
         denoise: Duration::ZERO,
         decode: Duration::ZERO,

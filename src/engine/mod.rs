@@ -42,6 +42,7 @@ use crate::{
     request::{GenerateRequest, RequestField},
 };
 use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
+use conditioning::Remembered;
 use lora::{LoraCache, Patches, Recipient};
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
 use nn::Activation;
@@ -191,7 +192,7 @@ impl Prepared {
         let models = Models::read(&self.facts, &reading)?;
         let (layers, cost) = reading.finish();
         let (facts, loras) = (self.facts.clone(), self.loras.clone());
-        Ok(Pipeline { facts, models, layers, loras, cost })
+        Ok(Pipeline { facts, models, layers, loras, cost, remembered: Default::default() })
     }
 }
 
@@ -199,6 +200,8 @@ impl Prepared {
 pub struct Pipeline {
     facts: Facts,
     models: Models,
+    /// What prompts became.
+    remembered: Remembered,
     /// Those of the models, for other pipelines that have them too.
     layers: Layers,
     loras: Vec<LoraReport>,
@@ -320,7 +323,7 @@ impl Pipeline {
         request: &GenerateRequest,
         watch: &mut dyn FnMut(Step, Option<&Glimpse<'_>>) -> ControlFlow<()>,
     ) -> Result<Drawn, DrawError> {
-        diffusion::draw(&self.models, &self.facts, request, watch)
+        diffusion::draw((&self.models, &self.facts, &self.remembered), request, watch)
     }
 
     /// Whether it draws at all: one step of a small image, through all of the networks.
