@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         tracing::warn!("{warning}");
     }
     if describe {
-        println!("{} on {}, {}", backend.engine(), backend.device(), backend.precision().name());
+        println!("{} on {}, {}", backend.engine(), backend.device(), backend.floats().unet.name());
         return ExitCode::SUCCESS;
     }
     child::run(backend)

@@ -1,6 +1,8 @@
 //! Which library computes, on which device, in which precision: plain data. [`super::nn::open`] finds
 //! out what there is.
 
+use crate::modes::Precision;
+
 /// Where layers are loaded to, and thereby where all is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
@@ -18,9 +20,7 @@ pub enum Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candle {
     pub device: CandleDevice,
-    pub precision: Float,
-    /// Of the autoencoder, whose numbers leave the range of fp16.
-    pub vae_precision: Float,
+    pub floats: Floats,
 }
 
 /// What candle has kernels for.
@@ -40,9 +40,7 @@ pub enum CandleDevice {
 pub struct Torch {
     /// A card's number; `None` is the CPU.
     pub card: Option<u32>,
-    pub precision: Float,
-    /// Of the autoencoder, whose numbers leave the range of fp16.
-    pub vae_precision: Float,
+    pub floats: Floats,
 }
 
 /// How numbers are stored.
@@ -51,6 +49,35 @@ pub enum Float {
     Fp32,
     Bf16,
     Fp16,
+}
+
+/// How the numbers of a pipeline's networks are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floats {
+    pub unet: Float,
+    pub vae: Float,
+}
+
+impl Floats {
+    pub const EXACT: Self = Self::all(Float::Fp32);
+
+    pub const fn all(float: Float) -> Self {
+        Self { unet: float, vae: float }
+    }
+
+    /// Of a card, where `auto` is fp16. The autoencoder's numbers leave its range, and not bf16's.
+    pub fn on_card(wish: Precision) -> Self {
+        match wish {
+            Precision::Auto | Precision::Fp16 => Self { unet: Float::Fp16, vae: Float::Bf16 },
+            Precision::Bf16 => Self::all(Float::Bf16),
+            Precision::Fp32 => Self::EXACT,
+        }
+    }
+
+    /// Of that network; text encoders go with the UNet.
+    pub fn of(self, component: &str) -> Float {
+        if component == "vae" { self.vae } else { self.unet }
+    }
 }
 
 impl Float {
@@ -75,13 +102,9 @@ impl Backend {
     pub fn all_exact() -> Vec<Self> {
         vec![
             Self::Cpu,
-            Self::Candle(Candle {
-                device: CandleDevice::Cpu,
-                precision: Float::Fp32,
-                vae_precision: Float::Fp32,
-            }),
+            Self::Candle(Candle { device: CandleDevice::Cpu, floats: Floats::EXACT }),
             #[cfg(feature = "libtorch")]
-            Self::Torch(Torch { card: None, precision: Float::Fp32, vae_precision: Float::Fp32 }),
+            Self::Torch(Torch { card: None, floats: Floats::EXACT }),
         ]
     }
 
@@ -124,23 +147,13 @@ impl Backend {
         }
     }
 
-    /// Of the autoencoder.
-    pub fn vae_precision(self) -> Float {
+    /// How the networks' numbers are stored.
+    pub fn floats(self) -> Floats {
         match self {
-            Self::Cpu => Float::Fp32,
-            Self::Candle(own) => own.vae_precision,
+            Self::Cpu => Floats::EXACT,
+            Self::Candle(own) => own.floats,
             #[cfg(feature = "libtorch")]
-            Self::Torch(torch) => torch.vae_precision,
-        }
-    }
-
-    /// Of the denoiser.
-    pub fn precision(self) -> Float {
-        match self {
-            Self::Cpu => Float::Fp32,
-            Self::Candle(own) => own.precision,
-            #[cfg(feature = "libtorch")]
-            Self::Torch(torch) => torch.precision,
+            Self::Torch(torch) => torch.floats,
         }
     }
 }

@@ -66,7 +66,7 @@ impl LayerKey {
 
 /// The layers of a pipeline, by what they were made of; of one that was only checked, what they
 /// would be.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Layers(HashMap<Arc<LayerKey>, Layer>);
 
 #[derive(Clone)]

@@ -3,6 +3,44 @@
 //! What a layer has made of its weights is shared with other pipelines that are made of the same
 //! tensors. In a check it is only planned: it holds nothing, and says what it would take.
 
+/// What a layer has made of its weights, by the backend that it was loaded to: an enum over what each
+/// of them has.
+macro_rules! by_backend {
+    ($(#[$doc:meta])* $layer:ident: $host:ty, $candle:ty, $torch:ty) => {
+        $(#[$doc])*
+        enum $layer {
+            Host($host),
+            Candle($candle),
+            #[cfg(feature = "libtorch")]
+            Torch($torch),
+        }
+
+        impl $crate::engine::checkpoint::Held for $layer {
+            fn bytes(&self) -> u64 {
+                match self {
+                    Self::Host(layer) => layer.bytes(),
+                    Self::Candle(layer) => layer.bytes(),
+                    #[cfg(feature = "libtorch")]
+                    Self::Torch(layer) => layer.bytes(),
+                }
+            }
+
+            #[cfg(feature = "libtorch")]
+            fn moved(
+                &self,
+                to: $crate::engine::checkpoint::Home,
+            ) -> Option<Load<Arc<dyn $crate::engine::checkpoint::Held>>> {
+                match self {
+                    Self::Host(_) | Self::Candle(_) => None,
+                    Self::Torch(layer) => {
+                        Some(layer.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
+                    }
+                }
+            }
+        }
+    };
+}
+
 mod conv;
 mod norm;
 
@@ -14,11 +52,9 @@ pub use norm::{GroupNorm, LayerNorm};
 #[cfg(feature = "libtorch")]
 use super::torch;
 use super::{After, Result, Tensor, candle, host};
-#[cfg(feature = "libtorch")]
-use crate::engine::checkpoint::Home;
 use crate::engine::{
     backend::Backend,
-    checkpoint::{self, Held, Weights},
+    checkpoint::{self, Weights},
 };
 
 type Load<T> = std::result::Result<T, checkpoint::Error>;
@@ -29,33 +65,9 @@ pub struct Linear {
     dense: Arc<Dense>,
 }
 
-/// The weights of a [`Linear`] or a [`Geglu`].
-enum Dense {
-    Host(host::Dense),
-    Candle(candle::Loaded<candle::Dense>),
-    #[cfg(feature = "libtorch")]
-    Torch(torch::Dense),
-}
-
-impl Held for Dense {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Host(dense) => dense.bytes(),
-            Self::Candle(dense) => dense.bytes(),
-            #[cfg(feature = "libtorch")]
-            Self::Torch(dense) => dense.bytes(),
-        }
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
-        match self {
-            Self::Host(_) | Self::Candle(_) => None,
-            Self::Torch(there) => {
-                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
-            }
-        }
-    }
+by_backend! {
+    /// The weights of a [`Linear`] or a [`Geglu`].
+    Dense: host::Dense, candle::Loaded<candle::Dense>, torch::Dense
 }
 
 impl Dense {
@@ -165,33 +177,7 @@ pub struct Embedding {
     rows: Arc<Rows>,
 }
 
-enum Rows {
-    Host(host::Rows),
-    Candle(candle::Table),
-    #[cfg(feature = "libtorch")]
-    Torch(torch::Rows),
-}
-
-impl Held for Rows {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Host(rows) => rows.bytes(),
-            Self::Candle(rows) => rows.bytes(),
-            #[cfg(feature = "libtorch")]
-            Self::Torch(rows) => rows.bytes(),
-        }
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
-        match self {
-            Self::Host(_) | Self::Candle(_) => None,
-            Self::Torch(there) => {
-                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
-            }
-        }
-    }
-}
+by_backend! { Rows: host::Rows, candle::Table, torch::Rows }
 
 impl Embedding {
     /// Reads `weight`, `[count, width]`.

@@ -2,7 +2,7 @@
 
 use super::candle;
 use crate::{
-    engine::backend::{Backend, Candle, CandleDevice, Float},
+    engine::backend::{Backend, Candle, CandleDevice, Floats},
     modes::{Compute, Device, EngineChoice, Precision},
 };
 
@@ -77,7 +77,13 @@ fn open_candle(wish: Compute) -> Result<Opened, Unavailable> {
     let mut warnings = Vec::new();
     if let Some(device) = asked {
         match (candle::open(device), wish.device) {
-            (Ok(_), _) => return Ok(Opened { backend: on_card(device, wish.precision), warnings }),
+            (Ok(_), _) => {
+                let floats = Floats::on_card(wish.precision);
+                return Ok(Opened {
+                    backend: Backend::Candle(Candle { device, floats }),
+                    warnings,
+                });
+            }
             (Err(why), Device::Auto) => warnings.push(format!("drawing on the CPU: {why}")),
             (Err(why), device) => {
                 return Err(Unavailable(format!("device: {device} is asked for: {why}")));
@@ -96,19 +102,11 @@ fn open_candle(wish: Compute) -> Result<Opened, Unavailable> {
     }
 }
 
-fn on_card(device: CandleDevice, precision: Precision) -> Backend {
-    let (precision, vae_precision) = match precision {
-        // fp16 is too narrow for SDXL's autoencoder; bf16 is not.
-        Precision::Auto | Precision::Fp16 => (Float::Fp16, Float::Bf16),
-        Precision::Bf16 => (Float::Bf16, Float::Bf16),
-        Precision::Fp32 => (Float::Fp32, Float::Fp32),
-    };
-    Backend::Candle(Candle { device, precision, vae_precision })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "libtorch")]
+    use crate::engine::backend::Float;
 
     fn wish(engine: EngineChoice, device: Device, precision: Precision) -> Compute {
         Compute { engine, device, precision }
@@ -152,11 +150,11 @@ mod tests {
         assert_eq!((exact.backend, exact.warnings.len()), (Backend::Cpu, 0));
         #[cfg(feature = "libtorch")]
         for (precision, expected) in
-            [(Precision::Auto, Float::Fp32), (Precision::Bf16, Float::Bf16)]
+            [(Precision::Auto, Floats::EXACT), (Precision::Bf16, Floats::all(Float::Bf16))]
         {
             let opened = open(wish(EngineChoice::Libtorch, Device::Cpu, precision)).unwrap();
             let Backend::Torch(torch) = opened.backend else { panic!("{opened:?}") };
-            assert_eq!((torch.card, torch.precision), (None, expected));
+            assert_eq!((torch.card, torch.floats), (None, expected));
         }
     }
 }

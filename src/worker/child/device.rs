@@ -12,7 +12,7 @@ pub fn computing(backend: Backend) -> Computing {
     Computing {
         engine: backend.engine().to_owned(),
         device: backend.device(),
-        precision: backend.precision().name().to_owned(),
+        precision: backend.floats().unet.name().to_owned(),
         name: nn::name(backend),
     }
 }
@@ -33,8 +33,5 @@ pub fn device_memory(backend: Backend) -> DeviceMemory {
 
 /// What a component computes in.
 pub fn dtype(backend: Backend, component: &str) -> &'static str {
-    match component {
-        "vae" => backend.vae_precision().name(),
-        _ => backend.precision().name(),
-    }
+    backend.floats().of(component).name()
 }

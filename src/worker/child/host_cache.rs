@@ -33,10 +33,7 @@ impl HostCache {
             return;
         }
         let _ = self.touch(leaving);
-        let new = self
-            .waiting
-            .iter()
-            .fold(leaving.without(&Layers::default()), |new, waiting| new.without(waiting));
+        let new = self.waiting.iter().fold(leaving.clone(), |new, waiting| new.without(waiting));
         if new.is_empty() || new.bytes() > self.limit_bytes {
             return;
         }

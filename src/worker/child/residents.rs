@@ -169,9 +169,7 @@ impl Residents {
         self.pipelines = staying;
         for pipeline in leaving.values() {
             let staying = self.pipelines.values().map(Pipeline::layers);
-            let own = staying.fold(pipeline.layers().without(&Layers::default()), |own, other| {
-                own.without(other)
-            });
+            let own = staying.fold(pipeline.layers().clone(), |own, other| own.without(other));
             self.host_cache.keep(&own);
         }
         drop(leaving);

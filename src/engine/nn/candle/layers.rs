@@ -69,17 +69,6 @@ impl<T> Loaded<T> {
     }
 }
 
-/// Bytes of a number of that component.
-fn size(candle: Candle, w: &Weights<'_>) -> usize {
-    let float = if w.component() == "vae" { candle.vae_precision } else { candle.precision };
-    float.bytes()
-}
-
-/// On the device that the layer is on.
-fn input(x: &Tensor, device: &candle_core::Device) -> Result<Array> {
-    x.to_candle(device)
-}
-
 impl Loaded<Dense> {
     pub fn load(
         candle: Candle,
@@ -90,18 +79,18 @@ impl Loaded<Dense> {
         let (w, outputs) = (parts[0], n * parts.len());
         let weight = load_stacked(parts, "weight", &[n, k])?;
         let bias = has_bias.then(|| load_stacked(parts, "bias", &[n])).transpose()?;
-        let bytes = outputs * (k + usize::from(has_bias)) * size(candle, w);
+        let bytes = outputs * (k + usize::from(has_bias)) * candle.floats.of(w.component()).bytes();
         Self::new(candle, w, bytes, |place| Dense::new(place, weight, bias, k))
     }
 
     pub fn forward(&self, x: &Tensor, after: After<'_>) -> Result<Array> {
         let dense = self.get()?;
         let device = dense.weight.device();
-        let x = input(x, device)?;
+        let x = x.to_candle(device)?;
         let x = x.tensor();
         Ok(match after {
             After::Activate(activation) => activate(&dense.forward(x)?, activation)?,
-            After::Add(residual) => dense.forward_add(x, input(residual, device)?.tensor())?,
+            After::Add(residual) => dense.forward_add(x, residual.to_candle(device)?.tensor())?,
             After::Geglu => dense.forward_geglu(x)?,
             After::Shift(_) => {
                 return Err(Error::Backend("a linear layer has no pixels".to_owned()));
@@ -122,7 +111,7 @@ impl Conv {
         let [n, channels, kernel] = shape;
         let weight = w.load("weight", &[n, channels, kernel, kernel])?;
         let bias = w.load("bias", &[n])?;
-        let bytes = n * (channels * kernel * kernel + 1) * size(candle, w);
+        let bytes = n * (channels * kernel * kernel + 1) * candle.floats.of(w.component()).bytes();
         Self::new(candle, w, bytes, |place| {
             conv::Conv::new(place, [weight, bias], kernel, stride, padding)
         })
@@ -132,7 +121,7 @@ impl Conv {
         let conv = self.get()?;
         let device = conv.device();
         let [_, h, w, _] = x.dims4()?;
-        let x = input(x, device)?;
+        let x = x.to_candle(device)?;
         let enlarged = (shape.seen != [h, w]).then_some(shape.seen);
         let run = |shift: Option<&Array>, residual: Option<&Array>| {
             let (shift, residual) = (shift.map(Array::tensor), residual.map(Array::tensor));
@@ -140,8 +129,8 @@ impl Conv {
         };
         Ok(match after {
             After::Activate(activation) => activate(&run(None, None)?, activation)?,
-            After::Add(residual) => run(None, Some(&input(residual, device)?))?,
-            After::Shift(shift) => run(Some(&input(shift, device)?), None)?,
+            After::Add(residual) => run(None, Some(&residual.to_candle(device)?))?,
+            After::Shift(shift) => run(Some(&shift.to_candle(device)?), None)?,
             After::Geglu => return Err(Error::Backend("a convolution has no gate".to_owned())),
         }
         .into())
@@ -166,14 +155,14 @@ impl Norm {
         ) -> candle_core::Result<candle_core::Tensor>,
     ) -> Result<Array> {
         let norm = self.get()?;
-        Ok(normalise(norm, input(x, norm.device())?.tensor())?.into())
+        Ok(normalise(norm, x.to_candle(norm.device())?.tensor())?.into())
     }
 }
 
 impl Table {
     pub fn load(candle: Candle, w: &Weights<'_>, [count, width]: [usize; 2]) -> Load<Self> {
         let rows = w.load("weight", &[count, width])?;
-        let bytes = count * width * size(candle, w);
+        let bytes = count * width * candle.floats.of(w.component()).bytes();
         Self::new(candle, w, bytes, |place| Embedding::new(place, rows, width))
     }
 

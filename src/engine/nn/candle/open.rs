@@ -31,8 +31,7 @@ pub fn open(device: CandleDevice) -> Result<Device, String> {
 impl Place {
     /// Where a component's layers are.
     pub fn of(candle: Candle, component: &str) -> Result<Self, String> {
-        let float = if component == "vae" { candle.vae_precision } else { candle.precision };
-        let dtype = match float {
+        let dtype = match candle.floats.of(component) {
             Float::Fp32 => DType::F32,
             Float::Bf16 => DType::BF16,
             Float::Fp16 => DType::F16,

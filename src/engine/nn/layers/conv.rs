@@ -4,12 +4,10 @@ use std::sync::Arc;
 
 use super::Load;
 #[cfg(feature = "libtorch")]
-use crate::engine::checkpoint::Home;
-#[cfg(feature = "libtorch")]
 use crate::engine::nn::torch;
 use crate::engine::{
     backend::Backend,
-    checkpoint::{Held, Weights},
+    checkpoint::Weights,
     nn::{Activation, After, ConvShape, Result, Tensor, candle, host},
 };
 
@@ -23,33 +21,9 @@ pub struct Conv2d {
     out_channels: usize,
 }
 
-/// The weights of a [`Conv2d`].
-enum Kernels {
-    Host(host::Conv),
-    Candle(candle::Conv),
-    #[cfg(feature = "libtorch")]
-    Torch(torch::Conv),
-}
-
-impl Held for Kernels {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Host(conv) => conv.bytes(),
-            Self::Candle(conv) => conv.bytes(),
-            #[cfg(feature = "libtorch")]
-            Self::Torch(conv) => conv.bytes(),
-        }
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
-        match self {
-            Self::Host(_) | Self::Candle(_) => None,
-            Self::Torch(there) => {
-                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
-            }
-        }
-    }
+by_backend! {
+    /// The weights of a [`Conv2d`].
+    Kernels: host::Conv, candle::Conv, torch::Conv
 }
 
 impl Conv2d {

@@ -4,42 +4,16 @@ use std::sync::Arc;
 
 use super::Load;
 #[cfg(feature = "libtorch")]
-use crate::engine::checkpoint::Home;
-#[cfg(feature = "libtorch")]
 use crate::engine::nn::torch;
 use crate::engine::{
     backend::Backend,
-    checkpoint::{Held, Weights},
+    checkpoint::Weights,
     nn::{Activation, Result, Tensor, candle, host},
 };
 
-/// The learned part of a normalisation: a factor and a shift for each channel.
-enum Norm {
-    Host(host::Norm),
-    Candle(candle::Norm),
-    #[cfg(feature = "libtorch")]
-    Torch(torch::Norm),
-}
-
-impl Held for Norm {
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Host(norm) => norm.bytes(),
-            Self::Candle(norm) => norm.bytes(),
-            #[cfg(feature = "libtorch")]
-            Self::Torch(norm) => norm.bytes(),
-        }
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn moved(&self, to: Home) -> Option<Load<Arc<dyn Held>>> {
-        match self {
-            Self::Host(_) | Self::Candle(_) => None,
-            Self::Torch(there) => {
-                Some(there.moved(to).map(|moved| Arc::new(Self::Torch(moved)) as _))
-            }
-        }
-    }
+by_backend! {
+    /// The learned part of a normalisation: a factor and a shift for each channel.
+    Norm: host::Norm, candle::Norm, torch::Norm
 }
 
 impl Norm {

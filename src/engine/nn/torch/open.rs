@@ -2,7 +2,7 @@
 
 use super::{account, cuda};
 use crate::{
-    engine::backend::{self, Float},
+    engine::backend::{self, Float, Floats},
     modes::{Device, Precision},
 };
 
@@ -43,16 +43,15 @@ pub fn open(device: Device, precision: Precision) -> Result<(backend::Torch, Vec
     if let Some(card) = card {
         cuda::prepare(card).map_err(|error| format!("cuda:{card} cannot be used: {error}"))?;
     }
-    let (precision, vae_precision) = match (precision, card) {
-        // fp16 is too narrow for SDXL's autoencoder; bf16 is not.
-        (Precision::Auto | Precision::Fp16, Some(_)) => (Float::Fp16, Float::Bf16),
-        (Precision::Auto | Precision::Fp32, _) => (Float::Fp32, Float::Fp32),
-        (Precision::Bf16, _) => (Float::Bf16, Float::Bf16),
-        (Precision::Fp16, None) => {
+    let floats = match (card, precision) {
+        (Some(_), _) => Floats::on_card(precision),
+        (None, Precision::Auto | Precision::Fp32) => Floats::EXACT,
+        (None, Precision::Bf16) => Floats::all(Float::Bf16),
+        (None, Precision::Fp16) => {
             return Err(
                 "precision: fp16 is asked for, and on a CPU there are fp32 and bf16".to_owned()
             );
         }
     };
-    Ok((backend::Torch { card, precision, vae_precision }, warnings))
+    Ok((backend::Torch { card, floats }, warnings))
 }

@@ -25,7 +25,7 @@ impl On {
     pub fn new(torch: backend::Torch, component: &str) -> Self {
         account::begin();
         let device = torch.card.map_or(Device::Cpu, |card| Device::Cuda(card as usize));
-        let float = if component == "vae" { torch.vae_precision } else { torch.precision };
+        let float = torch.floats.of(component);
         Self { device, kind: kind(float), element_bytes: float.bytes() }
     }
 }
