@@ -18,7 +18,7 @@ use crate::{
 };
 
 fn custom() -> Job {
-    Job::Custom { name: "test".to_owned(), args: Value::Null }
+    Job::Custom { name: "test".to_owned(), args: Default::default() }
 }
 
 fn step(step: u32) -> JobState {
