@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     job::Unload,
     modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Timeout, Watch},
-    request::{EncodedImage, GenerateRequest, Webhook},
+    request::{EncodedImage, GenerateRequest, Source, Webhook},
 };
 
 fn pipeline(word: &str) -> PipelineSpec {

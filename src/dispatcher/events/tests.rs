@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
