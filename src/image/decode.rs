@@ -7,7 +7,7 @@
 use std::io::{BufRead, Cursor, Seek};
 
 use image::{
-    DynamicImage, ImageDecoder, ImageError, ImageFormat, Limits, RgbImage,
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, RgbImage,
     codecs::{jpeg::JpegDecoder, webp::WebPDecoder},
     error::DecodingError,
     metadata::Orientation,
@@ -18,13 +18,12 @@ use crate::modes::Size;
 
 mod jpeg;
 mod png_rows;
+mod webp;
 
 /// A file may describe far more than it holds; beyond this nothing is unpacked. A photograph of
 /// 50 million pixels fits.
 const MAX_PIXELS: u64 = 64 << 20;
 const MAX_SIDE: u32 = 16 << 10;
-/// What a WebP's chunks may unpack to: [`MAX_PIXELS`] of four channels, twice.
-const MAX_WEBP_BYTES: u64 = 8 * MAX_PIXELS;
 
 /// Why a file is not a usable image. Says so without a subject: "is not …".
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +38,8 @@ pub enum DecodeError {
     Damaged(#[source] ImageError),
     #[error("is a damaged image: the file ends before the image does")]
     CutShort,
+    #[error("is a damaged image: a frame of it is larger than the image")]
+    LargeFrame,
 }
 
 /// Facts from a file's first bytes.
@@ -144,12 +145,15 @@ impl<'a> Opened<'a> {
                 (OpenedFormat::Jpeg { decoder, is_progressive }, dimensions, orientation)
             }
             Ok(ImageFormat::WebP) => {
+                let webp::Outline { is_complete, largest } = webp::outline(file);
+                if !is_complete {
+                    return Err(DecodeError::CutShort);
+                }
                 let mut decoder = WebPDecoder::new(cursor).map_err(DecodeError::Damaged)?;
-                let mut limits = Limits::default();
-                limits.max_alloc = Some(MAX_WEBP_BYTES);
-                decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
                 let dimensions = decoder.dimensions();
-                too_large(dimensions)?; // before EXIF is looked for
+                if largest.0 > dimensions.0 || largest.1 > dimensions.1 {
+                    return Err(DecodeError::LargeFrame);
+                }
                 let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
                 (OpenedFormat::WebP(decoder), dimensions, orientation)
             }
