@@ -20,7 +20,10 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Bodies that are being received or read, their values and images included.
-pub static BODIES: Compartment = Compartment::new(128 * MIB, 10, "requests' bodies");
+pub static BODIES: Compartment = Compartment::new(224 * MIB, 10, "requests' bodies");
+/// What bodies leave free that arrive side by side. One at a time may use it, and has room to its
+/// end: else all could have a part of their places and wait for the rest.
+pub const BODIES_RESERVE: u64 = 128 * MIB;
 
 /// Finished images that wait to be encoded. A large one does not wait for its place: it is there
 /// already, and a line of them would be as large as it is long.
@@ -83,7 +86,16 @@ impl Compartment {
         }
     }
 
-    fn full(&self) -> Problem {
+    /// At once or not at all, and so that so many bytes stay free.
+    pub fn take_leaving(&'static self, bytes: u64, free: u64) -> Option<Place> {
+        let kib = self.kib(bytes);
+        let needed = kib as usize + (free / KIB) as usize;
+        let is_free = self.free_kib.available_permits() >= needed;
+        let permit = is_free.then(|| self.free_kib.try_acquire_many(kib).ok()).flatten();
+        permit.map(Place)
+    }
+
+    pub fn full(&self) -> Problem {
         let detail = format!(
             "{} take {} MiB already, as much as they may together; try again later",
             self.name,
@@ -137,6 +149,16 @@ mod tests {
         small_most: MIB,
         least: 4 * MIB,
     };
+
+    #[tokio::test]
+    async fn a_reserve_is_left() {
+        static TEST: Compartment = Compartment::new(10 * MIB, 0, "test");
+        let first = TEST.take_leaving(4 * MIB, 6 * MIB).unwrap();
+        assert!(TEST.take_leaving(1, 6 * MIB).is_none());
+        assert!(TEST.take(6 * MIB).await.is_ok());
+        drop(first);
+        assert!(TEST.take_leaving(4 * MIB, 6 * MIB).is_some());
+    }
 
     #[tokio::test]
     async fn places_are_taken_shrunk_and_returned() {

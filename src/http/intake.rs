@@ -11,10 +11,13 @@ use axum::{
     http::{HeaderMap, header},
 };
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard},
+    time::{Instant, timeout},
+};
 
 use super::{
-    budget::{BODIES, Place},
+    budget::{BODIES, BODIES_RESERVE, Place},
     problem::{Kind, Problem},
 };
 
@@ -22,6 +25,11 @@ use super::{
 const FREE_BYTES: usize = 64 << 10;
 /// What a byte of a body takes until it has become an image or a value: itself and a copy.
 const COPIES: u64 = 2;
+
+/// The body that may use the reserve.
+static FIRST_IN_LINE: AsyncMutex<()> = AsyncMutex::const_new(());
+/// How long a body waits to be that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a body may be on its way.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -39,6 +47,7 @@ pub struct Intake {
     limit: usize,
     room: Room,
     pace: Pace,
+    first_in_line: Option<MutexGuard<'static, ()>>,
 }
 
 /// The place of a body that is still being read.
@@ -125,7 +134,13 @@ impl Intake {
         if length.and_then(|it| it.parse().ok()).is_some_and(|length: usize| length > limit) {
             return Err(too_large(limit));
         }
-        Ok(Self { body: body.into_data_stream(), limit, room: Room::default(), pace: Pace::BEGUN })
+        Ok(Self {
+            body: body.into_data_stream(),
+            limit,
+            room: Room::default(),
+            pace: Pace::BEGUN,
+            first_in_line: None,
+        })
     }
 
     /// The whole body, and its place.
@@ -162,9 +177,21 @@ impl Intake {
         }
         let paid = received.saturating_sub(FREE_BYTES) - before.saturating_sub(FREE_BYTES);
         if paid > 0 {
-            self.room.add(BODIES.take(COPIES * paid as u64).await?);
+            let place = self.place(COPIES * paid as u64).await?;
+            self.room.add(place);
         }
         Ok(Some(piece))
+    }
+
+    async fn place(&mut self, bytes: u64) -> Result<Place, Problem> {
+        if let Some(place) = BODIES.take_leaving(bytes, BODIES_RESERVE) {
+            return Ok(place);
+        }
+        if self.first_in_line.is_none() {
+            let waiting = timeout(PATIENCE, FIRST_IN_LINE.lock());
+            self.first_in_line = Some(waiting.await.map_err(|_| BODIES.full())?);
+        }
+        BODIES.take(bytes).await
     }
 }
 
