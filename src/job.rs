@@ -5,6 +5,10 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod json_text;
+
+pub use json_text::JsonText;
+
 use crate::{
     modes::PipelineSpec,
     request::{EncodedImage, GenerateRequest, Overrides, Superres, Webhook},
@@ -117,7 +121,7 @@ pub enum Job {
     /// Give memory back.
     Unload { what: Unload },
     /// Run a handler that was registered under that name.
-    Custom { name: String, args: serde_json::Value },
+    Custom { name: String, args: JsonText },
     /// Make an image larger.
     Upscale {
         image: EncodedImage,
@@ -180,19 +184,13 @@ impl Job {
         }
     }
 
-    /// The same without the images that it draws over: what is left to say once it is done.
-    pub fn forget_images(&mut self) {
+    /// The same without its images and arguments: all there is to say once it has ended.
+    pub fn forget_inputs(&mut self) {
         match self {
-            Self::Generation { request, .. } => {
-                if let Some(source) = &mut request.source {
-                    source.forget_images();
-                }
-            }
+            Self::Generation { request, .. } => request.forget_images(),
             Self::Upscale { image, .. } => *image = EncodedImage::default(),
-            Self::ModeSwitch { .. }
-            | Self::Load { .. }
-            | Self::Unload { .. }
-            | Self::Custom { .. } => {}
+            Self::Custom { args, .. } => *args = JsonText::default(),
+            Self::ModeSwitch { .. } | Self::Load { .. } | Self::Unload { .. } => {}
         }
     }
 

@@ -134,6 +134,13 @@ impl GenerateRequest {
     pub fn seeds(&self) -> impl Iterator<Item = u64> {
         (0..self.n).map(|index| self.seed.wrapping_add(index.into()))
     }
+
+    /// The same without the images that it draws over: all there is to say once it is drawn.
+    pub fn forget_images(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.forget_images();
+        }
+    }
 }
 
 /// What an image is drawn over.

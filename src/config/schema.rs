@@ -109,6 +109,7 @@ fn memory() -> Value {
     });
     let keys = json!({
         "max_models": whole("How many models may be loaded at a time [as many as there is room for].", 1, Memory::MAX_MODELS.into()),
+        "max_request_pipelines": whole("How many of them may be models with a request's own LoRAs [4].", 1, Memory::MAX_MODELS.into()),
         "limit_gb": limit_gb,
         "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
         "idle_unload": timeout("A model that nobody has used for so long is unloaded: 90s, 10m, 2h, 7d or off [off]."),

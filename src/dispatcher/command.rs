@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{job::JobId, modes::CustomCommand};
+use crate::{job::JobId, modes::CustomCommand, request::parse_json};
 
 /// What a command sees of the daemon's environment.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
@@ -86,10 +86,9 @@ pub async fn run(
     ended.map(result).map_err(|trouble| reason(&trouble, &command, &said))
 }
 
-/// JSON if it is some, else text.
+/// JSON if it is some, else text; text, too, where it would unfold to very many values.
 fn result(output: Vec<u8>) -> Value {
-    serde_json::from_slice(&output)
-        .unwrap_or_else(|_| String::from_utf8_lossy(&output).into_owned().into())
+    parse_json(&output).unwrap_or_else(|_| String::from_utf8_lossy(&output).into_owned().into())
 }
 
 fn reason(trouble: &Trouble, command: &CustomCommand, said: &str) -> String {

@@ -24,6 +24,8 @@ pub struct JobView {
     pub finished_unix_ms: Option<u64>,
     /// What a custom job returned. (An image goes to its caller and is not kept.)
     pub result: Option<Value>,
+    /// How long that is as JSON.
+    pub result_bytes: u64,
     /// How the images of a generation came about, once they are drawn.
     pub report: Option<DrawnReport>,
     /// How many of its images are kept.
@@ -36,6 +38,22 @@ pub struct JobView {
 }
 
 impl JobView {
+    /// About how much it takes in memory.
+    pub fn bytes(&self) -> u64 {
+        const WITHOUT_TEXTS: u64 = 1 << 10;
+        let request = match &self.job {
+            Job::Generation { request, .. } => {
+                request.prompt.len() + request.negative_prompt.as_ref().map_or(0, String::len)
+            }
+            Job::Upscale { parameters, .. } => parameters.len(),
+            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                0
+            }
+        };
+        let reason = if let JobState::Failed { reason } = &self.state { reason.len() } else { 0 };
+        WITHOUT_TEXTS + self.result_bytes + (self.terms.prompt.len() + request + reason) as u64
+    }
+
     /// Whether it is neither waiting nor at its end.
     pub fn is_begun(&self) -> bool {
         self.state != JobState::Queued && !self.state.is_terminal()
@@ -54,6 +72,7 @@ impl JobView {
             started_unix_ms: None,
             finished_unix_ms: None,
             result: None,
+            result_bytes: 0,
             report: None,
             images: 0,
             drawing_unix_ms: None,

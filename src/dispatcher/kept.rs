@@ -1,4 +1,5 @@
-//! Which images are kept of jobs that have ended, on disk or in memory, and which of them must go.
+//! Which images and results are kept of jobs that have ended, on disk or in memory, and which of
+//! them must go.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -7,10 +8,14 @@ use crate::{job::JobId, worker::protocol::DrawnImages};
 /// What those may take together that are in memory: where there is no journal, or the disk is full.
 const MAX_MEMORY_BYTES: u64 = 512 << 20;
 
+/// What the results of custom jobs may take together, as JSON.
+const MAX_RESULT_BYTES: u64 = 64 << 20;
+
 #[derive(Default)]
 pub struct Kept {
     in_memory: Line<Arc<DrawnImages>>,
     on_disk: Line<()>,
+    results: Line<()>,
 }
 
 /// Where a job's images are.
@@ -28,6 +33,14 @@ impl Kept {
 
     pub fn on_disk(&mut self, id: JobId, bytes: u64) {
         self.on_disk.push(id, bytes, ());
+    }
+
+    /// Says whose results, the oldest, must make room for this one.
+    pub fn result(&mut self, id: JobId, bytes: u64) -> Vec<JobId> {
+        self.results.push(id, bytes, ());
+        let results = &mut self.results;
+        std::iter::from_fn(|| (results.bytes > MAX_RESULT_BYTES).then(|| results.pop()).flatten())
+            .collect()
     }
 
     pub fn find(&self, id: JobId) -> Option<Place> {
@@ -49,6 +62,7 @@ impl Kept {
     pub fn forget(&mut self, id: JobId) {
         self.in_memory.remove(id);
         self.on_disk.remove(id);
+        self.results.remove(id);
     }
 }
 

@@ -141,7 +141,7 @@ mod tests {
             timeout_secs: Some(1),
             ..Terms::default()
         };
-        let job = Job::Custom { name: "x".to_owned(), args: serde_json::Value::Null };
+        let job = Job::Custom { name: "x".to_owned(), args: Default::default() };
         let mut limits = Limits::default();
         // The machine's clock was set back by a second since the daemon's start.
         limits.add(id, &job, &terms, Now { unix_ms: 4000, steady_ms: 5000 });

@@ -160,27 +160,28 @@ impl Handle {
         self.jobs.state(id)
     }
 
-    /// An image of a durable job ([`Terms::durable`]), for as long as it is kept. Reads a file.
+    /// An image of a durable job ([`Terms::durable`]), for as long as it is kept. Opens a file.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be opened.
     pub fn image(&self, id: JobId, index: usize) -> io::Result<Option<KeptImage>> {
         match (self.jobs.images(id), &self.results) {
             (Some(Place::Memory(images)), _) => Ok(Some(KeptImage::Drawn(images))),
-            (Some(Place::Disk), Some(results)) => Ok(results.read(id, index)?.map(KeptImage::Png)),
+            (Some(Place::Disk), Some(results)) => Ok(results.file(id, index)?.map(KeptImage::Png)),
             (Some(Place::Disk), None) | (None, _) => Ok(None),
         }
     }
 
-    /// The newest jobs that are `wanted`, up to `limit`, of those older than `before`.
+    /// The newest jobs that are `wanted`, up to a number and so many bytes in memory, of those
+    /// older than `before`; and whether there are more.
     pub fn jobs(
         &self,
         before: Option<JobId>,
-        limit: usize,
+        limits: (usize, u64),
         wanted: impl Fn(&JobView) -> bool,
-    ) -> Vec<JobView> {
-        let views = self.jobs.list(before, limit, wanted);
-        views.into_iter().map(|view| self.as_things_are(view)).collect()
+    ) -> (Vec<JobView>, bool) {
+        let (views, has_more) = self.jobs.list(before, limits, wanted);
+        (views.into_iter().map(|view| self.as_things_are(view)).collect(), has_more)
     }
 
     /// What happens to all jobs: from now on, or behind that event.
@@ -237,7 +238,7 @@ impl Handle {
 
     /// All jobs that are known, in the order in which they were accepted.
     pub fn all_jobs(&self) -> Vec<JobView> {
-        let mut views = self.jobs.list(None, usize::MAX, |_| true);
+        let (mut views, _) = self.jobs.list(None, (usize::MAX, u64::MAX), |_| true);
         views.reverse();
         views
     }

@@ -1,6 +1,6 @@
 //! What became of a job, or why it was not accepted.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use serde_json::Value;
 
@@ -39,7 +39,7 @@ impl Outcome {
 /// An image that is kept.
 pub enum KeptImage {
     /// A file, its parameters embedded.
-    Png(Vec<u8>),
+    Png(File),
     /// With the others of its job.
     Drawn(Arc<DrawnImages>),
 }
@@ -99,9 +99,9 @@ pub enum SubmitError {
         /// When a place may be free: the mean time that a job took lately, at least 1.
         retry_after_secs: u64,
     },
-    /// As `QueueFull`, of the images that the waiting jobs draw over.
-    #[error("the queue holds images of {limit_bytes} bytes; try again in {retry_after_secs} s")]
-    TooMuchToHold { limit_bytes: usize, retry_after_secs: u64 },
+    /// As `QueueFull`, of what the waiting jobs' callers sent along.
+    #[error("{what} take {limit_bytes} bytes; try again in {retry_after_secs} s")]
+    TooMuchToHold { what: &'static str, limit_bytes: usize, retry_after_secs: u64 },
     #[error("the daemon is shutting down")]
     ShuttingDown,
     /// It could not be written down, or what came before could not be: the disk is full.

@@ -126,7 +126,7 @@ mod tests {
                 asked_by: SwitchOrigin::Generation,
                 timeout_secs: None,
             },
-            ("*", _) => Job::Custom { name: "x".to_owned(), args: serde_json::Value::Null },
+            ("*", _) => Job::Custom { name: "x".to_owned(), args: Default::default() },
             ("A", _) => generation("a", 128, 10),
             (mode, "2") => generation(mode, 64, 20),
             (mode, _) => generation(mode, 64, 10),

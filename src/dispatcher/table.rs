@@ -6,9 +6,12 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, VecDeque},
+    io,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
+
+use serde_json::Value;
 
 use super::{
     Outcome,
@@ -99,13 +102,14 @@ impl SharedJobs {
         self.0.read().unwrap_or_else(PoisonError::into_inner).kept.find(id)
     }
 
-    /// The newest first.
+    /// The newest first; fewer than the limit where they would take more than that in memory, but
+    /// never none for it. And whether there are more.
     pub fn list(
         &self,
         before: Option<JobId>,
-        limit: usize,
+        (limit, max_bytes): (usize, u64),
         wanted: impl Fn(&JobView) -> bool,
-    ) -> Vec<JobView> {
+    ) -> (Vec<JobView>, bool) {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let older = |view: &&JobView| before.is_none_or(|before| view.id < before);
         let mut ids: Vec<JobId> = table
@@ -116,7 +120,15 @@ impl SharedJobs {
             .map(|it| it.id)
             .collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
-        ids.truncate(limit);
+        let all = ids.len();
+        let mut bytes = 0_u64;
+        let too_large = ids.iter().filter_map(|id| table.views.get(id)).position(|view| {
+            let is_first = bytes == 0;
+            bytes = bytes.saturating_add(view.bytes());
+            bytes > max_bytes && !is_first
+        });
+        ids.truncate(too_large.unwrap_or(all).min(limit));
+        let has_more = ids.len() < all;
         let mut views: Vec<JobView> =
             ids.iter().filter_map(|id| Some(table.seen(table.views.get(id)?))).collect();
         if views.iter().any(|view| view.state == JobState::Queued) {
@@ -125,7 +137,7 @@ impl SharedJobs {
                 view.estimated_start_unix_ms = estimates.get(&view.id).copied();
             }
         }
-        views
+        (views, has_more)
     }
 
     /// What happens to the jobs, one after the other.
@@ -155,6 +167,7 @@ impl SharedJobs {
     pub fn restore(&self, remembered: Remembered) {
         let Remembered { entry, attempts, started_unix_ms, ending, notified: _ } = remembered;
         let id = entry.id;
+        let result_bytes = ending.as_ref().and_then(|it| it.result.as_ref()).map(json_bytes);
         let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry) };
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(ending) = ending {
@@ -168,6 +181,9 @@ impl SharedJobs {
             }
         }
         table.views.insert(id, view);
+        if let Some(bytes) = result_bytes {
+            table.keep_result(id, bytes);
+        }
     }
 
     /// An attempt at the job begins: how many that makes; and how long the job has waited, at the
@@ -213,6 +229,8 @@ impl SharedJobs {
     /// The job has ended.
     pub fn finish(&self, id: JobId, ended: Ended) {
         let Ended { outcome, at_unix_ms, image_bytes } = ended;
+        let result_bytes =
+            if let Outcome::Custom(value) = outcome { Some(json_bytes(value)) } else { None };
         self.update(id, |view| {
             view.finished_unix_ms = Some(at_unix_ms);
             view.state = outcome.state();
@@ -226,9 +244,12 @@ impl SharedJobs {
                 | Outcome::Cancelled => {}
             }
             // Thousands of jobs are remembered; not the megabytes of each.
-            view.job.forget_images();
+            view.job.forget_inputs();
         });
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = result_bytes {
+            table.keep_result(id, bytes);
+        }
         let Some(view) = table.views.get(&id) else { return };
         if view.terms.durable {
             table.finished.push_back((id, at_unix_ms));
@@ -248,6 +269,7 @@ impl SharedJobs {
                 && let Some(oldest) = table.answered.pop_front()
             {
                 table.views.remove(&oldest);
+                table.kept.forget(oldest);
             }
         }
     }
@@ -292,6 +314,17 @@ impl SharedJobs {
 }
 
 impl JobTable {
+    fn keep_result(&mut self, id: JobId, bytes: u64) {
+        if let Some(view) = self.views.get_mut(&id) {
+            view.result_bytes = bytes;
+        }
+        for oldest in self.kept.result(id, bytes) {
+            if let Some(view) = self.views.get_mut(&oldest) {
+                (view.result, view.result_bytes) = (None, 0);
+            }
+        }
+    }
+
     /// Those that wait, in their order.
     fn waiting(&self) -> Vec<&JobView> {
         let waiting = self.views.values().filter(|view| view.state == JobState::Queued);
@@ -317,6 +350,24 @@ impl JobTable {
         let report = view.report.as_ref().filter(|_| self.kept.find(view.id).is_some());
         JobView { images: report.map_or(0, |report| report.images), ..view.clone() }
     }
+}
+
+/// How long a value is as text.
+fn json_bytes(value: &Value) -> u64 {
+    struct Count(u64);
+    impl io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    let _ = serde_json::to_writer(&mut count, value); // counting cannot fail
+    count.0
 }
 
 fn expires_at(finished_unix_ms: u64, retention: &Retention) -> u64 {

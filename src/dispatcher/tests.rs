@@ -356,7 +356,7 @@ fn switch(mode: &str) -> Job {
 }
 
 fn custom(name: &str, args: Value) -> Job {
-    Job::Custom { name: name.to_owned(), args }
+    Job::Custom { name: name.to_owned(), args: args.into() }
 }
 
 fn report() -> DrawnReport {

@@ -1,20 +1,18 @@
 //! What a generation is answered with: an image, or images in JSON, and the headers of both.
 
-use std::{error::Error, fmt::Write};
+use std::fmt::Write;
 
-use axum::{
-    Json,
-    body::Bytes,
-    http::{HeaderMap, HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
-};
-use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{accept::Form, problem::X_JOB_ID};
+use super::{
+    accept::Form,
+    problem::X_JOB_ID,
+    sending::{Answer, Part},
+};
 use crate::{
-    dispatcher::{DrawnImages, DrawnReport, KeptImage},
+    dispatcher::{DrawnImages, DrawnReport},
     image::{
         self, EncodeError, Format, Rgb,
         parameters::{self, Facts, infotext},
@@ -79,7 +77,8 @@ pub struct UpscaleAnswer {
     #[schema(example = "image/png")]
     media_type: &'static str,
     /// The file in base64.
-    data: String,
+    #[schema(value_type = String)]
+    data: &'static str,
     /// As modes.yaml names it, or `lanczos`.
     superres_model: String,
 }
@@ -97,7 +96,8 @@ pub struct AnswerImage {
     #[schema(example = "image/png")]
     media_type: &'static str,
     /// The file in base64, its parameters embedded.
-    data: String,
+    #[schema(value_type = String)]
+    data: &'static str,
 }
 
 /// The answer to `asked`, for which `drawn` was drawn. Takes its time.
@@ -106,35 +106,32 @@ pub fn encode(
     drawn: &DrawnImages,
     job: JobId,
     form: Form,
-) -> Result<Response, EncodeError> {
+) -> Result<Answer, EncodeError> {
     let (Form::Image(format) | Form::Json(format)) = form;
     let seeds_and_rgb = asked.request.seeds().zip(drawn.each());
     let files = seeds_and_rgb
         .map(|(seed, rgb)| Ok((seed, file(asked, &drawn.report, (seed, rgb), format)?)))
         .collect::<Result<Vec<_>, EncodeError>>()?;
-    let mut headers = headers(&asked.request, &drawn.report, job);
+    let headers = headers(&asked.request, &drawn.report, job);
     Ok(match form {
         Form::Image(format) => {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
             // There is one: more are never sent in this form.
             let file = files.into_iter().next().map(|(_, file)| file).unwrap_or_default();
-            (headers, Bytes::from(file)).into_response()
+            image_alone(headers, format, file)
         }
         Form::Json(format) => {
             let media_type = format.media_type();
-            let image = |(seed, file): (u64, Vec<u8>)| {
-                let data = BASE64.encode(file);
-                AnswerImage { seed, media_type, data }
-            };
+            let (seeds, files): (Vec<_>, Vec<_>) = files.into_iter().unzip();
+            let image = |seed| AnswerImage { seed, media_type, data: DATA };
             let answer = GenerateAnswer {
                 mode: asked.request.mode.clone(),
                 job_id: job.to_string(),
-                images: files.into_iter().map(image).collect(),
+                images: seeds.into_iter().map(image).collect(),
                 prompt_truncated: drawn.report.prompt_truncated.clone(),
                 skipped_loras: drawn.report.skipped_loras.clone(),
                 superres_model: drawn.report.superres.as_ref().map(|it| it.model.clone()),
             };
-            (headers, Json(answer)).into_response()
+            images_in_json(headers, &answer, files)
         }
     })
 }
@@ -145,28 +142,50 @@ pub fn encode_upscaled(
     drawn: &DrawnImages,
     job: JobId,
     form: Form,
-) -> Result<Response, EncodeError> {
+) -> Result<Answer, EncodeError> {
     let (Form::Image(format) | Form::Json(format)) = form;
     let Upscaled { superres, parameters } = upscaled;
     let Dimensions { width, height } = drawn.report.size;
     let rgb = Rgb { width, height, bytes: &drawn.rgb };
     let file = image::encode(rgb, format, &parameters::upscaled(parameters, superres))?;
-    let mut headers = about(&drawn.report, job);
+    let headers = about(&drawn.report, job);
     Ok(match form {
-        Form::Image(format) => {
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-            (headers, Bytes::from(file)).into_response()
-        }
+        Form::Image(format) => image_alone(headers, format, file),
         Form::Json(format) => {
             let answer = UpscaleAnswer {
                 job_id: job.to_string(),
                 media_type: format.media_type(),
-                data: BASE64.encode(file),
+                data: DATA,
                 superres_model: superres.model_name().to_owned(),
             };
-            (headers, Json(answer)).into_response()
+            images_in_json(headers, &answer, vec![file])
         }
     })
+}
+
+fn image_alone(mut headers: HeaderMap, format: Format, file: Vec<u8>) -> Answer {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    Answer { headers, parts: vec![Part::Bytes(file)] }
+}
+
+/// Stands in a JSON answer for a file. No text in the answer can contain it with its quotes:
+/// quotes within texts are escaped.
+const DATA: &str = "<file>";
+
+/// The JSON with the files in the places of [`DATA`], in their order.
+fn images_in_json(mut headers: HeaderMap, answer: &impl Serialize, files: Vec<Vec<u8>>) -> Answer {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // Texts and numbers in structs always serialize.
+    let json = serde_json::to_string(answer).unwrap_or_default();
+    let data = format!("\"{DATA}\"");
+    let mut texts = json.split(&data);
+    let mut parts: Vec<_> = texts.next().map(|text| Part::Bytes(text.into())).into_iter().collect();
+    for (file, text) in files.into_iter().zip(texts) {
+        parts.push(Part::Bytes(b"\"".to_vec()));
+        parts.push(Part::Base64(file));
+        parts.push(Part::Bytes(format!("\"{text}").into_bytes()));
+    }
+    Answer { headers, parts }
 }
 
 /// What an image that is kept was asked for.
@@ -175,13 +194,13 @@ pub enum Wanted {
     Upscaled(Upscaled),
 }
 
-/// One image of a job, as a file of that format. Takes its time.
-pub fn one_image(
+/// The headers of one image of a job, and the parameters that are embedded in it.
+pub fn about_one(
     wanted: &Wanted,
-    (report, kept): (&DrawnReport, KeptImage),
+    report: &DrawnReport,
     (job, index): (JobId, usize),
     format: Format,
-) -> Result<Response, Box<dyn Error + Send + Sync>> {
+) -> (HeaderMap, String) {
     let (mut headers, parameters) = match wanted {
         Wanted::Drawn(asked) => {
             let seed = asked.request.seed.wrapping_add(index as u64);
@@ -193,18 +212,20 @@ pub fn one_image(
             (about(report, job), parameters::upscaled(parameters, superres))
         }
     };
-    let Dimensions { width, height } = report.size;
-    let encode = |bytes: &[u8]| image::encode(Rgb { width, height, bytes }, format, &parameters);
-    let file = match (kept, format) {
-        // As it was written.
-        (KeptImage::Png(file), Format::Png) => file,
-        (KeptImage::Png(file), Format::Jpeg { .. } | Format::WebP) => {
-            encode(&image::decode_as_it_is(&file)?.bytes)?
-        }
-        (KeptImage::Drawn(images), _) => encode(images.each().nth(index).unwrap_or_default())?,
-    };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
-    Ok((headers, Bytes::from(file)).into_response())
+    (headers, parameters)
+}
+
+/// One image of a job, as a file of that format. Takes its time.
+pub fn encode_one(
+    (headers, parameters): (HeaderMap, String),
+    report: &DrawnReport,
+    bytes: &[u8],
+    format: Format,
+) -> Result<Answer, EncodeError> {
+    let Dimensions { width, height } = report.size;
+    let file = image::encode(Rgb { width, height, bytes }, format, &parameters)?;
+    Ok(Answer { headers, parts: vec![Part::Bytes(file)] })
 }
 
 fn file(

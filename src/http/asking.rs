@@ -2,10 +2,16 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::{Api, answer::Asked, body::GenerateBody, problem::Problem};
+use super::{
+    Api,
+    answer::Asked,
+    body::GenerateBody,
+    budget::{Place, WORK},
+    problem::Problem,
+};
 use crate::{
     config::{find_lora, with_loras},
     dispatcher::unix_ms,
@@ -15,9 +21,6 @@ use crate::{
     request::{Context, EncodedImage, FieldError, InvalidFields, Overrides, WebhookWish},
     webhook,
 };
-
-/// Images of requests are unpacked by two at a time: one may take half a gigabyte.
-pub static UNPACKING: Semaphore = Semaphore::const_new(2);
 
 /// The bytes of an image file.
 #[derive(ToSchema)]
@@ -45,19 +48,24 @@ pub struct GenerateForm {
 pub struct Understood {
     pub asked: Asked,
     pub terms: Terms,
+    /// That of its images, until the queue counts them.
+    pub place: Option<Place>,
 }
 
 /// Resolves a body against the modes of this moment; finds everything that is wrong with it.
 pub async fn understand(api: &Api, body: GenerateBody) -> Result<Understood, Problem> {
-    let overrides = {
-        // What was sent goes before the job waits: it may be much, and is all in the overrides.
-        let GenerateBody { fields, files, room: _room } = body;
-        Overrides::parse_with(&fields, files)?
-    };
+    let GenerateBody { fields, files, mut place } = body;
+    let overrides = Overrides::parse_with(&fields, files)?;
+    // Only the images are left: the fields may have held them as text.
+    drop(fields);
+    if let Some(place) = &mut place {
+        let images = [&overrides.init_image, &overrides.mask_image].into_iter().flatten();
+        place.shrink_to(images.map(|image| image.0.len() as u64).sum());
+    }
     let modes = api.config.current();
     let selected = &api.dispatcher.status().selected_mode;
     let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?.clone();
-    ask(&modes, &mode, overrides).await
+    ask(&modes, &mode, overrides, place).await
 }
 
 /// The mode that is named; else the one that was last switched to, if a reload has left it.
@@ -76,6 +84,7 @@ async fn ask(
     modes: &Arc<Modes>,
     mode: &Arc<Mode>,
     overrides: Overrides,
+    place: Option<Place>,
 ) -> Result<Understood, Problem> {
     let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
     let prompt = overrides.prompt.clone();
@@ -87,7 +96,7 @@ async fn ask(
     let context = Context { mode, max_pixels: modes.max_pixels, init_image, superres };
     let request = overrides.resolve(context, || seed.into())?;
     let asked = Asked { prompt, request, pipeline, lora_pointers };
-    Ok(Understood { asked, terms })
+    Ok(Understood { asked, terms, place })
 }
 
 fn terms(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Terms, InvalidFields> {
@@ -125,28 +134,39 @@ async fn look_up(
     mode: &Arc<Mode>,
     overrides: Overrides,
 ) -> Result<(Overrides, Found), Problem> {
-    let unpacking = match overrides.init_image {
-        Some(_) => Some(UNPACKING.acquire().await.map_err(Problem::internal)?),
+    let working = match checking_bytes(&overrides) {
+        Some(bytes) => Some(WORK.take(bytes).await?),
         None => None,
     };
     let (modes, mode) = (modes.clone(), mode.clone());
     let looking = spawn_blocking(move || {
-        let _unpacking = unpacking;
-        find(&modes, &mode, &overrides).map(|found| (overrides, found))
+        let found = find(&modes, &mode, &overrides);
+        drop(working);
+        found.map(|found| (overrides, found))
     });
     Ok(looking.await.map_err(Problem::internal)??)
+}
+
+/// The memory that checking the images takes, one after the other; none if there are none. One that
+/// is no image costs nothing: it is refused with all else that is wrong.
+fn checking_bytes(overrides: &Overrides) -> Option<u64> {
+    let images = [&overrides.init_image, &overrides.mask_image].into_iter().flatten();
+    images.filter_map(|image| Some(image::header(&image.0).ok()?.checking_bytes)).max()
 }
 
 /// Reads the images to their ends and looks for the LoRAs; finds everything that is wrong.
 fn find(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Found, InvalidFields> {
     let mut errors = Vec::new();
     let mut dimensions = |name, image: &Option<EncodedImage>| {
-        let error = match image::dimensions(&image.as_ref()?.0) {
-            Ok(dimensions) => return Some(dimensions),
-            Err(error) => error.to_string(),
-        };
-        errors.push(FieldError::of(name, error));
-        None
+        let file = &image.as_ref()?.0;
+        let header = image::header(file).and_then(|header| image::check(file).map(|()| header));
+        match header {
+            Ok(header) => Some((header.width, header.height)),
+            Err(error) => {
+                errors.push(FieldError::of(name, error.to_string()));
+                None
+            }
+        }
     };
     let init_image = dimensions("init_image", &overrides.init_image);
     dimensions("mask_image", &overrides.mask_image);

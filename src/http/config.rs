@@ -106,6 +106,8 @@ impl From<Compute> for ComputeInfo {
 pub struct MemoryInfo {
     /// `null`: as many as there is room for.
     max_models: Option<u32>,
+    /// How many of them requests' own LoRAs may make.
+    max_request_pipelines: u32,
     /// In gb of 2^30 bytes; `null`: all there is.
     limit_gb: Option<f64>,
     /// `lru`, `fifo` or `memory_pressure`.
@@ -133,6 +135,7 @@ impl From<&Memory> for MemoryInfo {
     fn from(memory: &Memory) -> Self {
         let Memory {
             max_models,
+            max_request_pipelines,
             limit_bytes,
             eviction,
             idle_unload,
@@ -143,6 +146,7 @@ impl From<&Memory> for MemoryInfo {
         let LoraCacheLimits { max_files, max_bytes } = *lora_cache;
         Self {
             max_models: *max_models,
+            max_request_pipelines: *max_request_pipelines,
             limit_gb: limit_bytes.map(gb_of_bytes),
             eviction: *eviction,
             idle_unload: idle_unload.to_string(),

@@ -62,8 +62,9 @@ pub struct CustomRequest {
         (status = 401, description = "Without the admin key"),
         (status = 404, description = "No such job, or no such mode"),
         (status = 422, description = "Invalid fields"),
-        (status = 429, description = "The queue is full; see Retry-After"),
-        (status = 503, description = "Shutting down"),
+        (status = 429, description = "The queue is full, or the arguments of waiting jobs take too \
+                                      much; see Retry-After"),
+        (status = 503, description = "Too much at once, or shutting down"),
     ))]
 pub async fn submit(
     State(api): State<Api>,
@@ -82,7 +83,7 @@ pub async fn submit(
         if !known.contains_key(&name) {
             return Err(unknown(&name, known.keys().map(String::as_str)));
         }
-        Job::Custom { name, args }
+        Job::Custom { name, args: args.into() }
     };
     if changes_what_is_loaded(&job) {
         Admin::check(&headers, &api)?;
@@ -146,7 +147,7 @@ fn built_in(name: &str, args: &Value, modes: &Modes) -> Result<Job, Problem> {
                     vec![CheckpointRef { path: modes.model_root.join(&name), name }]
                 }
             };
-            let args = json!({"models": models});
+            let args = json!({"models": models}).into();
             Ok(Job::Custom { name: name.to_owned(), args })
         }
         // A test holds this and the list of names together.
@@ -275,7 +276,7 @@ mod tests {
             let job = built_in("verify_checkpoint", &args, &modes).unwrap();
             let Job::Custom { args, .. } = job else { panic!("{job:?}") };
             let models: Vec<CheckpointRef> =
-                serde_json::from_value(args["models"].clone()).unwrap();
+                serde_json::from_value(args.value()["models"].clone()).unwrap();
             assert_eq!(models.iter().map(|it| &it.name[..]).collect::<Vec<_>>(), names);
             assert!(models.iter().all(|it| it.path.starts_with("/home/x/models")), "{models:?}");
         }

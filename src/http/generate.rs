@@ -1,14 +1,15 @@
 //! `POST /generate`: a request in, images out.
 
 use axum::{extract::State, http::HeaderMap, response::Response};
-use tokio::task::spawn_blocking;
 
 use super::{
-    Api, accept,
+    Api,
+    accept::{self, Form},
     answer::{self, Asked, GenerateAnswer},
     asking::{GenerateForm, ImageFile, Understood, understand},
     body::GenerateBody,
     client::Client,
+    encoding,
     problem::Problem,
     submit,
 };
@@ -54,7 +55,7 @@ use crate::{
                                       does not fit it, or no room for the model"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
-        (status = 503, description = "Out of memory, not begun within ADMISSION_TIMEOUT, or shutting \
+        (status = 503, description = "Out of memory, too much at once, not begun within ADMISSION_TIMEOUT, or shutting \
                                       down; see Retry-After"),
         (status = 504, description = "Its deadline has passed, or drawing took longer than its \
                                       timeout"),
@@ -69,7 +70,7 @@ pub async fn generate(
     if submit::prefers_async(&headers) {
         return submit::later(&api, client, &headers, body).await;
     }
-    let Understood { asked, terms } = understand(&api, body).await?;
+    let Understood { mut asked, terms, place } = understand(&api, body).await?;
     let format = asked.request.superres.as_ref().and_then(|superres| superres.format);
     let form = accept::form_as(&headers, asked.request.n, format)?;
     let (request, pipeline) = (asked.request.clone(), asked.pipeline.clone());
@@ -77,11 +78,15 @@ pub async fn generate(
     let terms = Terms { admission_secs: api.admission_secs, client: client.0, ..terms };
     let ticket = api.dispatcher.submit_with(job, terms).await?;
     let id = ticket.id();
+    // From here on the queue counts the images, and they are gone with the job.
+    asked.request.forget_images();
+    drop(place);
     // Dropped with this future when the client hangs up, and the job with it.
     match ticket.outcome().await {
         Outcome::Images(drawn) => {
-            let encoding = spawn_blocking(move || answer::encode(&asked, &drawn, id, form));
-            encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)
+            let (Form::Image(format) | Form::Json(format)) = form;
+            let encode = move |drawn: &_| Ok(answer::encode(&asked, drawn, id, form)?);
+            encoding::drawn(drawn, format, encode).await
         }
         Outcome::Failed(failure) => Err(failed(&asked, failure, id)),
         Outcome::Cancelled => Err(Problem::cancelled(id)),

@@ -14,12 +14,13 @@ use super::{
     accept::{self, Form},
     answer::{self, Asked, Upscaled, Wanted},
     asking::ImageFile,
+    encoding,
     jobs::find,
     problem::{Kind, Problem},
-    superres,
+    sending, superres,
 };
 use crate::{
-    dispatcher::JobView,
+    dispatcher::{JobView, KeptImage},
     image::Format,
     job::{Job, JobState},
     request::{FieldError, InvalidFields},
@@ -47,6 +48,7 @@ pub struct ImageQuery {
         (status = 410, description = "It was not kept, or not for so long"),
         (status = 400, description = "A parameter is there twice"),
         (status = 422, description = "Invalid parameters"),
+        (status = 503, description = "Too many images are encoded or sent; see Retry-After"),
     ))]
 pub async fn first(
     state: State<Api>,
@@ -71,6 +73,7 @@ pub async fn first(
         (status = 410, description = "It was not kept, or not for so long"),
         (status = 400, description = "A parameter is there twice"),
         (status = 422, description = "Invalid parameters"),
+        (status = 503, description = "Too many images are encoded or sent; see Retry-After"),
     ))]
 pub async fn nth(
     State(api): State<Api>,
@@ -92,16 +95,30 @@ pub async fn nth(
     if index >= view.images as usize {
         return Err(no_image());
     }
-    let dispatcher = api.dispatcher;
-    let encoding = spawn_blocking(move || {
-        let Some(kept) = dispatcher.image(view.id, index).map_err(Problem::internal)? else {
-            return Err(not_there(&view));
-        };
-        let id = view.id;
-        let Some(wanted) = wanted(view) else { return Err(no_image()) };
-        answer::one_image(&wanted, (&report, kept), (id, index), format).map_err(Problem::internal)
-    });
-    encoding.await.map_err(Problem::internal)?
+    let (dispatcher, id) = (api.dispatcher, view.id);
+    let opening = spawn_blocking(move || dispatcher.image(id, index));
+    let kept = opening.await.map_err(Problem::internal)?.map_err(Problem::internal)?;
+    let Some(kept) = kept else { return Err(not_there(&view)) };
+    let Some(wanted) = wanted(view) else { return Err(no_image()) };
+    let about = answer::about_one(&wanted, &report, (id, index), format);
+    let bytes = report.image_bytes() as u64;
+    match (kept, format) {
+        // As it was written.
+        (KeptImage::Png(file), Format::Png) => {
+            sending::respond_with_file(about.0, file).map_err(Problem::internal)
+        }
+        (KeptImage::Png(file), Format::Jpeg { .. } | Format::WebP) => {
+            let encode = move |rgb: &[u8]| Ok(answer::encode_one(about, &report, rgb, format)?);
+            encoding::converted(file, bytes, format, encode).await
+        }
+        (KeptImage::Drawn(images), _) => {
+            let encode = move || {
+                let rgb = images.each().nth(index).unwrap_or_default();
+                Ok(answer::encode_one(about, &report, rgb, format)?)
+            };
+            encoding::kept(bytes, format, encode).await
+        }
+    }
 }
 
 impl ImageQuery {

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
@@ -59,9 +60,12 @@ pub struct ListQuery {
     limit: Option<String>,
 }
 
+/// A page ends before it takes more, however many jobs are asked for.
+const MAX_PAGE_BYTES: u64 = 4 << 20;
+
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobList {
-    /// The newest first.
+    /// The newest first; fewer than `limit` where they have long texts.
     jobs: Vec<JobInfo>,
     /// For the next page; `null` where this is the last one.
     next_cursor: Option<String>,
@@ -77,21 +81,22 @@ pub struct JobList {
 pub async fn list(
     State(api): State<Api>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<JobList>, Problem> {
+) -> Result<Response, Problem> {
     let Wanted { states, cursor, limit } = Wanted::read(&query)?;
     let ListQuery { mode, tag, .. } = query;
-    let wanted = |view: &JobView| {
+    let wanted = move |view: &JobView| {
         (states.is_empty() || states.iter().any(|state| *state == view.state.name()))
             && mode.as_deref().is_none_or(|mode| view.job.mode() == Some(mode))
             && tag.as_ref().is_none_or(|tag| view.terms.tags.contains(tag))
     };
-    // One more than are shown tells whether there is another page.
-    let mut views = api.dispatcher.jobs(cursor, limit + 1, wanted);
-    let is_last = views.len() <= limit;
-    views.truncate(limit);
-    let next_cursor = views.last().filter(|_| !is_last).map(|view| view.id.to_string());
-    let jobs = views.into_iter().map(JobInfo::from).collect();
-    Ok(Json(JobList { jobs, next_cursor }))
+    // It may be megabytes of texts to copy and to write.
+    let listing = spawn_blocking(move || {
+        let (views, has_more) = api.dispatcher.jobs(cursor, (limit, MAX_PAGE_BYTES), wanted);
+        let next_cursor = views.last().filter(|_| has_more).map(|view| view.id.to_string());
+        let jobs = views.into_iter().map(JobInfo::from).collect();
+        Json(JobList { jobs, next_cursor }).into_response()
+    });
+    listing.await.map_err(Problem::internal)
 }
 
 /// A query that was understood.

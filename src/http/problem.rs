@@ -67,6 +67,8 @@ pub enum Kind {
     DrawingTimedOut,
     Degraded,
     NotReady,
+    /// Requests and answers together take as much memory as they may.
+    Busy,
     WorkerDied,
     HandlerFailed,
     Internal,
@@ -132,6 +134,7 @@ impl Kind {
             }
             Self::Degraded => (S::SERVICE_UNAVAILABLE, "degraded", "No mode is loaded any more"),
             Self::NotReady => (S::SERVICE_UNAVAILABLE, "not-ready", "Not ready yet"),
+            Self::Busy => (S::SERVICE_UNAVAILABLE, "busy", "Too much at once"),
             Self::WorkerDied => (S::INTERNAL_SERVER_ERROR, "worker-died", "The worker died"),
             Self::HandlerFailed => {
                 (S::INTERNAL_SERVER_ERROR, "handler-failed", "The custom job failed")
@@ -189,6 +192,12 @@ impl Problem {
     #[cfg(test)]
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The same, with when to try again.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_secs = Some(seconds);
+        self
     }
 
     /// An error that the client cannot help: the details go to the log.
@@ -342,13 +351,10 @@ impl From<SubmitError> for Problem {
                 let retry_after_secs = Some(retry_after_secs);
                 Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
             }
-            SubmitError::TooMuchToHold { limit_bytes, retry_after_secs } => {
+            SubmitError::TooMuchToHold { what, limit_bytes, retry_after_secs } => {
                 let limit = limit_bytes >> 20;
-                let detail = format!(
-                    "the images that waiting jobs draw over take {limit} MiB already; try again later"
-                );
-                let retry_after_secs = Some(retry_after_secs);
-                Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
+                let detail = format!("{what} take {limit} MiB already; try again later");
+                Self::new(Kind::QueueFull, detail).retry_after(retry_after_secs)
             }
             SubmitError::ShuttingDown => {
                 let retry_after_secs = Some(SHUTDOWN_RETRY_SECS);

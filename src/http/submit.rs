@@ -41,7 +41,7 @@ pub const RESPOND_ASYNC: &str = "respond-async";
         (status = 422, description = "Invalid fields, or an Idempotency-Key that stands for another \
                                       request"),
         (status = 429, description = "The queue is full; see Retry-After"),
-        (status = 503, description = "Shutting down; see Retry-After"),
+        (status = 503, description = "Too much at once, or shutting down; see Retry-After"),
     )
 )]
 pub async fn submit(
@@ -79,10 +79,12 @@ async fn answer_later(
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     let idempotency = idempotency_of(headers, &body)?;
-    let Understood { asked, terms } = understand(api, body).await?;
+    let Understood { asked, terms, place } = understand(api, body).await?;
     let terms = Terms { durable: true, idempotency, client: client.0, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
-    answer_queued(api, job, terms).await
+    let answer = answer_queued(api, job, terms).await;
+    drop(place); // the queue counts the images
+    answer
 }
 
 /// Queues a durable job and answers 202, with how it stands by then.

@@ -10,11 +10,14 @@ use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::{
-    Api, accept,
+    Api,
+    accept::{self, Form},
     answer::{self, UpscaleAnswer, Upscaled},
-    asking::{ImageFile, UNPACKING},
+    asking::ImageFile,
     body::GenerateBody,
+    budget::{Place, WORK},
     client::Client,
+    encoding,
     job_info::Accepted,
     problem::Problem,
     submit::{self, PREFERENCE_APPLIED, RESPOND_ASYNC},
@@ -74,7 +77,8 @@ pub struct UpscaleForm {
         (status = 422, description = "Invalid fields, or an image that would become too large"),
         (status = 429, description = "The queue is full; see Retry-After"),
         (status = 500, description = "The model is unusable, or the worker died twice"),
-        (status = 503, description = "Out of memory, or shutting down; see Retry-After"),
+        (status = 503, description = "Out of memory, too much at once, or shutting down; see \
+                                      Retry-After"),
     )
 )]
 pub async fn upscale(
@@ -86,21 +90,20 @@ pub async fn upscale(
     if submit::prefers_async(&headers) {
         return later(&api, client, &headers, body).await;
     }
-    let GenerateBody { fields, files, room } = body;
-    let asked = understand(&api, &fields, files).await?;
-    drop((fields, room));
+    let (asked, place) = understand_body(&api, body).await?;
     let form = accept::form_as(&headers, 1, asked.superres.format)?;
     let (superres, parameters) = (asked.superres.clone(), asked.parameters.clone());
     let terms = Terms { admission_secs: api.admission_secs, client: client.0, ..Terms::default() };
     let ticket = api.dispatcher.submit_with(asked.into_job(), terms).await?;
+    drop(place); // the queue counts the image
     let id = ticket.id();
     // Dropped with this future when the client hangs up, and the job with it.
     match ticket.outcome().await {
         Outcome::Images(drawn) => {
             let upscaled = Upscaled { superres, parameters };
-            let encoding =
-                spawn_blocking(move || answer::encode_upscaled(&upscaled, &drawn, id, form));
-            encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)
+            let (Form::Image(format) | Form::Json(format)) = form;
+            let encode = move |drawn: &_| Ok(answer::encode_upscaled(&upscaled, drawn, id, form)?);
+            encoding::drawn(drawn, format, encode).await
         }
         Outcome::Failed(failure) => Err(Problem::of_job(failure, id)),
         Outcome::Cancelled => Err(Problem::cancelled(id)),
@@ -118,11 +121,10 @@ async fn later(
     body: GenerateBody,
 ) -> Result<Response, Problem> {
     let idempotency = submit::idempotency_of(headers, &body)?;
-    let GenerateBody { fields, files, room } = body;
-    let asked = understand(api, &fields, files).await?;
-    drop((fields, room));
+    let (asked, place) = understand_body(api, body).await?;
     let terms = Terms { durable: true, idempotency, client: client.0, ..Terms::default() };
     let mut response = submit::answer_queued(api, asked.into_job(), terms).await?;
+    drop(place);
     response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(RESPOND_ASYNC));
     Ok(response)
 }
@@ -147,28 +149,53 @@ impl Asked {
     }
 }
 
+/// The same of a whole body, with the place of its image.
+async fn understand_body(api: &Api, body: GenerateBody) -> Result<(Asked, Option<Place>), Problem> {
+    let GenerateBody { fields, files, mut place } = body;
+    let wish = UpscaleWish::parse(&fields, files)?;
+    // Only the image is left: the fields may have held it as text.
+    drop(fields);
+    if let Some(place) = &mut place {
+        place.shrink_to(wish.image.0.len() as u64);
+    }
+    Ok((check(api, wish).await?, place))
+}
+
 async fn understand(api: &Api, fields: &Value, files: Files) -> Result<Asked, Problem> {
-    let UpscaleWish { image, magnitude, format } = UpscaleWish::parse(fields, files)?;
-    let _unpacking = UNPACKING.acquire().await.map_err(Problem::internal)?;
-    let looking = spawn_blocking(move || look_at(&image, magnitude).map(|found| (image, found)));
-    let (image, parameters) = looking.await.map_err(Problem::internal)??;
+    check(api, UpscaleWish::parse(fields, files)?).await
+}
+
+async fn check(api: &Api, wish: UpscaleWish) -> Result<Asked, Problem> {
+    let UpscaleWish { image, magnitude, format } = wish;
+    let checking_bytes = checking_bytes(&image, magnitude)?;
+    let working = WORK.take(checking_bytes).await?;
+    let checking = spawn_blocking(move || {
+        let parameters = image::check(&image.0).map(|()| parameters::of_png(&image.0));
+        drop(working);
+        parameters.map(|parameters| (image, parameters))
+    });
+    let checked = checking.await.map_err(Problem::internal)?;
+    let (image, parameters) = checked.map_err(|error| invalid("image", error.to_string()))?;
     let model = api.config.current().superres.clone();
     Ok(Asked { image, superres: Superres { magnitude, model, format }, parameters })
 }
 
-/// Reads the image to its end; returns what it says of how it was drawn.
-fn look_at(image: &EncodedImage, magnitude: u32) -> Result<String, InvalidFields> {
-    let refuse = |name, detail| InvalidFields(vec![FieldError::of(name, detail)]);
-    let (width, height) =
-        image::dimensions(&image.0).map_err(|error| refuse("image", error.to_string()))?;
+/// The memory that checking the image takes, by its header; or why there is no need to.
+fn checking_bytes(image: &EncodedImage, magnitude: u32) -> Result<u64, InvalidFields> {
+    let header = image::header(&image.0).map_err(|error| invalid("image", error.to_string()))?;
+    let image::Header { width, height, checking_bytes } = header;
     let from = Dimensions { width, height };
     if let Err(too_large) = Superres::check(from, 1, magnitude) {
         // If the least is too much already, it is the image that is too large.
         let least = *Superres::MAGNITUDES.start();
         let is_fault = Superres::check(from, 1, least).is_ok();
-        return Err(refuse(if is_fault { "superres_magnitude" } else { "image" }, too_large));
+        return Err(invalid(if is_fault { "superres_magnitude" } else { "image" }, too_large));
     }
-    Ok(parameters::of_png(&image.0))
+    Ok(checking_bytes)
+}
+
+fn invalid(name: &str, detail: String) -> InvalidFields {
+    InvalidFields(vec![FieldError::of(name, detail)])
 }
 
 /// How an image that is fetched later is sent, where its fetcher does not say.

@@ -14,7 +14,10 @@ pub mod parameters;
 mod resize;
 
 pub use crate::request::Format;
-pub use decode::{DecodeError, Decoded, decode_as_it_is, decode_mask, decode_rgb, dimensions};
+pub use decode::{
+    DecodeError, Decoded, Header, check, decode_as_it_is, decode_mask, decode_png, decode_rgb,
+    header,
+};
 
 /// An image: rows top to bottom, three bytes a pixel.
 #[derive(Debug, Clone, Copy)]

@@ -11,6 +11,10 @@ use crate::{
 /// Of what a file says, so much is taken along: two prompts and more.
 const MAX_READ_BYTES: usize = 4 * MAX_PROMPT_BYTES;
 
+/// Text chunks together may take this much, compressed as they are; a file with more of them says
+/// nothing.
+const MAX_DECODER_BYTES: usize = 8 << 20;
+
 /// What there is to say of an image beside its request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
@@ -77,16 +81,24 @@ pub fn upscaled(before: &str, superres: &Superres) -> String {
     }
 }
 
-/// What a PNG says of how it was drawn, in a text chunk before its pixels; else nothing.
+/// The parameters in a PNG's text chunk before its pixels; else nothing. However much the file's
+/// chunks would inflate to, a few times [`MAX_READ_BYTES`] are the most in memory.
 pub fn of_png(file: &[u8]) -> String {
     const KEYWORD: &str = "parameters";
-    let Ok(reader) = png::Decoder::new(Cursor::new(file)).read_info() else {
+    let limits = png::Limits { bytes: MAX_DECODER_BYTES };
+    let mut decoder = png::Decoder::new_with_limits(Cursor::new(file), limits);
+    decoder.set_ignore_iccp_chunk(true);
+    let Ok(reader) = decoder.read_info() else {
         return String::new();
     };
     let info = reader.info();
     let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-    let newer = || info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-    let text = plain.map(|chunk| chunk.text.clone()).or_else(|| newer()?.get_text().ok());
+    let newer = || {
+        let mut chunk = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD)?.clone();
+        chunk.decompress_text_with_limit(MAX_READ_BYTES).ok()?;
+        chunk.get_text().ok()
+    };
+    let text = plain.map(|chunk| chunk.text.clone()).or_else(newer);
     text.filter(|text| text.len() <= MAX_READ_BYTES).unwrap_or_default()
 }
 
@@ -265,5 +277,23 @@ mod tests {
             assert_eq!(of_png(&file), text[expected..]);
         }
         assert_eq!(of_png(b"no image"), "");
+    }
+
+    #[test]
+    fn compressed_text_is_read_as_far_as_it_is_short() {
+        for (length, expected) in [(100, 100), (MAX_READ_BYTES, MAX_READ_BYTES), (64 << 20, 0)] {
+            let mut file = Vec::new();
+            let mut encoder = png::Encoder::new(&mut file, 1, 1);
+            encoder.set_color(png::ColorType::Rgb);
+            let text = "x".repeat(length);
+            let mut chunk = png::text_metadata::ITXtChunk::new("parameters", text.clone());
+            chunk.compress_text().unwrap();
+            chunk.compressed = true;
+            let mut writer = encoder.write_header().unwrap();
+            writer.write_text_chunk(&chunk).unwrap();
+            writer.write_image_data(&[1, 2, 3]).unwrap();
+            writer.finish().unwrap();
+            assert_eq!(of_png(&file), text[..expected]);
+        }
     }
 }

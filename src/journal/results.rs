@@ -31,8 +31,8 @@ impl Results {
     }
 
     /// One image's file. Nothing if it was removed.
-    pub fn read(&self, id: JobId, index: usize) -> io::Result<Option<Vec<u8>>> {
-        match fs::read(self.path(id, index)) {
+    pub fn file(&self, id: JobId, index: usize) -> io::Result<Option<File>> {
+        match File::open(self.path(id, index)) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

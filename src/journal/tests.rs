@@ -1,4 +1,4 @@
-use std::{collections::HashSet, fs, path::Path, sync::Arc};
+use std::{collections::HashSet, fs, io::Read, path::Path, sync::Arc};
 
 use serde_json::json;
 
@@ -62,7 +62,7 @@ fn ending(state: JobState) -> Ending {
 
 fn ended(entry: &Entry, ending: Ending, images: Option<DrawnImages>) -> Record {
     let mut entry = Box::new(entry.clone());
-    entry.job.forget_images();
+    entry.job.forget_inputs();
     Record::Ended { entry, ending: Box::new(ending), images: images.map(Arc::new) }
 }
 
@@ -135,9 +135,14 @@ fn images_are_files_with_their_parameters() {
     let Opened { remembered, results, journal, .. } = open(folder.path());
     let bytes = remembered[0].ending.as_ref().unwrap().image_bytes;
     let results = results.unwrap();
-    let files: Vec<Vec<u8>> = (0..2).map(|at| results.read(job.id, at).unwrap().unwrap()).collect();
+    let read = |at| {
+        let mut bytes = Vec::new();
+        results.file(job.id, at).unwrap().unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    };
+    let files: Vec<Vec<u8>> = (0..2).map(read).collect();
     assert_eq!(files.iter().map(Vec::len).sum::<usize>() as u64, bytes);
-    assert_eq!(results.read(job.id, 2).unwrap(), None);
+    assert!(results.file(job.id, 2).unwrap().is_none());
     for (at, file) in files.iter().enumerate() {
         let seed = format!("Seed: {}", 7 + at);
         assert!(file.windows(seed.len()).any(|it| it == seed.as_bytes()));
@@ -146,7 +151,7 @@ fn images_are_files_with_their_parameters() {
     }
     journal.append(Record::ImagesForgotten(vec![job.id]), 0);
     journal.close();
-    assert_eq!(results.read(job.id, 0).unwrap(), None);
+    assert!(results.file(job.id, 0).unwrap().is_none());
     assert_eq!(open(folder.path()).remembered[0].ending.as_ref().unwrap().image_bytes, 0);
 }
 
@@ -161,8 +166,8 @@ fn files_of_no_job_are_removed_and_others_left() {
     let half = folder.path().join(format!("{}-0.tmp", known.id));
     [&mine, &half].iter().for_each(|path| fs::write(path, "x").unwrap());
     results.keep_only(&HashSet::from([known.id])).unwrap();
-    assert!(results.read(known.id, 1).unwrap().is_some());
-    assert_eq!(results.read(unknown.id, 0).unwrap(), None);
+    assert!(results.file(known.id, 1).unwrap().is_some());
+    assert!(results.file(unknown.id, 0).unwrap().is_none());
     assert!(mine.exists() && !half.exists());
 }
 

@@ -267,6 +267,8 @@ impl<T> Committer<T> {
 mod tests {
     use tokio::sync::mpsc::UnboundedReceiver;
 
+    use serde_json::Value;
+
     use super::*;
     use crate::{
         job::{Job, JobId, JobState, Terms},
@@ -282,7 +284,7 @@ mod tests {
     }
 
     fn entry(bytes: usize) -> Entry {
-        let job = Job::Custom { name: "x".to_owned(), args: "x".repeat(bytes).into() };
+        let job = Job::Custom { name: "x".to_owned(), args: Value::from("x".repeat(bytes)).into() };
         Entry { id: JobId::new(), job, terms: Terms::default(), arrived_ms: 0 }
     }
 

@@ -11,6 +11,9 @@ use super::{Eviction, Time};
 pub struct Memory {
     /// How many pipelines may be loaded at a time; `None`: as many as there is room for.
     pub max_models: Option<u32>,
+    /// How many of them that requests' own LoRAs made: those are not known beforehand, and any
+    /// client can make more.
+    pub max_request_pipelines: u32,
     /// What the worker may allocate in all, in bytes; `None`: all that the device has.
     pub limit_bytes: Option<u64>,
     pub eviction: Eviction,
@@ -46,6 +49,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             max_models: None,
+            max_request_pipelines: 4,
             limit_bytes: None,
             eviction: Eviction::Lru,
             idle_unload: IdleUnload::Never,

@@ -70,8 +70,12 @@ pub struct Configured {
 pub enum Refused {
     /// As many jobs wait as may.
     Full,
-    /// What the waiting jobs draw over takes as much memory as it may, [`MAX_SOURCE_BYTES`](super::MAX_SOURCE_BYTES).
-    TooMuchToHold,
+    /// The images that waiting jobs draw over take as much memory as they may,
+    /// [`MAX_SOURCE_BYTES`](super::MAX_SOURCE_BYTES).
+    TooManyImages,
+    /// The arguments of the waiting custom jobs take as much memory as they may,
+    /// [`MAX_ARGUMENT_BYTES`](super::MAX_ARGUMENT_BYTES).
+    TooManyArguments,
     /// A user's switch to what is loaded, and stays it until its turn would come.
     AlreadyLoaded,
 }

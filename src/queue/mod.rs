@@ -9,12 +9,12 @@ use std::collections::VecDeque;
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
     modes::{Modes, ModesDiff, Order},
-    request::Source,
 };
 
 mod entry;
 mod order;
 mod turns;
+mod weight;
 
 #[cfg(test)]
 mod tests;
@@ -23,9 +23,7 @@ pub use entry::{Configured, Entry, Refused, Submitted, Target};
 pub use order::Mended;
 use order::{Situation, is_for_generations, mend, overtaking, place_of, remove_needless_switches};
 use turns::Turns;
-
-/// What the images that waiting jobs draw over may take together. Those of one job take a quarter.
-pub const MAX_SOURCE_BYTES: usize = 256 << 20;
+pub use weight::{MAX_ARGUMENT_BYTES, MAX_SOURCE_BYTES};
 
 /// The line of waiting jobs, the one that is being worked on, and what is loaded.
 #[derive(Debug)]
@@ -136,11 +134,7 @@ impl Queue {
         if self.waiting.len() + usize::from(switch.is_some()) + 1 > self.limit {
             return Err(Refused::Full);
         }
-        let brought = source_bytes(&job);
-        let held = || self.waiting.iter().map(|entry| source_bytes(&entry.job)).sum::<usize>();
-        if brought > 0 && held() + brought > MAX_SOURCE_BYTES {
-            return Err(Refused::TooMuchToHold);
-        }
+        weight::check(&job, self.waiting.iter())?;
         let switch = switch.map(|switch| (new_id(), switch)); // ids grow in the line's order
         let job = Entry { id: new_id(), job, terms, arrived_ms: self.now_ms };
         Ok(self.put_in(place, switch, job, new_id))
@@ -385,13 +379,5 @@ impl Queue {
             self.settled_mode.clone_from(&target.mode);
         }
         needless
-    }
-}
-
-fn source_bytes(job: &Job) -> usize {
-    match job {
-        Job::Generation { request, .. } => request.source.as_ref().map_or(0, Source::bytes),
-        Job::Upscale { image, .. } => image.0.len(),
-        Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => 0,
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     job::Unload,
     modes::{CheckpointRef, Defaults, LoraRef, Memory, Mode, PipelineSpec, Size, Timeout, Watch},
-    request::{EncodedImage, GenerateRequest, Webhook},
+    request::{EncodedImage, GenerateRequest, Source, Webhook},
 };
 
 fn pipeline(word: &str) -> PipelineSpec {
@@ -45,7 +45,7 @@ fn job(word: &str) -> Job {
         (">", mode) => switch(mode, SwitchOrigin::Generation),
         ("~", mode) => switch(mode, SwitchOrigin::Reload),
         ("%", _) => Job::Unload { what: Unload::All },
-        ("*", _) => Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null },
+        ("*", _) => Job::Custom { name: "test".to_owned(), args: Default::default() },
         _ => Job::Generation { request: request(&mode_of(word)), pipeline: pipeline(word) },
     }
 }
@@ -92,6 +92,27 @@ fn submit_all(queue: &mut Queue, words: &str) {
 }
 
 #[test]
+fn waiting_arguments_take_a_bounded_amount_of_memory() {
+    let custom = |bytes: usize| Job::Custom {
+        name: "test".to_owned(),
+        // And two quotes.
+        args: serde_json::Value::from("x".repeat(bytes - 2)).into(),
+    };
+    let mut queue = queue(64, "a");
+    let mut submit = |job| queue.submit(job, Terms::default(), JobId::new).map(|_| ());
+    for (job, expected) in [
+        (custom(MAX_ARGUMENT_BYTES / 2), Ok(())),
+        (custom(MAX_ARGUMENT_BYTES / 2), Ok(())),
+        (custom(10), Err(Refused::TooManyArguments)),
+        (job("a"), Ok(())),
+    ] {
+        assert_eq!(submit(job), expected);
+    }
+    queue.start_next();
+    assert!(queue.submit(custom(10), Terms::default(), JobId::new).is_ok());
+}
+
+#[test]
 fn waiting_images_take_a_bounded_amount_of_memory() {
     let quarter = EncodedImage(vec![0; MAX_SOURCE_BYTES / 4].into());
     let eighth = EncodedImage(vec![0; MAX_SOURCE_BYTES / 8].into());
@@ -109,7 +130,7 @@ fn waiting_images_take_a_bounded_amount_of_memory() {
         (drawn_over(&quarter, None), Ok(())),
         (drawn_over(&eighth, Some(&eighth)), Ok(())),
         (drawn_over(&quarter, Some(&quarter)), Ok(())),
-        (drawn_over(&eighth, None), Err(Refused::TooMuchToHold)),
+        (drawn_over(&eighth, None), Err(Refused::TooManyImages)),
         (job("a"), Ok(())),
     ] {
         assert_eq!(submit(job), expected);

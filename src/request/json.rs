@@ -1,5 +1,6 @@
 //! JSON that comes from outside, with a bound on what it unfolds to: a list of zeros takes two bytes
-//! a number on its way and sixteen times as much as a [`Value`].
+//! a number on its way and sixteen times as much as a [`Value`]. A key that an object has twice is
+//! refused: readers differ on which of the two counts.
 
 use std::fmt;
 
@@ -8,11 +9,13 @@ use serde_json::{Map, Value};
 
 /// The most values in a document; the longest sensible request has some dozens.
 const MAX_VALUES: usize = 10_000;
+/// So much of a key is named in an error.
+const MAX_KEY_CHARS: usize = 100;
 
 /// Reads a document.
 ///
 /// # Errors
-/// It is not JSON, or holds too many values.
+/// It is not JSON, holds too many values, or an object of it has a key twice.
 pub fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Bounded { left: &mut { MAX_VALUES } }.deserialize(&mut reader)?;
@@ -82,7 +85,11 @@ impl<'de> Visitor<'de> for Bounded<'_> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
-        while let Some(key) = fields.next_key()? {
+        while let Some(key) = fields.next_key::<String>()? {
+            if object.contains_key(&key) {
+                let key: String = key.chars().take(MAX_KEY_CHARS).collect();
+                return Err(A::Error::custom(format_args!("the key {key:?} is there twice")));
+            }
             object.insert(key, fields.next_value_seed(self.next::<A::Error>()?)?);
         }
         Ok(object.into())
@@ -98,7 +105,7 @@ mod tests {
     #[test]
     fn what_is_read_is_what_serde_json_reads() {
         for text in [
-            r#"{"a": [1, -2, 1.5, 1e400, true, null, "x\u00e9"], "b": {}, "a": 18446744073709551615}"#,
+            r#"{"a": [1, -2, 1.5, 1e400, true, null, "x\u00e9"], "b": {}, "c": 18446744073709551615}"#,
             r#"{"a": [1, -2, 1.5, true, null, "x\u00e9"], "b": {"c": []}, "d": 18446744073709551616}"#,
             "[]",
             "7",
@@ -107,10 +114,27 @@ mod tests {
             "{",
             "",
             "1 2",
-            r#"{"a": 1, "a": 2}"#,
         ] {
             let (found, expected) = (parse(text.as_bytes()), serde_json::from_str::<Value>(text));
             assert_eq!(found.map_err(|e| e.to_string()), expected.map_err(|e| e.to_string()));
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_refused() {
+        for (text, expected) in [
+            (r#"{"a": 1, "b": 2, "a": 1}"#, Some(r#"the key "a" is there twice at line 1"#)),
+            (
+                r#"{"x": [{"a b": 1, "a b": {}}]}"#,
+                Some(r#"the key "a b" is there twice at line 1"#),
+            ),
+            (r#"{"a": {"a": 1}, "b": [{"a": 1}, {"a": 1}]}"#, None),
+        ] {
+            let error = parse(text.as_bytes()).err().map(|error| error.to_string());
+            match expected {
+                Some(expected) => assert!(error.unwrap().starts_with(expected), "{text}"),
+                None => assert_eq!(error, None),
+            }
         }
     }
 

@@ -8,6 +8,8 @@ use crate::modes::Eviction;
 pub struct Resident {
     pub id: PipelineId,
     pub standing: Standing,
+    /// No mode declares it, whatever its standing: a request's own LoRAs made it.
+    pub of_request: bool,
     /// In milliseconds of any clock, as `now_ms`.
     pub last_used_ms: u64,
     /// What it would take to have it back.
@@ -35,6 +37,8 @@ pub enum Standing {
 pub struct Wish<'a> {
     pub residents: &'a [Resident],
     pub new: PipelineId,
+    /// Whether a request's own LoRAs make it.
+    pub of_request: bool,
     /// All that would be held, `new` among the users.
     pub segments: &'a [Segment],
     /// What reading takes beside the weights.
@@ -53,6 +57,8 @@ pub struct Limits {
     pub eviction: Eviction,
     /// How many pipelines.
     pub max_models: Option<u32>,
+    /// How many of them that requests' LoRAs made.
+    pub max_request_pipelines: u32,
     /// How many bytes of weights.
     pub weights_bytes: u64,
 }
@@ -131,25 +137,43 @@ fn too_many(
     limits: &Limits,
     before: &[PipelineId],
 ) -> Result<Vec<PipelineId>, NoRoom> {
-    let Some(max_models) = limits.max_models else { return Ok(Vec::new()) };
-    let loaded = wish.residents.len() + 1 - before.len();
-    let excess = loaded.saturating_sub(max_models as usize);
     let remaining = wish.residents.iter().filter(|resident| !before.contains(&resident.id));
     let remaining: Vec<Resident> = remaining
         .cloned()
         .map(|resident| match resident.standing {
             Standing::Active if wish.takes_over => {
-                Resident { standing: Standing::Free, ..resident }
+                let standing = if resident.of_request { Standing::OneOff } else { Standing::Free };
+                Resident { standing, ..resident }
             }
             _ => resident,
         })
         .collect();
-    let mut after = in_order(&remaining, wish.segments, limits.eviction, wish.now_ms);
-    if after.len() < excess {
+    let mut after = too_many_of_requests(&remaining, wish, limits);
+    let Some(max_models) = limits.max_models else { return Ok(after) };
+    let excess = (remaining.len() + 1).saturating_sub(max_models as usize);
+    let in_order = in_order(&remaining, wish.segments, limits.eviction, wish.now_ms);
+    let others: Vec<_> = in_order.into_iter().filter(|id| !after.contains(id)).collect();
+    let missing = excess.saturating_sub(after.len());
+    if others.len() < missing {
         return Err(NoRoom::TooMany { max_models });
     }
-    after.truncate(excess);
+    after.extend(others.into_iter().take(missing));
     Ok(after)
+}
+
+/// Requests make any number of pipelines, so those of them that were used least recently leave
+/// beyond a bound, whatever room there is. No request is refused for it.
+fn too_many_of_requests(
+    remaining: &[Resident],
+    wish: &Wish<'_>,
+    limits: &Limits,
+) -> Vec<PipelineId> {
+    let made: Vec<Resident> = remaining.iter().filter(|it| it.of_request).cloned().collect();
+    let count = made.len() + usize::from(wish.of_request);
+    let excess = count.saturating_sub(limits.max_request_pipelines as usize);
+    let mut leaving = in_order(&made, wish.segments, Eviction::Lru, wish.now_ms);
+    leaving.truncate(excess);
+    leaving
 }
 
 /// Those who may leave, the first one first. Where times are equal, the order given counts.

@@ -150,7 +150,7 @@ impl VramRegistry {
     /// all (less, where the configuration says so).
     pub fn plan(
         &self,
-        new: PipelineId,
+        (new, pipeline): (PipelineId, &PipelineSpec),
         estimate: &Estimate,
         takes_over: bool,
         device_bytes: u64,
@@ -160,6 +160,7 @@ impl VramRegistry {
         let wish = Wish {
             residents: &residents,
             new,
+            of_request: !self.is_declared(pipeline),
             segments: &estimate.segments,
             working_bytes: estimate.working_bytes,
             drawing_bytes: self.peaks.iter().copied().max().unwrap_or(0),
@@ -167,8 +168,9 @@ impl VramRegistry {
             now_ms,
         };
         let weights_bytes = self.limit(device_bytes).saturating_sub(estimate.other_bytes);
-        let Memory { eviction, max_models, .. } = self.memory;
-        plan::plan(&wish, &Limits { eviction, max_models, weights_bytes })
+        let Memory { eviction, max_models, max_request_pipelines, .. } = self.memory;
+        let limits = Limits { eviction, max_models, max_request_pipelines, weights_bytes };
+        plan::plan(&wish, &limits)
     }
 
     /// What the worker may allocate in all.
@@ -206,10 +208,15 @@ impl VramRegistry {
         let resident = |model: &Model| Resident {
             id: model.loaded.id,
             standing: self.standing(model),
+            of_request: !self.is_declared(&model.loaded.pipeline),
             last_used_ms: model.last_used_unix_ms,
             load_ms: model.loaded.load_ms,
         };
         self.models.iter().map(resident).collect()
+    }
+
+    fn is_declared(&self, pipeline: &PipelineSpec) -> bool {
+        self.declared.iter().any(|(it, _)| it == pipeline)
     }
 
     fn standing(&self, model: &Model) -> Standing {

@@ -75,7 +75,7 @@ pub struct Snapshot {
 pub enum Reason {
     /// Another one needed its memory.
     Memory,
-    /// There were more than `max_models`.
+    /// There were more than `max_models`, or of requests' own more than `max_request_pipelines`.
     MaxModels,
     /// A job ran out of memory.
     OutOfMemory,

@@ -1,15 +1,11 @@
 //! What can be asked of `POST /generate`: forms, images to start from, several images, LoRAs.
 
-use std::{
-    fs,
-    io::{Cursor, Write},
-    net::TcpStream,
-};
+use std::{fs, io::Cursor};
 
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Daemon, MODES, folder, has_answer, read_to_end};
+use crate::support::{Answer, Daemon, MODES, folder};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -278,35 +274,4 @@ fn a_lora_that_is_not_below_lora_root_is_not_there() {
         assert!(!answer.text().contains(daemon.path().to_str().unwrap()), "{}", answer.text());
         assert_eq!(refused(&answer), [expected]);
     }
-}
-
-#[test]
-fn large_bodies_wait_for_room_and_small_ones_do_not() {
-    let daemon = Daemon::start();
-    let address = daemon.url.strip_prefix("http://").unwrap();
-    // Says that it brings so many MiB, and brings nothing yet.
-    let announce = |mib: usize| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        let head = format!(
-            "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
-             connection: close\r\ncontent-length: {}\r\n\r\n",
-            mib << 20
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream
-    };
-    let holders: Vec<_> = (0..8).map(|_| announce(64)).collect();
-    // They have come before these.
-    let small = || daemon.post("/generate", &json!({"prompt": "x", "num_inference_steps": 1}));
-    assert_eq!(small().status, 200);
-    let mut large = announce(2);
-    large
-        .write_all(format!("{{\"prompt\": \"x\"}}{}", " ".repeat((2 << 20) - 15)).as_bytes())
-        .unwrap();
-    // Time enough, had it been read.
-    (0..20).for_each(|_| assert_eq!(small().status, 200));
-    assert!(!has_answer(&large));
-    drop(holders);
-    let answer = read_to_end(large);
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{:.200}", answer);
 }

@@ -3,6 +3,7 @@
 
 mod api;
 mod asking;
+mod bodies;
 mod checkpoints;
 mod commands;
 mod commands_of_jobs;
@@ -18,6 +19,7 @@ mod jobs;
 mod life;
 mod limits;
 mod loras;
+mod memory_bounds;
 mod operations;
 mod process;
 mod queue;

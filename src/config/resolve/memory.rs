@@ -11,8 +11,16 @@ use crate::{
     modes::{LoraCacheLimits, Memory, Mode, Modes, bytes_of_gb},
 };
 
-pub const MEMORY_KEYS: [&str; 7] =
-    ["max_models", "limit_gb", "eviction", "idle_unload", "verify", "lora_cache", "host_cache_gb"];
+pub const MEMORY_KEYS: [&str; 8] = [
+    "max_models",
+    "max_request_pipelines",
+    "limit_gb",
+    "eviction",
+    "idle_unload",
+    "verify",
+    "lora_cache",
+    "host_cache_gb",
+];
 pub const LORA_CACHE_KEYS: [&str; 2] = ["max_files", "max_gb"];
 
 /// So many modes are named in a warning.
@@ -37,6 +45,10 @@ impl<'a> MemorySection<'a> {
             max_models: max_models
                 .as_ref()
                 .and_then(|it| it.whole_number(1..=Memory::MAX_MODELS, errors)),
+            max_request_pipelines: table
+                .get("max_request_pipelines")
+                .and_then(|it| it.whole_number(1..=Memory::MAX_MODELS, errors))
+                .unwrap_or(other.max_request_pipelines),
             limit_bytes: table.get("limit_gb").and_then(|field| limit(&field, errors)),
             eviction: parsed(&table, "eviction", errors).unwrap_or(other.eviction),
             idle_unload: parsed(&table, "idle_unload", errors).unwrap_or(other.idle_unload),

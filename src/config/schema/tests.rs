@@ -243,6 +243,8 @@ fn it_allows_what_the_parser_takes() {
         "memory_pressure",
         "{max_models: 2}",
         "{max_models: 0}",
+        "{max_request_pipelines: 0}",
+        "{max_request_pipelines: 8}",
         "{max_gb: 0.5}",
         "{max_gb: many}",
         "x",

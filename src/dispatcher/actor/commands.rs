@@ -143,8 +143,14 @@ impl Actor {
                 limit: self.queue.limit(),
                 retry_after_secs: self.jobs.retry_after_secs(),
             },
-            Refused::TooMuchToHold => SubmitError::TooMuchToHold {
+            Refused::TooManyImages => SubmitError::TooMuchToHold {
+                what: "the images that waiting jobs draw over",
                 limit_bytes: queue::MAX_SOURCE_BYTES,
+                retry_after_secs: self.jobs.retry_after_secs(),
+            },
+            Refused::TooManyArguments => SubmitError::TooMuchToHold {
+                what: "the arguments of waiting custom jobs",
+                limit_bytes: queue::MAX_ARGUMENT_BYTES,
                 retry_after_secs: self.jobs.retry_after_secs(),
             },
             Refused::AlreadyLoaded => SubmitError::AlreadyLoaded,

@@ -61,7 +61,8 @@ impl Actor {
         let takes_over = !matches!(running.entry.job, Job::Load { .. });
         let Phase::Loading(loading) = &mut running.phase else { return };
         let now_ms = self.clock.now_ms();
-        let plan = self.registry.plan(loading.id, &estimate, takes_over, device_bytes, now_ms);
+        let new = (loading.id, &loading.target.pipeline);
+        let plan = self.registry.plan(new, &estimate, takes_over, device_bytes, now_ms);
         let Plan { before, after } = match plan {
             Ok(plan) => plan,
             Err(no_room) => {

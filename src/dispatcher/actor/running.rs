@@ -160,7 +160,7 @@ impl Actor {
             | Job::Load { .. }
             | Job::Upscale { .. } => Phase::AwaitsWorker,
             Job::Unload { .. } => Phase::Unloading(Vec::new()),
-            Job::Custom { name, args } => Phase::Custom(self.custom.start(name, job, args.clone())),
+            Job::Custom { name, args } => Phase::Custom(self.custom.start(name, job, args.value())),
         };
         self.begin_unloading();
         self.drive();

@@ -156,7 +156,7 @@ impl Actor {
             image_bytes: 0,
         });
         let mut entry = Box::new(entry.clone());
-        entry.job.forget_images();
+        entry.job.forget_inputs();
         let id = entry.id;
         let record = Record::Ended { entry, ending, images };
         self.write(record, Then::Settle { id, outcome, at_unix_ms });

@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
@@ -18,7 +17,7 @@ use crate::{
 };
 
 fn custom() -> Job {
-    Job::Custom { name: "test".to_owned(), args: Value::Null }
+    Job::Custom { name: "test".to_owned(), args: Default::default() }
 }
 
 fn step(step: u32) -> JobState {

@@ -6,7 +6,7 @@ use crate::{
 };
 
 fn custom() -> Entry {
-    let job = Job::Custom { name: "test".to_owned(), args: serde_json::Value::Null };
+    let job = Job::Custom { name: "test".to_owned(), args: Default::default() };
     Entry { id: JobId::new(), job, terms: Terms::default(), arrived_ms: 0 }
 }
 
@@ -106,12 +106,33 @@ fn jobs_are_listed_from_the_newest_on() {
     jobs.finish(ids[1], ended(&Outcome::Cancelled, 0, 0));
     let list = |before, limit, state: Option<JobState>| -> Vec<JobId> {
         let wanted = |view: &JobView| state.as_ref().is_none_or(|state| view.state == *state);
-        jobs.list(before, limit, wanted).iter().map(|view| view.id).collect()
+        let (views, has_more) = jobs.list(before, (limit, u64::MAX), wanted);
+        assert_eq!(has_more, views.len() == 2 && before.is_none());
+        views.iter().map(|view| view.id).collect()
     };
     assert_eq!(list(None, 2, None), [ids[4], ids[3]]);
     assert_eq!(list(Some(ids[3]), 9, None), [ids[2], ids[1], ids[0]]);
     assert_eq!(list(Some(ids[3]), 9, Some(JobState::Queued)), [ids[2], ids[0]]);
     assert_eq!(list(Some(ids[0]), 9, None), []);
+}
+
+#[test]
+fn results_take_a_bounded_amount_of_memory_in_the_table_and_in_a_list() {
+    let jobs = SharedJobs::default();
+    let outcome = Outcome::Custom("x".repeat(10 << 20).into());
+    let ids: Vec<JobId> = (0..8).map(|_| finish(&jobs, durable(), &outcome, 0, 0)).collect();
+    let has_result = |id: &JobId| jobs.get(*id).unwrap().result.is_some();
+    let kept: Vec<bool> = ids.iter().map(has_result).collect();
+    assert_eq!(kept, [false, false, true, true, true, true, true, true]);
+
+    let listed = |before, bytes| {
+        let (views, has_more) = jobs.list(before, (200, bytes), |_| true);
+        (views.len(), has_more)
+    };
+    assert_eq!(listed(None, u64::MAX), (8, false));
+    assert_eq!(listed(None, 25 << 20), (2, true));
+    assert_eq!(listed(None, 1 << 20), (1, true), "at least one");
+    assert_eq!(listed(Some(ids[3]), 15 << 20), (3, false));
 }
 
 #[test]

@@ -28,13 +28,15 @@ fn residents(words: &str) -> Vec<Resident> {
             Some('^') => Standing::Pinned,
             Some('-') => Standing::Unwanted,
             Some('~') => Standing::OneOff,
+            // "~!" is active and of a request.
             _ => Standing::Free,
         };
         let (id, times) = word.trim_end_matches(['!', '^', '-', '~']).split_once('@').unwrap();
         let (last_used, load) = times.split_once('/').unwrap();
         let (last_used_ms, load_ms) = (last_used.parse().unwrap(), load.parse().unwrap());
         let id = PipelineId(id.parse().unwrap());
-        Resident { id, standing, last_used_ms, load_ms }
+        let of_request = word.contains('~');
+        Resident { id, standing, of_request, last_used_ms, load_ms }
     };
     words.split_whitespace().map(resident).collect()
 }
@@ -53,6 +55,7 @@ fn planned(case: &Case, eviction: Eviction) -> Result<Plan, NoRoom> {
     let wish = Wish {
         residents: &residents(case.residents),
         new: PipelineId(9),
+        of_request: false,
         segments: &segments(case.segments),
         working_bytes: 1,
         drawing_bytes: case.drawing,
@@ -60,7 +63,8 @@ fn planned(case: &Case, eviction: Eviction) -> Result<Plan, NoRoom> {
         now_ms: 100,
     };
     let Case { max_models, limit: weights_bytes, .. } = *case;
-    plan(&wish, &Limits { eviction, max_models, weights_bytes })
+    let max_request_pipelines = 4;
+    plan(&wish, &Limits { eviction, max_models, max_request_pipelines, weights_bytes })
 }
 
 #[test]
@@ -193,6 +197,41 @@ fn policies_differ_in_who_goes_first() {
         (Eviction::MemoryPressure, "3421"),
     ] {
         assert_eq!(in_order(&residents, &segments, eviction, 100), ids(order), "{eviction}");
+    }
+}
+
+#[test]
+fn of_requests_pipelines_the_least_recently_used_leave_beyond_a_bound() {
+    for (what, words, of_request, max, max_models, takes_over, after) in [
+        ("as many as may be", "1@1/1~ 2@2/1~!", true, 3, None, true, ""),
+        ("one more", "1@1/1~ 2@2/1~!", true, 2, None, true, "1"),
+        ("the active one loses its place", "1@9/1~ 2@2/1~!", true, 2, None, true, "2"),
+        ("but for a mere load", "1@9/1~ 2@2/1~!", true, 2, None, false, "1"),
+        ("a declared one", "1@1/1~ 2@2/1~ 3@3/1", false, 1, None, true, "1"),
+        ("declared ones do not count", "1@1/1 2@2/1 3@3/1! 4@4/1^", true, 1, None, true, ""),
+        ("a pinned one stays", "1@1/1~^ 2@2/1~", true, 1, None, true, "2"),
+        ("they count for max_models", "1@1/1 2@2/1~ 3@3/1~!", true, 2, Some(3), true, "2"),
+        ("others leave for max_models", "1@1/1 2@2/1~ 3@3/1!", true, 1, Some(2), true, "21"),
+    ] {
+        let residents = residents(words);
+        let wish = Wish {
+            residents: &residents,
+            new: PipelineId(9),
+            of_request,
+            segments: &[],
+            working_bytes: 0,
+            drawing_bytes: 0,
+            takes_over,
+            now_ms: 100,
+        };
+        let limits = Limits {
+            eviction: Eviction::Fifo,
+            max_models,
+            max_request_pipelines: max,
+            weights_bytes: 0,
+        };
+        let expected = Plan { before: vec![], after: ids(after) };
+        assert_eq!(plan(&wish, &limits), Ok(expected), "{what}");
     }
 }
 

@@ -142,11 +142,12 @@ fn memory() -> impl Strategy<Value = Memory> {
     let limit_bytes = proptest::option::weighted(0.8, 20..200u64);
     let max_models = proptest::option::of(1..5u32);
     let idle = prop_oneof![Just(IdleUnload::Never), Just("5s".parse().unwrap())];
-    (eviction, limit_bytes, max_models, idle).prop_map(
-        |(eviction, limit_bytes, max_models, idle_unload)| Memory {
+    (eviction, limit_bytes, max_models, 1..3u32, idle).prop_map(
+        |(eviction, limit_bytes, max_models, max_request_pipelines, idle_unload)| Memory {
             eviction,
             limit_bytes,
             max_models,
+            max_request_pipelines,
             idle_unload,
             ..Memory::default()
         },
@@ -159,7 +160,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Ending::Failed),
         1 => Just(Ending::WorkerDied),
     ];
-    let pinned = proptest::collection::vec(proptest::bool::weighted(0.2), PIPELINES);
+    // Pipelines behind the modes' are of requests.
+    let pinned = proptest::collection::vec(proptest::bool::weighted(0.2), 2..=PIPELINES);
     prop_oneof![
         12 => (0..PIPELINES, proptest::bool::weighted(0.8), ending)
             .prop_map(|(index, takes_over, ending)| Event::Want { index, takes_over, ending }),
@@ -235,7 +237,8 @@ impl Day {
         let id = self.registry.new_id();
         let estimate = self.world.estimate(id, index);
         let before = self.world.loaded.clone();
-        let plan = self.registry.plan(id, &estimate, takes_over, DEVICE, self.now_ms);
+        let new = (id, &spec(index));
+        let plan = self.registry.plan(new, &estimate, takes_over, DEVICE, self.now_ms);
         let plan = match plan {
             Ok(plan) => plan,
             Err(no_room) => return self.check_refused(&no_room, &estimate, takes_over),
@@ -260,6 +263,10 @@ impl Day {
                 self.leave(&plan.after);
                 let count = self.world.loaded.len();
                 assert!(self.memory.max_models.is_none_or(|max| count <= max as usize));
+                // (Nobody's mere load is of a request.)
+                let of_requests =
+                    self.world.loaded.values().filter(|index| **index >= self.pinned.len()).count();
+                assert!(!takes_over || of_requests <= self.memory.max_request_pipelines as usize);
             }
         }
         let kept = before.keys().filter(|id| self.is_pinned(**id));
@@ -273,7 +280,7 @@ impl Day {
     }
 
     fn is_pinned(&self, id: PipelineId) -> bool {
-        self.world.loaded.get(&id).is_some_and(|index| self.pinned[*index])
+        self.world.loaded.get(&id).is_some_and(|index| self.pinned.get(*index) == Some(&true))
     }
 
     fn must_stay(&self, id: PipelineId) -> bool {

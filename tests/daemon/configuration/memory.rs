@@ -12,19 +12,19 @@ fn it_is_shown_as_the_file_says_it() {
     let daemon = Daemon::start_in(folder(&with_memory("")), &[]);
     let shown = || daemon.configuration()["memory"].clone();
     let default = json!({
-        "max_models": null, "limit_gb": null, "eviction": "lru", "idle_unload": "off",
+        "max_models": null, "max_request_pipelines": 4, "limit_gb": null, "eviction": "lru", "idle_unload": "off",
         "verify": false, "lora_cache": {"max_files": 32, "max_gb": 4.0}, "host_cache_gb": 0.0,
     });
     assert_eq!(shown(), default);
 
-    let section = "{max_models: 2, limit_gb: 20.1, eviction: fifo, idle_unload: 90s, \
+    let section = "{max_models: 2, max_request_pipelines: 3, limit_gb: 20.1, eviction: fifo, idle_unload: 90s, \
                    lora_cache: {max_gb: 0.5}, host_cache_gb: 2}";
     daemon.edit(&with_memory(section));
     let report = daemon.post("/api/modes/reload", &json!({})).json();
     assert_eq!(report["settings"], json!(["memory"]), "{report}");
     assert_eq!(report["changed"], json!([]), "{report}");
     let set = json!({
-        "max_models": 2, "limit_gb": 20.1, "eviction": "fifo", "idle_unload": "90s",
+        "max_models": 2, "max_request_pipelines": 3, "limit_gb": 20.1, "eviction": "fifo", "idle_unload": "90s",
         "verify": false, "lora_cache": {"max_files": 32, "max_gb": 0.5}, "host_cache_gb": 2.0,
     });
     assert_eq!(shown(), set);

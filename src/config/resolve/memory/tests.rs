@@ -54,6 +54,8 @@ fn every_key_is_optional() {
         ("memory: {host_cache_gb: '${TEN}'}", set(&|it| it.host_cache_bytes = 10 << 30)),
         ("memory: {max_models: 1000}", set(&|it| it.max_models = Some(1000))),
         ("memory: {max_models: '${TEN}'}", set(&|it| it.max_models = Some(10))),
+        ("memory: {max_request_pipelines: ~}", Memory::default()),
+        ("memory: {max_request_pipelines: 1}", set(&|it| it.max_request_pipelines = 1)),
         ("memory: {limit_gb: 1.5}", set(&|it| it.limit_bytes = Some(3 << 29))),
         ("memory: {limit_gb: 24}", set(&|it| it.limit_bytes = Some(24 << 30))),
         ("memory: {limit_gb: 1000000}", set(&|it| it.limit_bytes = Some(1_000_000 << 30))),
