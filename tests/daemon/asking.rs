@@ -288,7 +288,7 @@ fn large_bodies_wait_for_room_and_small_ones_do_not() {
     let announce = |mib: usize| {
         let mut stream = TcpStream::connect(address).unwrap();
         let head = format!(
-            "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+            "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
              connection: close\r\ncontent-length: {}\r\n\r\n",
             mib << 20
         );

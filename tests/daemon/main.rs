@@ -3,11 +3,13 @@
 
 mod api;
 mod asking;
+mod browsers;
 mod checkpoints;
 mod commands;
 mod commands_of_jobs;
 mod compute;
 mod configuration;
+mod connections;
 mod crashes;
 mod custom;
 mod durable;
