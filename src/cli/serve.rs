@@ -35,6 +35,8 @@ use crate::{
 const GOODBYE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
+// Another `Arguments` is flattened beside it, and groups are named by their types.
+#[group(skip)]
 pub struct Arguments {
     /// The file that declares the modes
     #[arg(long, value_name = "FILE", default_value = "modes.yaml", env = "MODES_CONFIG")]
