@@ -203,7 +203,7 @@ impl Connections {
         }
         self.forget_ended();
         let open = self.open.iter().map(|(id, open)| (*id, open.seen()));
-        if let Some(id) = places::longest_idle(open, Instant::now()) {
+        if let Some((id, _)) = places::longest_idle(open) {
             self.close(id);
         }
         sleep(PAUSE).await;

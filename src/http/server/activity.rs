@@ -57,10 +57,16 @@ impl Activity {
 
     fn wrote(&self, written: &Poll<io::Result<usize>>) {
         let mut now = self.lock();
-        now.stalled = match written {
-            Poll::Pending => now.stalled.or_else(|| Some(Instant::now())),
-            Poll::Ready(_) => None,
-        };
+        match written {
+            Poll::Pending => now.stalled = now.stalled.or_else(|| Some(Instant::now())),
+            Poll::Ready(_) => {
+                now.stalled = None;
+                // The body ends when hyper has it, and not when the peer does.
+                if now.phase == Phase::Waiting {
+                    now.since = Instant::now();
+                }
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {

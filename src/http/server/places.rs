@@ -64,18 +64,18 @@ pub struct Seen {
 impl Seen {
     pub fn is_overdue(&self, now: Instant) -> bool {
         let is_over = |since: Instant, limit: Duration| now >= since + limit;
-        let is_too_long = match self.phase {
-            Phase::Waiting => is_over(self.since, IDLE),
-            Phase::Head => is_over(self.since, HEAD),
-            Phase::Request => false, // drawing takes as long as it takes
+        let is_too_long = match (self.stalled, self.phase) {
+            (Some(since), _) => is_over(since, STALL),
+            (None, Phase::Waiting) => is_over(self.since, IDLE),
+            (None, Phase::Head) => is_over(self.since, HEAD),
+            (None, Phase::Request) => false, // drawing takes as long as it takes
         };
-        is_too_long
-            || self.stalled.is_some_and(|since| is_over(since, STALL))
-            || (self.place == Place::Reserved && is_over(self.opened, RESERVED))
+        is_too_long || (self.place == Place::Reserved && is_over(self.opened, RESERVED))
     }
 
-    fn is_idle(&self, now: Instant) -> bool {
-        self.phase != Phase::Request && now >= self.since + GRACE
+    /// An answer on its way is none: a slow line takes minutes for a large image.
+    fn is_idle(&self) -> bool {
+        self.phase != Phase::Request && self.stalled.is_none()
     }
 }
 
@@ -86,7 +86,7 @@ pub enum Admission<Id> {
         of: Id,
         place: Place,
     },
-    /// All are busy, or too young to leave.
+    /// All that are idle are too young to leave, or the reserved places are busy, too.
     Later,
 }
 
@@ -101,16 +101,16 @@ pub fn admit<Id>(
         if there.clone().count() < limit {
             return Admission::Free(place);
         }
-        if let Some(of) = longest_idle(there, now) {
-            return Admission::Instead { of, place };
+        if let Some((of, seen)) = longest_idle(there) {
+            let is_due = now >= seen.since + GRACE;
+            return if is_due { Admission::Instead { of, place } } else { Admission::Later };
         }
     }
     Admission::Later
 }
 
-pub fn longest_idle<Id>(open: impl Iterator<Item = (Id, Seen)>, now: Instant) -> Option<Id> {
-    let idle = open.filter(|(_, seen)| seen.is_idle(now));
-    idle.min_by_key(|(_, seen)| seen.since).map(|(id, _)| id)
+pub fn longest_idle<Id>(open: impl Iterator<Item = (Id, Seen)>) -> Option<(Id, Seen)> {
+    open.filter(|(_, seen)| seen.is_idle()).min_by_key(|(_, seen)| seen.since)
 }
 
 #[cfg(test)]
@@ -141,7 +141,7 @@ mod tests {
             (&[(Ordinary, Head, 99), (Ordinary, Waiting, 98)], Instead { of: 0, place: Ordinary }),
             (&[(Ordinary, Request, 99), (Ordinary, Head, 98)], Instead { of: 1, place: Ordinary }),
             // It may be about to send its request.
-            (&[(Ordinary, Request, 99), (Ordinary, Waiting, 9)], Free(Reserved)),
+            (&[(Ordinary, Request, 99), (Ordinary, Waiting, 9)], Later),
             (&[(Ordinary, Request, 99), (Ordinary, Request, 99)], Free(Reserved)),
             (
                 &[(Ordinary, Request, 99), (Ordinary, Request, 99), (Reserved, Waiting, 10)],
@@ -156,6 +156,11 @@ mod tests {
             let admission = admit(there.iter().copied().enumerate(), LIMITS, now);
             assert_eq!(admission, expected, "{open:?}");
         }
+        // Both have been answered, and one has not read all of it.
+        let mut there = [Waiting, Waiting].map(|phase| seen(Ordinary, phase, 99, now));
+        there[0].stalled = Some(now);
+        let admission = admit(there.into_iter().enumerate(), LIMITS, now);
+        assert_eq!(admission, Instead { of: 1, place: Ordinary });
     }
 
     #[test]
@@ -166,6 +171,7 @@ mod tests {
             (Place::Ordinary, Phase::Waiting, None, 75_000, true),
             (Place::Ordinary, Phase::Head, None, 14_999, false),
             (Place::Ordinary, Phase::Head, None, 15_000, true),
+            (Place::Ordinary, Phase::Waiting, Some(29_999), 3_000_000, false),
             (Place::Ordinary, Phase::Request, None, 3_000_000, false),
             (Place::Ordinary, Phase::Request, Some(29_999), 3_000_000, false),
             (Place::Ordinary, Phase::Request, Some(30_000), 3_000_000, true),
