@@ -31,7 +31,7 @@ pub struct Problem {
     kind: Kind,
     detail: String,
     errors: Vec<FieldError>,
-    retry_after_secs: Option<u64>,
+    pub retry_after_secs: Option<u64>,
     job: Option<JobId>,
 }
 
@@ -258,12 +258,6 @@ impl Problem {
 
     pub fn cancelled(job: JobId) -> Self {
         Self { job: Some(job), ..Self::new(Kind::Cancelled, "the job was cancelled") }
-    }
-
-    /// The same, with the time after which it is worth another try.
-    pub fn retry_after(mut self, seconds: u64) -> Self {
-        self.retry_after_secs = Some(seconds);
-        self
     }
 
     /// For layers outside of [`render`].

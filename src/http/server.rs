@@ -227,8 +227,9 @@ pub async fn refuse_in_reserve(request: Request, next: Next) -> Response {
         next.run(request).await
     } else {
         let detail = "all connections of this daemon are busy; try again later";
-        let problem = Problem::new(Kind::TooManyConnections, detail);
-        problem.retry_after(RETRY_AFTER_SECS).to_response(&path)
+        let mut problem = Problem::new(Kind::TooManyConnections, detail);
+        problem.retry_after_secs = Some(RETRY_AFTER_SECS);
+        problem.to_response(&path)
     };
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
