@@ -125,10 +125,12 @@ impl Connections {
     }
 
     async fn add(&mut self, stream: TcpStream, peer: SocketAddr, limits: Limits) {
+        let arrived = Instant::now();
         let place = loop {
             self.forget_ended();
             let open = self.open.iter().map(|(id, open)| (*id, open.seen()));
-            match places::admit(open, limits, Instant::now()) {
+            let now = Instant::now();
+            match places::admit(open, limits, now >= arrived + places::GRACE, now) {
                 Admission::Free(place) => break place,
                 Admission::Instead { of, place } => {
                     self.close(of);

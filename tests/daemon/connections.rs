@@ -31,6 +31,33 @@ fn begin(daemon: &Daemon, bytes: &str) -> TcpStream {
     stream
 }
 
+/// What happens, on a connection of its own.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    /// The next step that is drawn.
+    fn next_step(&mut self) -> u64 {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "the events have ended");
+            let data = line.strip_prefix("data: ").and_then(|data| serde_json::from_str(data).ok());
+            let step = data.and_then(|event: Value| event["step"].as_u64());
+            if let Some(step) = step.filter(|step| *step > 0) {
+                return step;
+            }
+        }
+    }
+
+    /// Throws away what has arrived, to hear only what happens from now on.
+    fn forget(&mut self) {
+        self.0.get_ref().set_nonblocking(true).unwrap();
+        let mut line = Vec::new();
+        while self.0.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {}
+        self.0.get_ref().set_nonblocking(false).unwrap();
+    }
+}
+
 fn long_request() -> Value {
     json!({"prompt": "x", "num_inference_steps": 999, "size": "512x512"})
 }
@@ -43,22 +70,9 @@ fn is_closed_to(stream: &mut TcpStream) -> bool {
 #[test]
 fn slow_clients_take_neither_the_health_nor_the_queue() {
     let daemon = Daemon::start_in(folder(&format!("{MODES}http: {{max_connections: 50}}\n")), &[]);
-    let mut events = BufReader::new(begin(&daemon, EVENTS));
-    // Steps that are drawn from now on.
-    let mut step = move || {
-        let mut line = String::new();
-        loop {
-            line.clear();
-            assert!(events.read_line(&mut line).unwrap() > 0, "the events have ended");
-            let data = line.strip_prefix("data: ").and_then(|data| serde_json::from_str(data).ok());
-            let step = data.and_then(|event: Value| event["step"].as_u64());
-            if let Some(step) = step.filter(|step| *step > 0) {
-                return step;
-            }
-        }
-    };
+    let mut events = Events(BufReader::new(begin(&daemon, EVENTS)));
     let drawing = daemon.begin_post("/generate", &long_request());
-    let mut before = step();
+    events.next_step();
     let body = format!("{POST}1000\r\n\r\n{{\"prompt\": \"");
     for (kind, bytes, is_busy) in [
         ("silent", "".to_owned(), false),
@@ -81,9 +95,9 @@ fn slow_clients_take_neither_the_health_nor_the_queue() {
             // The silent ones have made way.
             assert_eq!(daemon.get("/api/models").status, 200, "{kind}");
         }
-        let (first, second) = (step(), step());
-        assert!(before < first && first < second, "{kind}: {before} {first} {second}");
-        before = second;
+        events.forget();
+        let (first, second) = (events.next_step(), events.next_step());
+        assert!(first < second, "{kind}: {first} {second}");
         drop(slow);
         wait_for("a place", || (daemon.get("/api/models").status == 200).then_some(()));
     }

@@ -11,7 +11,7 @@ const STALL: Duration = Duration::from_secs(30);
 /// In a reserved place, all in all.
 const RESERVED: Duration = Duration::from_secs(5);
 /// Nobody leaves for another before that: a request may be on its way.
-const GRACE: Duration = Duration::from_millis(10);
+pub const GRACE: Duration = Duration::from_millis(10);
 
 /// The descriptors that journal, images, worker, configuration, commands and webhooks need.
 const OWN_DESCRIPTORS: u64 = 64;
@@ -90,10 +90,12 @@ pub enum Admission<Id> {
     Later,
 }
 
-/// The place of a newcomer. An idle connection leaves for it, a busy one never does.
+/// The place of a newcomer. An idle connection leaves for it, a busy one never does. `has_waited`: it
+/// has been told [`Admission::Later`] for long enough; there may always be somebody who is young.
 pub fn admit<Id>(
     open: impl Iterator<Item = (Id, Seen)> + Clone,
     limits: Limits,
+    has_waited: bool,
     now: Instant,
 ) -> Admission<Id> {
     for (place, limit) in [(Place::Ordinary, limits.places), (Place::Reserved, limits.reserved)] {
@@ -103,7 +105,11 @@ pub fn admit<Id>(
         }
         if let Some((of, seen)) = longest_idle(there) {
             let is_due = now >= seen.since + GRACE;
-            return if is_due { Admission::Instead { of, place } } else { Admission::Later };
+            if is_due || (has_waited && place == Place::Reserved) {
+                return Admission::Instead { of, place };
+            } else if !has_waited {
+                return Admission::Later;
+            }
         }
     }
     Admission::Later
@@ -153,13 +159,24 @@ mod tests {
         ] {
             let there: Vec<_> =
                 open.iter().map(|(p, phase, ms)| seen(*p, *phase, *ms, now)).collect();
-            let admission = admit(there.iter().copied().enumerate(), LIMITS, now);
+            let admission = admit(there.iter().copied().enumerate(), LIMITS, false, now);
             assert_eq!(admission, expected, "{open:?}");
+        }
+        // After a while, who is young is no reason to wait.
+        let young = [(Ordinary, Waiting), (Ordinary, Request), (Reserved, Waiting)];
+        let young = young.map(|(place, phase)| seen(place, phase, 9, now));
+        for (there, has_waited, expected) in [
+            (2, false, Later),
+            (2, true, Free(Reserved)),
+            (3, true, Instead { of: 2, place: Reserved }),
+        ] {
+            let there = young.into_iter().take(there).enumerate();
+            assert_eq!(admit(there, LIMITS, has_waited, now), expected);
         }
         // Both have been answered, and one has not read all of it.
         let mut there = [Waiting, Waiting].map(|phase| seen(Ordinary, phase, 99, now));
         there[0].stalled = Some(now);
-        let admission = admit(there.into_iter().enumerate(), LIMITS, now);
+        let admission = admit(there.into_iter().enumerate(), LIMITS, false, now);
         assert_eq!(admission, Instead { of: 1, place: Ordinary });
     }
 
