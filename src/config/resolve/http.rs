@@ -66,6 +66,17 @@ mod tests {
         assert_eq!(http.unwrap(), expected);
         let wrong = "{hosts: ['http://x', '*', 7, x:1], origins: ['*', 'null', 'https://a/b', a], \
                      max_connections: 0, port: 1}";
-        insta::assert_snapshot!(read(wrong).unwrap_err(), @"");
+        insta::assert_snapshot!(read(wrong).unwrap_err(), @r"
+        m.yaml:4:16: error: http.hosts[0]: 'http://x' is not a host name: write it as in studio.example.com, without a scheme or a port
+        m.yaml:4:28: error: http.hosts[1]: '*' is not a host name: write it as in studio.example.com, without a scheme or a port
+        m.yaml:4:33: error: http.hosts[2]: expected text, found the number 7; put it in quotes
+        m.yaml:4:36: error: http.hosts[3]: 'x:1' is not a host name: write it as in studio.example.com, without a scheme or a port
+        m.yaml:4:52: error: http.origins[0]: '*' would let every web page use this daemon: list the origins, as in https://studio.example.com
+        m.yaml:4:57: error: http.origins[1]: 'null' is the origin of sandboxed pages and files of anybody: it cannot be told from others
+        m.yaml:4:65: error: http.origins[2]: 'https://a/b' is not an origin: write scheme://host[:port], as in https://studio.example.com, without a path
+        m.yaml:4:80: error: http.origins[3]: 'a' is not an origin: write scheme://host[:port], as in https://studio.example.com, without a path
+        m.yaml:4:101: error: http.max_connections: 0 is not between 1 and 10000
+        m.yaml:4:104: error: http.port: unknown key (known keys: hosts, origins, max_connections)
+        ");
     }
 }
