@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 mod compute;
 mod custom;
 mod diff;
+mod http;
 mod jobs;
 mod memory;
 mod names;
@@ -21,6 +22,7 @@ mod webhooks;
 pub use compute::{Built, Compute, ComputeWish, Device, EngineChoice, InvalidDevice, Precision};
 pub use custom::{BUILT_IN_JOBS, CustomCommand, is_built_in};
 pub use diff::ModesDiff;
+pub use http::{Authority, HostName, Http, WebOrigin};
 pub use jobs::{Jobs, Retention};
 pub use memory::{
     IdleUnload, InvalidIdleUnload, Keep, LoraCacheLimits, Memory, bytes_of_gb, gb_of_bytes, gib,
@@ -51,6 +53,7 @@ pub struct Modes {
     /// Commands that custom jobs run, by the jobs' names.
     pub custom_jobs: BTreeMap<String, CustomCommand>,
     pub webhooks: Webhooks,
+    pub http: Http,
     /// What makes images larger where a request asks for that; `None`: Lanczos' filter.
     pub superres: Option<CheckpointRef>,
     /// How long drawing may take.

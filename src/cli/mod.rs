@@ -14,6 +14,7 @@ use crate::dispatcher::CustomJobs;
 mod check;
 mod client;
 mod compute;
+mod descriptors;
 mod key;
 mod lock;
 mod models;

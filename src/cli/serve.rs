@@ -14,6 +14,7 @@ use tokio::{net::TcpListener, sync::mpsc, sync::oneshot};
 use super::{
     EXIT_CONFIG,
     compute::{self, NotThere},
+    descriptors,
     key::{KeyError, admin_key},
     lock::{StateDir, StateDirError},
     notify::ServiceManager,
@@ -26,7 +27,7 @@ use crate::{
     engine,
     http::{self, Api, IdempotencyKeys, Inspections},
     journal::JournalError,
-    modes::{Modes, Switch, UnknownMode},
+    modes::{Authority, HostName, Modes, Switch, UnknownMode},
     webhook::Deliverer,
 };
 
@@ -154,8 +155,17 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let admin_key = admin_key(arguments.admin_key_file.as_deref())?;
     let _state = StateDir::acquire(&arguments.state_dir)?;
     let address = arguments.address();
+    let descriptors = descriptors::raise_limit();
     let listening = TcpListener::bind(&address).await;
-    let listener = listening.map_err(|error| ServeError::Listen { address, error })?;
+    let failed = |error| ServeError::Listen { address: address.clone(), error };
+    let listener = listening.map_err(failed)?;
+    if admin_key.is_none() && !listener.local_addr()?.ip().is_loopback() {
+        tracing::warn!(
+            "listening on {address} without an admin key: everybody who reaches this port may draw, \
+             cancel all jobs, change modes and run the commands of custom_jobs; --admin-key-file or \
+             DIFFUSED_ADMIN_KEY keeps them from all but drawing and cancelling drawings"
+        );
+    }
 
     let modes = config.current();
     let journal = (modes.jobs.journal == Switch::On).then(|| arguments.state_dir.clone());
@@ -205,21 +215,22 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let served = Served { config: config.clone(), dispatcher, stopped, manager };
     tokio::spawn(obey(events, served));
     let idempotency = Arc::new(IdempotencyKeys::of_jobs(&handle));
-    let router = http::router(Api {
+    let api = Api {
         config,
         dispatcher: handle,
         admin_key: admin_key.map(Arc::from),
+        listen_name: listen_name(&address),
         inspections: Inspections::new(engine::inspect),
         idempotency,
         admission_secs: arguments.admission_timeout,
-    });
+    };
     let (all_work_done, goodbye) = oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let server = http::serve(listener, api, descriptors, async move {
         let _ = stop.await; // an error is a stop, too
         let _ = all_work_done.send(());
     });
     tokio::select! {
-        ended = server => ended?,
+        () = server => {}
         () = async { let _ = goodbye.await; tokio::time::sleep(GOODBYE).await } => {
             tracing::warn!("some clients did not take their answers");
         }
@@ -229,6 +240,12 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// The host of `--listen`, if it is a name.
+fn listen_name(address: &str) -> Option<Arc<HostName>> {
+    let address: Authority = address.parse().ok()?;
+    address.name().cloned().map(Arc::new)
 }
 
 /// The one line on stdout, for whoever asked for port 0.
@@ -299,6 +316,24 @@ async fn obey(mut events: mpsc::UnboundedReceiver<Event>, served: Served) {
             tracing::warn!("ending at once");
             dispatcher::end_all_commands();
             std::process::exit(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_to_listen_on_is_known_and_an_address_is_no_name() {
+        for (address, expected) in [
+            ("box.lan:4200", Some("box.lan")),
+            ("127.0.0.1:4200", None),
+            ("[::1]:0", None),
+            ("0.0.0.0:0", None),
+        ] {
+            let expected = expected.map(|name| Arc::new(name.parse::<HostName>().unwrap()));
+            assert_eq!(listen_name(address), expected, "{address}");
         }
     }
 }

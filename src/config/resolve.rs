@@ -19,6 +19,7 @@ use crate::modes::{CheckpointRef, Mode, Modes, Size, Watch, did_you_mean, neares
 
 pub mod compute;
 pub mod custom;
+pub mod http;
 pub mod jobs;
 pub mod memory;
 mod mode;
@@ -27,12 +28,13 @@ pub mod webhooks;
 
 use compute::{Beside, compute};
 use custom::custom_jobs;
+use http::http;
 use jobs::jobs;
 use memory::MemorySection;
 use order::order;
 use webhooks::webhooks;
 
-pub const ROOT_KEYS: [&str; 18] = [
+pub const ROOT_KEYS: [&str; 19] = [
     "model_root",
     "lora_root",
     "default_mode",
@@ -47,6 +49,7 @@ pub const ROOT_KEYS: [&str; 18] = [
     "modes",
     "custom_jobs",
     "webhooks",
+    "http",
     "superres",
     "engine",
     "device",
@@ -174,6 +177,7 @@ impl Resolver {
         let section = MemorySection::read(&table, &mut self.errors);
         let custom_jobs = custom_jobs(&table, base, &mut self.errors);
         let webhooks = webhooks(&table, &mut self.errors);
+        let http = http(&table, &mut self.errors);
         let superres = table.get("superres").map(|field| self.superres(&field, model.as_deref()));
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
@@ -206,6 +210,7 @@ impl Resolver {
             modes,
             custom_jobs,
             webhooks,
+            http,
             superres,
             timeout,
             compute,

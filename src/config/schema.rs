@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::modes::{
-    Defaults, EngineChoice, Eviction, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory,
+    Defaults, EngineChoice, Eviction, Http, Jobs, LongPrompts, LoraCacheLimits, LoraRef, Memory,
     OnLoraError, Precision, Prediction, PromptSyntax, Retention, SchedulerId, Scheduling, Size,
     Spacing, Switch, Watch, Webhooks,
 };
@@ -38,6 +38,7 @@ pub fn schema() -> String {
                 "additionalProperties": command(),
             },
             "webhooks": webhooks(),
+            "http": http(),
             "modes": {
                 "description": "The modes by their names.",
                 "type": "object",
@@ -95,6 +96,29 @@ fn webhooks() -> Value {
     });
     section("How webhooks are signed and delivered.", keys)
 }
+
+fn http() -> Value {
+    let list = |description: &str, pattern: &str, max_length: u32| {
+        json!({
+            "description": description,
+            "type": ["array", "null"],
+            "items": {
+                "type": "string",
+                "pattern": format!("{pattern}|{VARIABLE}"),
+                "maxLength": max_length,
+            },
+        })
+    };
+    let keys = json!({
+        "hosts": list("Names under which this daemon is reached, beside localhost and IP addresses [none].", HOST_NAME, 253),
+        "origins": list("Web pages that may use the API: scheme://host[:port] [none but the daemon's own].", ORIGIN, 512),
+        "max_connections": whole("How many connections there may be at a time [512].", 1, Http::MAX_CONNECTIONS.into()),
+    });
+    section("Access from browsers, and the number of connections.", keys)
+}
+
+const HOST_NAME: &str = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$";
+const ORIGIN: &str = r"^[A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$";
 
 fn memory() -> Value {
     let mut limit_gb = number(

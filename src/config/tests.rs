@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::symlink};
 
 use super::*;
-use crate::modes::{Jobs, Memory, ModesDiff, Order, Time};
+use crate::modes::{Http, Jobs, Memory, ModesDiff, Order, Time};
 
 /// Modes from the YAML of their mapping.
 pub fn modes(mapping: &str, default_mode: &str) -> Modes {
@@ -128,14 +128,16 @@ fn a_diff_names_what_came_went_and_changed() {
     let order = Order { max_wait: Time::of_secs(1), ..Order::default() };
     let jobs = Jobs { max_attempts: 3, ..Jobs::default() };
     let superres = old.modes.get("a").map(|mode| mode.pipeline.checkpoint.clone());
-    let new = Modes { max_pixels: 1 << 20, memory, order, jobs, superres, ..modes(text, "b") };
+    let http = Http { max_connections: 9, ..Http::default() };
+    let new =
+        Modes { max_pixels: 1 << 20, memory, order, jobs, superres, http, ..modes(text, "b") };
     let expected = ModesDiff {
         added: vec!["d".into()],
         removed: vec!["a".into()],
         to_reload: vec!["b".into()],
         redefined: vec!["c".into()],
         default_mode: Some("b".into()),
-        settings: vec!["max_pixels", "memory", "max_wait", "jobs", "superres"],
+        settings: vec!["max_pixels", "memory", "max_wait", "jobs", "http", "superres"],
     };
     assert_eq!(old.diff(&new), expected);
     assert_eq!(expected.changed(), ["b", "c"]);

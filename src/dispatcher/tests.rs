@@ -327,6 +327,7 @@ fn modes(memory: Memory, pinned: &[&str]) -> Arc<Modes> {
         modes: ["a", "a2", "b", "c", "d"].map(mode).into(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        http: Default::default(),
         superres: None,
         timeout: Timeout::Off,
         compute: Default::default(),

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     Api,
-    guards::WithFile,
+    guards::{Admin, WithFile},
     problem::{Problem, field_error},
 };
 use crate::{
@@ -43,12 +43,18 @@ pub struct ReloadAnswer {
 /// Reads the configuration file again, and looks whether models or LoRAs were replaced. A file with
 /// errors changes nothing.
 #[utoipa::path(post, path = "/api/modes/reload", tag = "modes",
+    params(("X-Admin-Key" = Option<String>, Header, description = "Where one is set")),
     responses(
         (status = 200, body = ReloadAnswer),
+        (status = 401, description = "Without the admin key"),
         (status = 409, description = "There is no file"),
         (status = 422, description = "The file has errors"),
     ))]
-pub async fn reload(_: WithFile, State(api): State<Api>) -> Result<Json<ReloadAnswer>, Problem> {
+pub async fn reload(
+    _: Admin,
+    _: WithFile,
+    State(api): State<Api>,
+) -> Result<Json<ReloadAnswer>, Problem> {
     let config = api.config.clone();
     let reload = tokio::task::spawn_blocking(move || config.reload(Origin::Api));
     let ReloadReport { revision, diff, warnings } = reload.await.map_err(Problem::internal)??;

@@ -13,7 +13,7 @@ use super::{
     asking::check_webhook,
     body::JsonBody,
     client::Client,
-    guards::Admin,
+    guards::Caller,
     idempotency,
     job_info::{Accepted, StateName},
     jobs::accepted,
@@ -50,8 +50,8 @@ pub struct CustomRequest {
 }
 
 /// Queues a job by its name: a built-in one, one of this program's own, or one that the
-/// configuration names a command for. `unload_all` and `warm_up` need the admin key, where one is
-/// set.
+/// configuration names a command for. The admin key, if one is configured, is needed for commands, for
+/// `unload_all`, `warm_up` and `verify_checkpoint`.
 #[utoipa::path(post, path = "/api/jobs/custom", tag = "jobs", request_body = CustomRequest,
     params(("X-Admin-Key" = Option<String>, Header, description = "Where one is set"),
            ("Idempotency-Key" = Option<String>, Header, description =
@@ -69,6 +69,7 @@ pub struct CustomRequest {
 pub async fn submit(
     State(api): State<Api>,
     client: Client,
+    caller: Caller,
     headers: HeaderMap,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -85,8 +86,8 @@ pub async fn submit(
         }
         Job::Custom { name, args: args.into() }
     };
-    if changes_what_is_loaded(&job) {
-        Admin::check(&headers, &api)?;
+    if needs_admin(&job, &api) {
+        caller.require_admin(&api)?;
     }
     let idempotency = idempotency::of_parts(&headers, [body.to_string().as_bytes()])?;
     let terms = Terms { client: client.0, idempotency, ..terms };
@@ -191,11 +192,16 @@ fn arguments<T>(
     fields.finish(value)
 }
 
-/// Whether who asks for it elsewhere must have the admin key.
-fn changes_what_is_loaded(job: &Job) -> bool {
+/// Whether the admin key is needed to submit such a job, and so to cancel it.
+pub fn needs_admin(job: &Job, api: &Api) -> bool {
     match job {
         Job::Load { .. } | Job::Unload { .. } | Job::ModeSwitch { .. } => true,
-        Job::Generation { .. } | Job::Custom { .. } | Job::Upscale { .. } => false,
+        // All but the program's own handlers: also a command that the file no longer has.
+        Job::Custom { name, .. } => {
+            let mut registered = api.dispatcher.custom_jobs().iter();
+            is_built_in(name) || !registered.any(|(registered, _)| registered == name)
+        }
+        Job::Generation { .. } | Job::Upscale { .. } => false,
     }
 }
 

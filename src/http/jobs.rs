@@ -11,7 +11,8 @@ use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api,
+    Api, custom,
+    guards::Caller,
     job_info::JobInfo,
     problem::{Kind, Problem, X_JOB_ID},
 };
@@ -142,17 +143,28 @@ impl Wanted {
     }
 }
 
-/// Cancels a job: one that waits leaves the queue, one that runs stops at its next step.
+/// Cancels a job: one that waits leaves the queue, one that runs stops at its next step. The admin key,
+/// if one is configured, is needed for loads, unloads, mode switches and commands.
 #[utoipa::path(delete, path = "/api/jobs/{id}", tag = "jobs",
-    params(("id" = String, Path, description = "From X-Job-Id or Location")),
+    params(("id" = String, Path, description = "From X-Job-Id or Location"),
+           ("X-Admin-Key" = Option<String>, Header, description =
+        "Where one is set: for a job that needs it to be submitted")),
     responses(
         (status = 200, description = "Cancelled", body = JobInfo),
         (status = 202, description = "It will be at its next step", body = JobInfo),
+        (status = 401, description = "Without the admin key"),
         (status = 404, description = "No such job"),
         (status = 409, description = "It has ended, or loads a mode, which cannot be stopped"),
     ))]
-pub async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn cancel(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let view = find(&api, &id)?;
+    if custom::needs_admin(&view.job, &api) {
+        caller.require_admin(&api)?;
+    }
     if !api.dispatcher.cancel(view.id).await {
         let state = find(&api, &id)?.state.name();
         let detail = format!("the job is {state}: it has ended, or cannot be stopped");

@@ -16,13 +16,15 @@ use axum::{
 pub use idempotency::IdempotencyKeys;
 pub use inventory::Inspections;
 pub use job_info::delivery;
+pub use server::serve;
 
-use crate::{config::ModeConfigManager, dispatcher::Handle};
+use crate::{config::ModeConfigManager, dispatcher::Handle, modes::HostName};
 
 mod accept;
 mod answer;
 mod asking;
 mod body;
+mod browser;
 mod budget;
 mod client;
 mod config;
@@ -49,9 +51,11 @@ mod problem;
 mod queue;
 mod residency;
 mod sending;
+mod server;
 mod status;
 mod submit;
 mod superres;
+mod throttle;
 
 /// A prompt is a few hundred bytes.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -65,6 +69,8 @@ pub struct Api {
     pub dispatcher: Handle,
     /// What a caller must have who changes the configuration; `None`: everybody may.
     pub admin_key: Option<Arc<str>>,
+    /// The name that the daemon was told to listen on, if it was one.
+    pub listen_name: Option<Arc<HostName>>,
     pub inspections: Inspections,
     pub idempotency: Arc<IdempotencyKeys>,
     /// How long a caller waits until its image is begun; `None`: as long as that takes.
@@ -72,7 +78,7 @@ pub struct Api {
 }
 
 /// All routes. `openapi` describes them; `tests/daemon` holds the two together.
-pub fn router(api: Api) -> Router {
+fn router(api: Api) -> Router {
     let generate_limit = DefaultBodyLimit::max(MAX_GENERATE_BODY_BYTES);
     Router::new()
         .route("/", get(status::welcome))
@@ -112,5 +118,12 @@ pub fn router(api: Api) -> Router {
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(problem::render))
+        .layer(middleware::from_fn(server::refuse_in_reserve))
+        .layer(middleware::from_fn_with_state(api.clone(), browser::guard))
         .with_state(api)
+}
+
+/// Whether that path is answered however many connections there are.
+fn is_health(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready")
 }

@@ -9,8 +9,8 @@ use utoipa::{
 };
 
 use super::{
-    config, custom, edit, events, generate, health, images, inventory, jobs, metrics, models,
-    modes,
+    config, custom, edit, events, generate, health, images, inventory, is_health, jobs, metrics,
+    models, modes,
     problem::{PROBLEM_JSON, ProblemBody},
     queue, residency, status, submit, superres,
 };
@@ -78,14 +78,34 @@ struct ProblemResponses;
 
 impl Modify for ProblemResponses {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        for item in document.paths.paths.values_mut() {
-            let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete]
-                .map(Option::as_mut);
-            for operation in operations.into_iter().flatten() {
+        for (path, item) in &mut document.paths.paths {
+            let is_health = is_health(path);
+            let operations = [
+                (&mut item.get, true),
+                (&mut item.post, false),
+                (&mut item.put, false),
+                (&mut item.delete, false),
+            ];
+            let operations = operations.map(|(it, is_read)| Some((it.as_mut()?, is_read)));
+            for (operation, is_read) in operations.into_iter().flatten() {
+                describe_layers(operation, is_read, is_health);
                 describe_bodies(operation);
                 describe_problems(operation);
             }
         }
+    }
+}
+
+/// What the layers around all routes answer.
+fn describe_layers(operation: &mut Operation, is_read: bool, is_health: bool) {
+    let refused = [
+        (true, "421", "The host name is not one of this daemon's"),
+        (!is_read, "403", "A web page of an origin that is not listed"),
+        (!is_health, "503", "All connections are busy; see Retry-After"),
+    ];
+    for (_, status, description) in refused.into_iter().filter(|(applies, ..)| *applies) {
+        let response = || ResponseBuilder::new().description(description).build().into();
+        operation.responses.responses.entry(status.to_owned()).or_insert_with(response);
     }
 }
 

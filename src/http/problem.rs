@@ -31,7 +31,7 @@ pub struct Problem {
     kind: Kind,
     detail: String,
     errors: Vec<FieldError>,
-    retry_after_secs: Option<u64>,
+    pub retry_after_secs: Option<u64>,
     job: Option<JobId>,
 }
 
@@ -47,6 +47,8 @@ pub enum Kind {
     IdempotencyKeyReused,
     UnknownHandler,
     AdminKeyNeeded,
+    ForeignOrigin,
+    UnknownHost,
     Conflict,
     PreconditionFailed,
     MethodNotAllowed,
@@ -58,6 +60,7 @@ pub enum Kind {
     InvalidRequest,
     InvalidConfiguration,
     QueueFull,
+    TooManyConnections,
     ModelUnusable,
     NoRoom,
     OutOfMemory,
@@ -93,6 +96,8 @@ impl Kind {
             Self::NoCurrentMode => (S::NOT_FOUND, "no-current-mode", "No mode is current"),
             Self::UnknownHandler => (S::NOT_FOUND, "unknown-handler", "No such custom job"),
             Self::AdminKeyNeeded => (S::UNAUTHORIZED, "admin-key-needed", "Admin key needed"),
+            Self::ForeignOrigin => (S::FORBIDDEN, "foreign-origin", "Web page not allowed"),
+            Self::UnknownHost => (S::MISDIRECTED_REQUEST, "unknown-host", "Unknown host name"),
             Self::Conflict => (S::CONFLICT, "conflict", "Not as things are"),
             Self::PreconditionFailed => {
                 (S::PRECONDITION_FAILED, "precondition-failed", "Changed by somebody else")
@@ -116,6 +121,9 @@ impl Kind {
                 "The configuration file is not valid",
             ),
             Self::QueueFull => (S::TOO_MANY_REQUESTS, "queue-full", "The queue is full"),
+            Self::TooManyConnections => {
+                (S::SERVICE_UNAVAILABLE, "too-many-connections", "Too many connections")
+            }
             Self::ModelUnusable => {
                 (S::INTERNAL_SERVER_ERROR, "model-unusable", "The model cannot be used")
             }
@@ -261,7 +269,8 @@ impl Problem {
         Self { job: Some(job), ..Self::new(Kind::Cancelled, "the job was cancelled") }
     }
 
-    fn to_response(&self, instance: &str) -> Response {
+    /// For layers outside of [`render`].
+    pub fn to_response(&self, instance: &str) -> Response {
         let (status, kind, title) = self.kind.parts();
         let body = ProblemBody {
             kind,

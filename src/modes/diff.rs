@@ -78,6 +78,7 @@ impl Modes {
             ("jobs", self.jobs != new.jobs),
             ("custom_jobs", self.custom_jobs != new.custom_jobs),
             ("webhooks", self.webhooks != new.webhooks),
+            ("http", self.http != new.http),
             ("superres", self.superres != new.superres),
             ("fair", self.order.fair != new.order.fair),
             ("timeout", self.timeout != new.timeout),

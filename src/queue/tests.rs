@@ -351,6 +351,7 @@ fn modes(words: &str) -> Modes {
         modes: modes.into_iter().map(|mode| (mode.name.clone(), mode.into())).collect(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        http: Default::default(),
         superres: None,
         timeout: Timeout::Off,
         compute: Default::default(),

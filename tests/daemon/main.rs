@@ -4,11 +4,13 @@
 mod api;
 mod asking;
 mod bodies;
+mod browsers;
 mod checkpoints;
 mod commands;
 mod commands_of_jobs;
 mod compute;
 mod configuration;
+mod connections;
 mod crashes;
 mod custom;
 mod durable;

@@ -255,7 +255,8 @@ impl Daemon {
 fn serve(mut program: Command, folder: &Path, arguments: &[&str]) -> (Child, String) {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log")).unwrap();
     let mut child = program
-        .args(["serve", "--listen", "127.0.0.1:0"])
+        .arg("serve")
+        .args(if arguments.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
         .args(arguments)
         .stdout(Stdio::piped())
         .stderr(log)

@@ -12,6 +12,7 @@ use crate::config::{
     resolve::{
         LORA_KEYS, MODE_KEYS, ROOT_KEYS,
         custom::COMMAND_KEYS,
+        http::HTTP_KEYS,
         jobs::{JOBS_KEYS, RETENTION_KEYS},
         memory::{LORA_CACHE_KEYS, MEMORY_KEYS},
         resolve,
@@ -127,6 +128,7 @@ fn it_has_the_keys_that_the_parser_knows() {
         ("/properties/memory/properties", &MEMORY_KEYS),
         ("/properties/memory/properties/lora_cache/properties", &LORA_CACHE_KEYS),
         ("/properties/webhooks/properties", &WEBHOOKS_KEYS),
+        ("/properties/http/properties", &HTTP_KEYS),
         ("/properties/jobs/properties", &JOBS_KEYS),
         ("/properties/jobs/properties/retention/properties", &RETENTION_KEYS),
         ("/properties/custom_jobs/additionalProperties/properties", &COMMAND_KEYS),
@@ -180,7 +182,7 @@ fn at_the_top(line: &str) -> String {
     format!("model_root: m\ndefault_mode: a\nmodes: {{a: {mode}}}\n{line}\n")
 }
 
-const AT_THE_TOP: [&str; 15] = [
+const AT_THE_TOP: [&str; 16] = [
     "max_pixels",
     "watch",
     "lora_root",
@@ -192,6 +194,7 @@ const AT_THE_TOP: [&str; 15] = [
     "jobs",
     "custom_jobs",
     "webhooks",
+    "http",
     "superres",
     "engine",
     "device",
@@ -201,12 +204,13 @@ const AT_THE_TOP: [&str; 15] = [
 #[test]
 fn it_allows_what_the_parser_takes() {
     type InFile = fn(&str) -> String;
-    let places: [(&[&str], InFile); 9] = [
+    let places: [(&[&str], InFile); 10] = [
         (&MODE_KEYS, in_mode),
         (&AT_THE_TOP, at_the_top),
         (&["command"], |line| at_the_top(&format!("custom_jobs: {{job: {{{line}}}}}"))),
         (&["timeout", "description"], in_command),
         (&WEBHOOKS_KEYS, in_webhooks),
+        (&HTTP_KEYS, |line| at_the_top(&format!("http: {{{line}}}"))),
         (&JOBS_KEYS, in_jobs),
         (&RETENTION_KEYS, |line| in_jobs(&format!("retention: {{{line}}}"))),
         (&MEMORY_KEYS, in_memory),
@@ -252,6 +256,13 @@ fn it_allows_what_the_parser_takes() {
         "[]",
         "{}",
         "[x]",
+        "[a.b.]",
+        "[a..b]",
+        "['*']",
+        "['https://x.example:8080']",
+        "['https://x/y']",
+        "['http://[::1]:80']",
+        "{hosts: [x], max_connections: 2}",
         "[{path: x}]",
         "[{path: x, strength: 2}]",
         "[{path: x, strength: 101}]",

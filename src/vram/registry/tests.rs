@@ -45,6 +45,7 @@ fn modes(memory: Memory, pinned: &[bool]) -> Modes {
         modes: pinned.iter().enumerate().map(mode).collect(),
         custom_jobs: Default::default(),
         webhooks: Default::default(),
+        http: Default::default(),
         superres: None,
         timeout: Timeout::Off,
         compute: Default::default(),
