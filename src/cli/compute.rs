@@ -15,6 +15,8 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+// Another `Arguments` is flattened beside it, and groups are named by their types.
+#[group(skip)]
 pub struct Arguments {
     /// The library that the networks run by, whatever the file says: auto, candle or libtorch
     #[arg(long, env = "ENGINE")]
