@@ -73,6 +73,9 @@ pub struct Terms {
     /// for it before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_secs: Option<u32>,
+    /// Whether the measured pace of its kind limits it as well (`timeout: auto`).
+    #[serde(default)]
+    pub timeout_by_pace: bool,
     /// Whose it is: a hash of the caller's key; `None`: nobody's in particular.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<String>,

@@ -44,6 +44,8 @@ const ONLY_IN: &[(&str, &str)] = &[
     ("rusqlite", "journal"),
     ("hmac", "webhook"),
     ("rustls", "webhook"),
+    ("landlock", "worker/sandbox"),
+    ("seccompiler", "worker/sandbox"),
 ];
 
 /// Words that a part of `src` must not say.
@@ -51,6 +53,8 @@ const NEVER: &[(&str, &[&str])] = &[
     ("engine", &["axum", "rusqlite", "tokio"]),
     // It decides, and does nothing.
     ("queue", &["Instant", "SystemTime", "fs", "io", "net", "println", "tokio", "tracing"]),
+    ("dispatcher/watchdog", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
+    ("worker/environment", &["env", "fs", "io", "tokio", "tracing"]),
     ("vram/ledger", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),
     ("vram/card", &["Instant", "SystemTime", "env", "fs", "io", "tokio", "tracing"]),
     ("vram/plan", &["Instant", "SystemTime", "fs", "io", "tokio", "tracing"]),

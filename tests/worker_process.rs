@@ -26,6 +26,7 @@ use diffused::{
         child,
         process::{Event, Process, WorkerCommand},
         protocol::{self, DrawnReport, FromWorker, LoadReport, ToWorker},
+        sandbox::Granted,
     },
 };
 use tempfile::TempDir;
@@ -68,6 +69,9 @@ impl Daemon {
             journal: None,
             on_end: Box::new(|_| ()),
             stop_grace: DispatcherConfig::STOP_GRACE,
+            // The scripted worker sends no heartbeats.
+            worker_silence: Duration::from_secs(3600),
+            confines_files: false,
             cards: Default::default(),
         })
         .unwrap();
@@ -96,6 +100,17 @@ fn cpu() -> Computing {
     let text = str::to_owned;
     let (engine, device, precision) = (text("candle"), text("cpu"), text("fp32"));
     Computing { engine, device, precision, name: None }
+}
+
+/// Waits until the worker is ready.
+async fn ready(worker: &mut Process) -> Computing {
+    loop {
+        match worker.next().await {
+            Event::Message(FromWorker::Alive, _) => {}
+            Event::Message(FromWorker::Ready { computing }, _) => return computing,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 fn generation(prompt: &str) -> Job {
@@ -210,10 +225,7 @@ async fn a_drained_dispatcher_leaves_no_worker_behind() {
 async fn the_worker_offers_itself_to_the_oom_killer_and_keeps_its_memory_mapped() {
     let folder = tempfile::tempdir().unwrap();
     let mut worker = Process::spawn(&role("roles::worker", folder.path())).unwrap();
-    let Event::Message(FromWorker::Ready { computing }, _) = worker.next().await else {
-        panic!("the worker is not ready")
-    };
-    assert_eq!(computing, cpu());
+    assert_eq!(ready(&mut worker).await, cpu());
     let pid = worker.pid().unwrap();
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     assert_eq!(proc("oom_score_adj").trim(), "1000");
@@ -227,7 +239,7 @@ async fn the_worker_offers_itself_to_the_oom_killer_and_keeps_its_memory_mapped(
     for setting in expected {
         assert!(environment.contains(setting), "{setting} in {environment:?}");
     }
-    worker.end().await;
+    worker.kill().await.unwrap();
     assert!(!is_alive(&pid.to_string()));
 }
 
@@ -261,7 +273,7 @@ mod roles {
     #[test]
     #[ignore = "a process of other tests"]
     fn worker() {
-        child::run(Backend::Cpu);
+        child::run(Granted::everything, || Ok(Backend::Cpu));
     }
 
     /// Starts a worker, notes its process id and waits to be killed.
@@ -270,9 +282,7 @@ mod roles {
     async fn parent() {
         let Some(folder) = folder() else { return };
         let mut worker = Process::spawn(&role("roles::worker", &folder)).unwrap();
-        let Event::Message(FromWorker::Ready { .. }, _) = worker.next().await else {
-            panic!("the worker is not ready")
-        };
+        ready(&mut worker).await;
         note(&folder, worker.pid().unwrap());
         std::future::pending().await
     }

@@ -27,8 +27,9 @@ use crate::{
     engine,
     http::{self, Api, IdempotencyKeys, Inspections},
     journal::JournalError,
-    modes::{Authority, HostName, Modes, Switch, UnknownMode},
+    modes::{Authority, Built, HostName, Modes, Switch, UnknownMode},
     webhook::Deliverer,
+    worker::sandbox::Sandbox,
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -74,11 +75,20 @@ pub struct Arguments {
     #[arg(long, value_name = "SECS", env = "ADMISSION_TIMEOUT",
           value_parser = clap::value_parser!(u32).range(1..=86_400))]
     admission_timeout: Option<u32>,
-    /// How many seconds the worker may take to stop a job whose time is over, before it is ended
-    /// and started anew; at least two of the job's steps
+    /// How many seconds the worker may take to stop a job that was cancelled or has run out of
+    /// time, before it is killed and another one is started; at least two of the job's steps
     #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::STOP_GRACE.as_secs(),
           env = "STOP_GRACE", value_parser = clap::value_parser!(u64).range(..=86_400))]
     stop_grace: u64,
+    /// How many seconds the worker may be silent (it sends a heartbeat every second, whatever it
+    /// does) before it is killed and another one is started; raise it to attach a debugger
+    #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::WORKER_SILENCE.as_secs(),
+          env = "DIFFUSED_WORKER_SILENCE", value_parser = clap::value_parser!(u64).range(3..=86_400))]
+    worker_silence: u64,
+    /// What confines the worker, which reads model files of strangers (Linux): auto, on (on a card,
+    /// too) or off
+    #[arg(long, value_name = "WHEN", default_value_t = Sandbox::Auto, env = "DIFFUSED_SANDBOX")]
+    sandbox: Sandbox,
     #[command(flatten)]
     compute: compute::Arguments,
 }
@@ -172,6 +182,8 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     if journal.is_none() {
         tracing::warn!("'journal: off': jobs that are not done when this daemon ends are lost");
     }
+    let mut worker_arguments = compute::worker_arguments(compute);
+    worker_arguments.push(format!("--sandbox={}", arguments.sandbox).into());
     let (told, mut notified) = mpsc::unbounded_channel();
     let deliverer = Deliverer::start(modes.webhooks.clone(), move |job, _| {
         let _ = told.send(job); // when the daemon has ended, the next one tells it again
@@ -179,7 +191,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let deliverer_too = deliverer.clone();
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
-        worker_command: (std::env::current_exe()?, compute::worker_arguments(compute)),
+        worker_command: (std::env::current_exe()?, worker_arguments),
         switch_to_default: is_there(&modes, &modes.default_mode),
         preload,
         modes,
@@ -187,6 +199,8 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
         drain_timeout: Duration::from_secs(arguments.drain_timeout),
         journal,
         stop_grace: Duration::from_secs(arguments.stop_grace),
+        worker_silence: Duration::from_secs(arguments.worker_silence),
+        confines_files: arguments.sandbox.confines_files(compute.is_candle_on_cpu(Built::IN)),
         cards: Default::default(),
         on_end: Box::new(move |view| {
             if let Some(delivery) = http::delivery(view) {

@@ -1,12 +1,15 @@
 //! `diffused worker`: the process that owns the accelerator.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use super::EXIT_CONFIG;
 use crate::{
-    engine::nn,
-    modes::{Compute, Device, EngineChoice, Precision},
-    worker::child,
+    engine::{Backend, nn},
+    modes::{Built, Compute, Device, EngineChoice, Precision},
+    worker::{
+        child,
+        sandbox::{self, Sandbox},
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -17,27 +20,41 @@ pub struct Arguments {
     device: Device,
     #[arg(long, default_value = "auto")]
     precision: Precision,
+    /// What confines the process: auto, on or off
+    #[arg(long, default_value_t = Sandbox::Off)]
+    sandbox: Sandbox,
+    /// What it may read within the sandbox
+    #[arg(long, value_name = "PATH")]
+    read: Vec<PathBuf>,
     /// Say what would compute, or why nothing can, and end
     #[arg(long)]
     describe: bool,
 }
 
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let Arguments { engine, device, precision, describe } = *arguments;
-    let opened = match nn::open(Compute { engine, device, precision }) {
-        Ok(opened) => opened,
-        Err(error) => {
-            eprintln!("{error}");
-            return ExitCode::from(EXIT_CONFIG);
+    let &Arguments { engine, device, precision, sandbox, ref read, describe } = arguments;
+    let compute = Compute { engine, device, precision };
+    if !describe {
+        let is_on_cpu = compute.is_candle_on_cpu(Built::IN);
+        return child::run(|| sandbox::enter(sandbox, is_on_cpu, read), || open(compute));
+    }
+    match open(compute) {
+        Ok(backend) => {
+            let floats = backend.floats().unet.name();
+            println!("{} on {}, {floats}", backend.engine(), backend.device());
+            ExitCode::SUCCESS
         }
-    };
-    let backend = opened.backend;
+        Err(code) => code,
+    }
+}
+
+fn open(compute: Compute) -> Result<Backend, ExitCode> {
+    let opened = nn::open(compute).map_err(|error| {
+        eprintln!("{error}");
+        ExitCode::from(EXIT_CONFIG)
+    })?;
     for warning in opened.warnings {
         tracing::warn!("{warning}");
     }
-    if describe {
-        println!("{} on {}, {}", backend.engine(), backend.device(), backend.floats().unet.name());
-        return ExitCode::SUCCESS;
-    }
-    child::run(backend)
+    Ok(opened.backend)
 }

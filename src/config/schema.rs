@@ -28,7 +28,7 @@ pub fn schema() -> String {
             "scheduling": one_of("Which waiting job is next: in the order of arrival, or those of the loaded mode first [fifo].", Scheduling::NAMES),
             "max_wait": with_pattern("With affinity: a job that has waited so long is overtaken no more, 90s, 10m, 2h or 7d [30s].", TIME),
             "fair": flag("Whether clients, told apart by their keys, take turns within a priority [false]."),
-            "timeout": timeout("Drawing that takes longer fails: 90s, 10m, 2h, 7d or off [off]."),
+            "timeout": timeout("Drawing that takes longer fails: 90s, 10m, 2h, 7d, off, or auto: twenty times as long as it usually takes, and ten minutes [auto]."),
             "memory": memory(),
             "jobs": jobs(),
             "custom_jobs": {
@@ -136,7 +136,7 @@ fn memory() -> Value {
         "max_request_pipelines": whole("How many of them may be models with a request's own LoRAs [4].", 1, Memory::MAX_MODELS.into()),
         "limit_gb": limit_gb,
         "eviction": one_of("Which model leaves for another one [lru].", Eviction::NAMES),
-        "idle_unload": timeout("A model that nobody has used for so long is unloaded: 90s, 10m, 2h, 7d or off [off]."),
+        "idle_unload": time_or_off("A model that nobody has used for so long is unloaded: 90s, 10m, 2h, 7d or off [off]."),
         "verify": flag("Whether a model must draw one step before it is used [false]."),
         "host_cache_gb": number("On a card: how much of the host's memory keeps the weights of models that have left, in gb of 2^30 bytes [0].", 0.0, Memory::MAX_GB),
         "lora_cache": section("LoRA files that stay open once they were read.", lora_cache),
@@ -210,7 +210,7 @@ fn mode() -> Value {
             "prompt_syntax": one_of("Whether (word:1.3) weighs a word [plain].", PromptSyntax::NAMES),
             "pinned": flag("Whether its model stays loaded until it is unloaded by name [false]."),
             "preload": flag("Whether its model is loaded at the start [false]."),
-            "timeout": timeout("Drawing with it that takes longer fails: 90s, 10m, 2h, 7d or off [off]."),
+            "timeout": timeout("Drawing with it that takes longer fails: 90s, 10m, 2h, 7d, off, or auto: as the top level says [auto]."),
             "metadata": {"description": "Yours: shown to clients, otherwise not looked at.", "type": ["object", "null"]},
         },
     })
@@ -247,6 +247,10 @@ fn flag(description: &str) -> Value {
 }
 
 fn timeout(description: &str) -> Value {
+    with_pattern(description, r"^\s*(auto|off|0*[1-9][0-9]*\s*[smhd])\s*$")
+}
+
+fn time_or_off(description: &str) -> Value {
     with_pattern(description, r"^\s*(off|0*[1-9][0-9]*\s*[smhd])\s*$")
 }
 

@@ -7,6 +7,7 @@
 //! - a custom job says how far it is, or has ended;
 //! - something was written down, or cannot be;
 //! - memory was measured anew;
+//! - a tick: whether the worker is heard of and gets on (`hung`);
 //! - some job's time is over: to be begun, to be drawn, to have ended (`limits`);
 //! - a pipeline has been idle for as long as it may;
 //! - a job that has ended has been kept for as long as it may;
@@ -16,6 +17,7 @@
 
 mod commands;
 mod ending;
+mod hung;
 mod limits;
 mod loading;
 mod messages;
@@ -31,7 +33,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use self::{
@@ -44,6 +46,7 @@ use super::{
     custom::{CustomEvent, Runnable},
     limits::Limits,
     table::SharedJobs,
+    watchdog::Watchdog,
 };
 use crate::{
     job::{Job, JobId, SwitchOrigin, Terms},
@@ -51,7 +54,10 @@ use crate::{
     modes::{Jobs, Modes, ModesDiff},
     queue::{Entry, Queue, Target},
     vram::{Cards, VramRegistry, host, probe, probe::Readings},
-    worker::supervisor::{self, Supervisor},
+    worker::{
+        sandbox::Readable,
+        supervisor::{self, Supervisor},
+    },
 };
 
 /// What is asked of the dispatcher.
@@ -97,6 +103,7 @@ enum Wake {
     Custom(CustomEvent),
     Receipt(Receipt<Then>),
     Measured,
+    Tick,
     JobLimit,
     Idle,
     Expiry,
@@ -150,14 +157,19 @@ pub struct Actor {
     drain_until: Option<Instant>,
     /// Of jobs with a webhook.
     on_end: EndListener,
-    /// How long the worker may take to stop a job whose time is over.
+    /// How long the worker may take to stop a job.
     stop_grace: Duration,
+    watchdog: Watchdog,
+    /// When the watchdog ticked last.
+    ticked: Instant,
+    /// Heartbeats are missing.
+    worker_silent: bool,
 }
 
 impl Actor {
     pub(super) fn new(
         config: DispatcherConfig,
-        worker: Supervisor,
+        mut worker: Supervisor,
         commands: mpsc::UnboundedReceiver<Command>,
         jobs: SharedJobs,
         opened: Opened<Then>,
@@ -169,6 +181,9 @@ impl Actor {
         let (worker_pid, pid_for_probe) = watch::channel(None);
         let readings = probe::watch(pid_for_probe, config.cards.clone());
         let (status, published) = watch::channel(Arc::default());
+        if config.confines_files {
+            worker.confine(Readable::of(&modes));
+        }
         let mut actor = Self {
             commands,
             queue,
@@ -200,6 +215,9 @@ impl Actor {
             drain_until: None,
             on_end: config.on_end,
             stop_grace: config.stop_grace,
+            watchdog: Watchdog::new(config.worker_silence),
+            ticked: Instant::now(),
+            worker_silent: false,
         };
         let selects = actor.restore(opened.remembered);
         // Nobody waits for these; if one fails, the log has the reason.
@@ -226,6 +244,8 @@ impl Actor {
 
     /// Works until it is drained.
     pub async fn run(mut self) {
+        let mut ticks = interval(Watchdog::TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.start_what_can_be_started();
             self.when_idle();
@@ -241,6 +261,7 @@ impl Actor {
                 event = custom_event(&mut self.running) => Wake::Custom(event),
                 Some(receipt) = self.receipts.recv() => Wake::Receipt(receipt),
                 Ok(()) = self.readings.changed() => Wake::Measured,
+                _ = ticks.tick() => Wake::Tick,
                 () = limit(job_limit) => Wake::JobLimit,
                 () = limit(idle_at) => Wake::Idle,
                 () = limit(expiry) => Wake::Expiry,
@@ -255,6 +276,7 @@ impl Actor {
                 Wake::Expiry => self.expire(),
                 // Published with the rest; and idle pipelines go when there is nothing else to do.
                 Wake::Measured | Wake::Idle => {}
+                Wake::Tick => self.on_tick(),
                 Wake::JobLimit => self.on_limits(),
                 Wake::DrainLimit => self.give_up_running(),
             }
@@ -337,6 +359,7 @@ impl Actor {
             counters: self.counters.clone(),
             degraded: self.degraded.clone(),
             worker_ready: self.worker.is_ready(),
+            worker_silent: self.worker_silent,
             draining: self.drain_until.is_some(),
             storage_fails: self.is_held,
             worker_restarts: self.worker.restarts(),

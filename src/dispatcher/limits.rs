@@ -1,8 +1,14 @@
 //! Until when jobs may wait, be drawn and have ended. Pure: the time is told to it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
-use crate::job::{Job, JobId, Terms};
+use crate::{
+    job::{Job, JobId, Terms},
+    request::GenerateRequest,
+};
 
 /// What a job has a limited time for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,6 +21,8 @@ pub enum Limit {
     Switch,
     /// To be drawn, from when that began.
     Drawing,
+    /// To be drawn, by the measured pace of its kind.
+    Pace,
     /// For the worker, to stop it after it was told to.
     Stopping,
 }
@@ -24,6 +32,14 @@ pub enum Limit {
 pub struct Now {
     pub unix_ms: u64,
     pub steady_ms: u64,
+}
+
+/// How long a generation may be drawn under `timeout: auto`, if it is expected to take so long.
+/// `None` for one whose images are enlarged, too: the pace of drawing says nothing of that.
+pub fn limit_by_pace(request: &GenerateRequest, expected: Duration) -> Option<Duration> {
+    const AT_LEAST: Duration = Duration::from_secs(600);
+    const TIMES: u32 = 20;
+    request.superres.is_none().then(|| AT_LEAST.max(TIMES * expected))
 }
 
 /// All limits of all jobs that have not ended, in milliseconds of the clock that is never set.
@@ -98,6 +114,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Superres;
 
     fn reached(limits: &mut Limits, now_ms: u64) -> Vec<(JobId, Limit)> {
         std::iter::from_fn(|| limits.take_reached(now_ms)).collect()
@@ -116,6 +133,25 @@ mod tests {
         assert_eq!(limits.next_ms(), Some(30));
         assert_eq!(reached(&mut limits, 30), [(a, Limit::Deadline)]);
         assert_eq!((limits.next_ms(), limits.by_job.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_job_may_take_twenty_times_as_long_as_its_kind_and_ten_minutes() {
+        let plain = GenerateRequest::of("a", "x");
+        let enlarged = GenerateRequest {
+            superres: Some(Superres { magnitude: 2, model: None, format: None }),
+            ..plain.clone()
+        };
+        let secs = Duration::from_secs;
+        for (request, expected, limit) in [
+            (&plain, 1, Some(600)),
+            (&plain, 30, Some(600)),
+            (&plain, 31, Some(620)),
+            (&plain, 3600, Some(72_000)),
+            (&enlarged, 31, None),
+        ] {
+            assert_eq!(limit_by_pace(request, secs(expected)), limit.map(secs), "{expected} s");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod outcome;
 mod pace;
 mod previews;
 mod table;
+mod watchdog;
 
 #[cfg(test)]
 mod tests;
@@ -71,15 +72,20 @@ pub struct DispatcherConfig {
     pub journal: Option<PathBuf>,
     /// Told of each job when it has ended; again in the next daemon, until [`Handle::notified`].
     pub on_end: EndListener,
-    /// How long a worker may take to stop a job whose time is over; then it is ended and started
-    /// anew.
+    /// How long a worker may take to stop a job, at least two of its steps; then it is killed and
+    /// another one is started.
     pub stop_grace: Duration,
+    /// How long a worker may send nothing, not even a heartbeat.
+    pub worker_silence: Duration,
+    /// Whether the worker is told which files it may read.
+    pub confines_files: bool,
     /// Who knows the cards of this machine.
     pub cards: Cards,
 }
 
 impl DispatcherConfig {
     pub const STOP_GRACE: Duration = Duration::from_secs(30);
+    pub const WORKER_SILENCE: Duration = Duration::from_secs(15);
 }
 
 /// Is told of a job that has ended. It must not block.
@@ -201,8 +207,8 @@ impl Handle {
     }
 
     /// Cancels a job: one that waits is taken out of the queue, one that runs is stopped at its
-    /// next step. False if nothing comes of it: the job is unknown, has ended, or is a mode switch
-    /// whose pipeline is being loaded, which cannot be stopped.
+    /// next step, tile or tensor. False if the job is unknown, has ended, or has failed while the
+    /// mode before it is loaded again.
     pub async fn cancel(&self, id: JobId) -> bool {
         let (reply, answer) = oneshot::channel();
         let _ = self.commands.send(Command::Cancel { id, reply: Some(reply) });
@@ -319,6 +325,8 @@ pub struct Status {
     pub degraded: Option<String>,
     /// Whether the worker is up; while it is started, jobs wait for it.
     pub worker_ready: bool,
+    /// Whether the worker has not been heard of for a while; it is replaced if that goes on.
+    pub worker_silent: bool,
     /// Whether the daemon is being shut down: nothing is accepted any more.
     pub draining: bool,
     /// Whether what has happened cannot be written down: nothing is begun or accepted until it can.

@@ -44,6 +44,12 @@ impl Pace {
         (self.any.0.unwrap_or(0.0).ceil() as u64).max(1)
     }
 
+    /// How long a job will take by others of its kind and mode; `None` before the first of them.
+    pub fn measured(&self, job: &Job) -> Option<Duration> {
+        let mean = self.kinds.get(&key(job))?.0?;
+        Duration::try_from_secs_f64(mean * work(job)).ok()
+    }
+
     /// How many seconds a job will take, by others of its kind and mode, else by any; `None` while
     /// nothing has been measured.
     fn secs(&self, job: &Job) -> Option<f64> {
@@ -179,6 +185,14 @@ mod tests {
                 .map(|((), ms)| *ms as f64 / 1000.0)
                 .collect();
             assert_eq!(waits, begins, "{measured:?} {waiting}");
+        }
+    }
+
+    #[test]
+    fn only_a_kind_that_was_measured_has_an_expected_time() {
+        let pace = pace(&[("a", 2.0), ("*", 9.0)]);
+        for (word, secs) in [("a", Some(2)), ("a2", Some(4)), ("A", Some(8)), ("b", None)] {
+            assert_eq!(pace.measured(&job(word)), secs.map(Duration::from_secs), "{word}");
         }
     }
 

@@ -217,6 +217,12 @@ impl SharedJobs {
         table.pace.record(job, took);
     }
 
+    /// How long a job will take by others of its kind and mode.
+    pub fn measured(&self, job: &Job) -> Option<Duration> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.pace.measured(job)
+    }
+
     pub fn retry_after_secs(&self) -> u64 {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         table.pace.retry_after_secs()

@@ -51,7 +51,7 @@ impl Daemon {
 
     fn start_with(change: impl FnOnce(&mut DispatcherConfig)) -> Self {
         let (started, workers) = mpsc::unbounded_channel();
-        let spawn: Spawn = Box::new(move || {
+        let spawn: Spawn = Box::new(move |_| {
             let (ours, theirs) = UnixStream::pair()?;
             started.send(theirs).map_err(io::Error::other)?;
             Ok(Process::attend(ours, None))
@@ -297,6 +297,9 @@ fn config() -> DispatcherConfig {
         journal: None,
         on_end: Box::new(|_| ()),
         stop_grace: DispatcherConfig::STOP_GRACE,
+        // The worker of these tests sends no heartbeats.
+        worker_silence: Duration::from_secs(3600),
+        confines_files: false,
         cards: Default::default(),
     }
 }

@@ -184,8 +184,23 @@ impl Prepared {
         kept: Layers,
         on_progress: &dyn Fn(f32),
     ) -> Result<Pipeline, checkpoint::Error> {
+        self.load_watched(kept, &|fraction| {
+            on_progress(fraction);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same; `watch` is asked before each tensor whether to go on.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; [`checkpoint::Error::Cancelled`] if `watch` ended it.
+    pub fn load_watched(
+        &self,
+        kept: Layers,
+        watch: &dyn Fn(f32) -> ControlFlow<()>,
+    ) -> Result<Pipeline, checkpoint::Error> {
         let total = self.file_bytes.max(1);
-        let on_bytes = |bytes: u64| on_progress(bytes as f32 / total as f32);
+        let on_bytes = |bytes: u64| watch(bytes as f32 / total as f32);
         let loading = Loading { planned: &self.planned, kept, on_bytes: &on_bytes };
         let reading =
             Reading::load(self.backend, self.checkpoint.networks(), &self.patches, loading);

@@ -170,7 +170,11 @@ impl Upscaler {
         let check = Reading::check(backend, &networks, &patches);
         RrdbNet::load(&check.weights(UPSCALER))?;
         let (planned, _) = check.finish();
-        let loading = Loading { planned: &planned, kept: Layers::default(), on_bytes: &|_| () };
+        let loading = Loading {
+            planned: &planned,
+            kept: Layers::default(),
+            on_bytes: &|_| ControlFlow::Continue(()),
+        };
         let reading = Reading::load(backend, &networks, &patches, loading);
         let net = RrdbNet::load(&reading.weights(UPSCALER))?;
         let (layers, _) = reading.finish();

@@ -114,6 +114,7 @@ fn terms(modes: &Modes, mode: &Mode, overrides: &Overrides) -> Result<Terms, Inv
         durable: false,
         deadline_unix_ms: deadline,
         admission_secs: None,
+        timeout_by_pace: [modes.timeout, mode.timeout] == [Timeout::Auto; 2],
         timeout_secs: timeouts.chain(overrides.timeout).min(),
         client: None,
         idempotency: None,

@@ -42,7 +42,7 @@ pub async fn live() -> Json<Health> {
     responses(
         (status = 200, body = Health),
         (status = 503, description = "The worker is not up, no mode is loaded any more, the disk is \
-                                      full, or shutting down; why"),
+                                      full, the worker is silent, the queue is paused, or shutting down; why"),
     ))]
 pub async fn ready(State(api): State<Api>) -> Result<Json<Health>, Problem> {
     is_ready(&api.dispatcher.status())?;
@@ -59,11 +59,16 @@ fn is_ready(status: &Status) -> Result<(), Problem> {
         return Err(Problem::new(Kind::NotWritten, detail));
     }
     not_degraded(status)?;
-    if status.worker_ready {
-        Ok(())
+    let reason = if !status.worker_ready {
+        "the worker process is being started"
+    } else if status.worker_silent {
+        "the worker process is silent; another one takes its place unless it is heard of soon"
+    } else if status.paused {
+        "the queue is paused: jobs are accepted, and none is begun until it is resumed"
     } else {
-        Err(Problem::new(Kind::NotReady, "the worker process is being started"))
-    }
+        return Ok(());
+    };
+    Err(Problem::new(Kind::NotReady, reason))
 }
 
 fn not_degraded(status: &Status) -> Result<(), Problem> {
@@ -92,5 +97,11 @@ mod tests {
         }
         let full = Status { storage_fails: true, worker_ready: true, ..Status::default() };
         assert_eq!(is_ready(&full).map_err(|it| it.kind()), Err(Kind::NotWritten));
+        let up = Status { worker_ready: true, ..Status::default() };
+        let silent = Status { worker_silent: true, ..up.clone() };
+        let paused = Status { paused: true, ..up };
+        for status in [silent, paused] {
+            assert_eq!(is_ready(&status).map_err(|it| it.kind()), Err(Kind::NotReady));
+        }
     }
 }

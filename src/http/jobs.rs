@@ -143,18 +143,19 @@ impl Wanted {
     }
 }
 
-/// Cancels a job: one that waits leaves the queue, one that runs stops at its next step. The admin key,
-/// if one is configured, is needed for loads, unloads, mode switches and commands.
+/// Cancels a job: one that waits leaves the queue, one that runs stops at its next step. A worker
+/// that does not stop it within `--stop-grace` is replaced. The admin key, if one is configured, is
+/// needed for loads, unloads, mode switches and commands.
 #[utoipa::path(delete, path = "/api/jobs/{id}", tag = "jobs",
     params(("id" = String, Path, description = "From X-Job-Id or Location"),
            ("X-Admin-Key" = Option<String>, Header, description =
         "Where one is set: for a job that needs it to be submitted")),
     responses(
         (status = 200, description = "Cancelled", body = JobInfo),
-        (status = 202, description = "It will be at its next step", body = JobInfo),
+        (status = 202, description = "It will be at its next step, tile or tensor", body = JobInfo),
         (status = 401, description = "Without the admin key"),
         (status = 404, description = "No such job"),
-        (status = 409, description = "It has ended, or loads a mode, which cannot be stopped"),
+        (status = 409, description = "It has ended, or has failed and loads the mode before it again"),
     ))]
 pub async fn cancel(
     State(api): State<Api>,

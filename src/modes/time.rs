@@ -18,11 +18,13 @@ impl Time {
     }
 }
 
-/// How long something may take: `90s`, `10m`, `2h`, or `off`.
+/// How long something may take: `90s`, `10m`, `2h`, `off` or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Timeout {
+    /// As the measured pace allows; of a mode: as the top level says.
     #[default]
+    Auto,
     Off,
     After(Time),
 }
@@ -30,14 +32,14 @@ pub enum Timeout {
 impl Timeout {
     pub fn secs(self) -> Option<u32> {
         match self {
-            Self::Off => None,
+            Self::Auto | Self::Off => None,
             Self::After(time) => Some(u32::try_from(time.0.as_secs()).unwrap_or(u32::MAX)),
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a time: write 90s, 10m, 2h or 7d, or off")]
+#[error("'{0}' is not a time: write 90s, 10m, 2h or 7d, off or auto")]
 pub struct InvalidTimeout(String);
 
 impl FromStr for Timeout {
@@ -45,6 +47,7 @@ impl FromStr for Timeout {
 
     fn from_str(text: &str) -> Result<Self, InvalidTimeout> {
         match text.trim() {
+            "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
             time => time.parse().map(Self::After).map_err(|_| InvalidTimeout(text.to_owned())),
         }
@@ -68,6 +71,7 @@ impl From<Timeout> for String {
 impl fmt::Display for Timeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Auto => f.write_str("auto"),
             Self::Off => f.write_str("off"),
             Self::After(time) => time.fmt(f),
         }
@@ -120,7 +124,9 @@ mod tests {
         for text in ["", "10", "m", "0s", "-1s", "1.5h", "10y", "99999999999s", "off"] {
             assert_eq!(text.parse::<Time>(), Err(InvalidTime(text.to_owned())));
         }
-        for (text, secs) in [("off", None), (" 10m", Some(600)), ("4294967295s", Some(u32::MAX))] {
+        for (text, secs) in
+            [("off", None), ("auto", None), (" 10m", Some(600)), ("4294967295s", Some(u32::MAX))]
+        {
             let timeout: Timeout = text.parse().unwrap();
             assert_eq!((timeout.secs(), timeout.to_string().parse()), (secs, Ok(timeout)));
         }

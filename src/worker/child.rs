@@ -11,6 +11,7 @@ use std::{
     ops::ControlFlow,
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::ExitCode,
     sync::{
         Arc, Weak,
@@ -21,7 +22,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError};
+use super::{
+    protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind},
+    sandbox::{self, Granted},
+};
 use crate::{
     engine::{
         Backend, Step, nn,
@@ -33,10 +37,12 @@ use crate::{
     vram::ledger::PipelineId,
 };
 use answers::{draw_error, internal, millis, report, unusable, unusable_file};
+use connection::Connection;
 use device::device_memory;
 use residents::Residents;
 
 mod answers;
+mod connection;
 mod device;
 mod host_cache;
 mod residents;
@@ -51,9 +57,14 @@ const PREVIEW_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a load reports its progress at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Does what the daemon at the other end of the standard input says, until it hangs up.
-pub fn run(backend: Backend) -> ExitCode {
+/// Opens the device and does what the daemon at the other end of the standard input says, until it
+/// hangs up. `confine` enters the sandbox. `open` returns the exit code if there is no such device.
+pub fn run(
+    confine: impl FnOnce() -> Granted,
+    open: impl FnOnce() -> Result<Backend, ExitCode>,
+) -> ExitCode {
     volunteer_for_the_oom_killer();
+    let granted = confine();
     let socket = match socket_on_stdin() {
         Ok(socket) => socket,
         Err(error) => {
@@ -66,8 +77,8 @@ pub fn run(backend: Backend) -> ExitCode {
     // Where the daemon is gone there is nobody to work for, whatever the engine is doing just
     // now. This serves where PR_SET_PDEATHSIG would not: that signal comes when the *thread* that
     // spawned the child ends, which in the daemon is one of a pool's.
-    match serve(socket, backend, || std::process::exit(0)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match serve(socket, granted, open, || std::process::exit(0)) {
+        Ok(code) => code,
         Err(error) => {
             tracing::error!("the worker lost its connection to the daemon: {error}");
             ExitCode::FAILURE
@@ -92,9 +103,10 @@ fn socket_on_stdin() -> io::Result<UnixStream> {
 /// Works until the connection ends; `on_hang_up` is called at once then, on another thread.
 fn serve(
     socket: UnixStream,
-    backend: Backend,
+    granted: Granted,
+    open: impl FnOnce() -> Result<Backend, ExitCode>,
     on_hang_up: impl FnOnce() + Send + 'static,
-) -> io::Result<()> {
+) -> io::Result<ExitCode> {
     let reading = socket.try_clone()?;
     let (tasks, to_do) = mpsc::channel();
     thread::Builder::new().name("commands".to_owned()).spawn(move || {
@@ -102,21 +114,36 @@ fn serve(
         tracing::debug!("the daemon hung up: {end}");
         on_hang_up();
     })?;
-    let mut worker = Worker { socket, residents: Residents::new(backend) };
+    // Before the device is opened, which may take many seconds.
+    let connection = Connection::start(socket)?;
+    let backend = match open() {
+        Ok(backend) => backend,
+        Err(code) => return Ok(code),
+    };
+    let mut worker = Worker { connection, granted, residents: Residents::new(backend) };
     worker.send(&FromWorker::Ready { computing: device::computing(backend) }, &[])?;
     // The engine works on the main thread: what that one frees stays mapped (see
     // `process::ALLOCATOR`), while glibc gives other threads arenas of their own, with small heaps.
-    to_do.into_iter().try_for_each(|task| worker.work(task))
+    to_do.into_iter().try_for_each(|task| worker.work(task))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Something to do that takes its time.
 enum Task {
     Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, keep: Keep },
-    Load { job: JobId, unload: Vec<PipelineId>, limit_bytes: u64, verify: bool },
+    Load(Load),
     Unload { pipelines: Vec<PipelineId>, upscaler: bool },
     Generate(Generate),
     Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
     Upscale(Upscale),
+}
+
+struct Load {
+    job: JobId,
+    unload: Vec<PipelineId>,
+    limit_bytes: u64,
+    verify: bool,
+    cancelled: Arc<AtomicBool>,
 }
 
 struct Generate {
@@ -150,7 +177,8 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
                 Task::Prepare { job, id, pipeline, keep }
             }
             Ok((ToWorker::Load { job, unload, limit_bytes, verify }, _)) => {
-                Task::Load { job, unload, limit_bytes, verify }
+                let cancelled = flag_of(job, &mut flags);
+                Task::Load(Load { job, unload, limit_bytes, verify, cancelled })
             }
             Ok((ToWorker::Unload { pipelines, upscaler }, _)) => {
                 Task::Unload { pipelines, upscaler }
@@ -182,7 +210,8 @@ fn read_commands(mut from: UnixStream, tasks: &mpsc::Sender<Task>) -> io::Error 
 
 /// The engine's side: what is loaded, and where the answers go.
 struct Worker {
-    socket: UnixStream,
+    connection: Arc<Connection>,
+    granted: Granted,
     residents: Residents,
 }
 
@@ -191,23 +220,16 @@ impl Worker {
     fn work(&mut self, task: Task) -> io::Result<()> {
         let answer = match task {
             Task::Prepare { job, id, pipeline, keep } => {
+                if let Some(error) = self.outside(sandbox::files_of(&pipeline)) {
+                    return self.send(&FromWorker::Failed { job, error, held: None }, &[]);
+                }
                 self.let_go_of_upscaler()?;
                 match self.residents.prepare(id, pipeline, keep) {
                     Ok(estimate) => FromWorker::Prepared { job, estimate },
                     Err(error) => FromWorker::Failed { job, error, held: None },
                 }
             }
-            Task::Load { job, unload, limit_bytes, verify } => {
-                nn::set_limit(self.residents.backend(), limit_bytes);
-                nn::reset_peak(self.residents.backend());
-                let on_progress = progress(&self.socket, job);
-                match self.residents.load(&unload, verify, &on_progress) {
-                    Ok(report) => FromWorker::Loaded { job, report, held: self.residents.held() },
-                    Err(error) => {
-                        FromWorker::Failed { job, error, held: Some(self.residents.held()) }
-                    }
-                }
-            }
+            Task::Load(load) => return self.load(&load),
             Task::Unload { pipelines, upscaler } => {
                 if upscaler {
                     self.residents.upscaler.let_go();
@@ -230,6 +252,33 @@ impl Worker {
         self.send(&answer, &[])
     }
 
+    /// Says no to models that lie outside of the sandbox, before anything has to go for them.
+    fn outside<'m>(&self, models: impl IntoIterator<Item = &'m Path>) -> Option<WorkerError> {
+        let model = self.granted.outside(models)?;
+        tracing::info!("{} is, or leads, outside of the worker's sandbox", model.display());
+        let message = "its files lie outside of the worker's sandbox (serve --sandbox off)";
+        let (kind, message) = (WorkerErrorKind::OutsideSandbox, message.to_owned());
+        Some(WorkerError { kind, message })
+    }
+
+    fn load(&mut self, load: &Load) -> io::Result<()> {
+        let Load { job, unload, limit_bytes, verify, cancelled } = load;
+        let job = *job;
+        nn::set_limit(self.residents.backend(), *limit_bytes);
+        nn::reset_peak(self.residents.backend());
+        let watch = progress(&self.connection, job, cancelled);
+        let loaded = self.residents.load(unload, *verify, &watch);
+        let held = self.residents.held();
+        match loaded {
+            Ok(report) => self.send(&FromWorker::Loaded { job, report, held }, &[]),
+            Err(_) if cancelled.load(Ordering::Relaxed) => {
+                self.send(&FromWorker::Holds { held }, &[])?;
+                self.send(&FromWorker::Cancelled { job }, &[])
+            }
+            Err(error) => self.send(&FromWorker::Failed { job, error, held: Some(held) }, &[]),
+        }
+    }
+
     fn generate(&mut self, generate: &Generate) -> io::Result<()> {
         let Generate { job, pipeline: id, request, limit_bytes, cancelled } = generate;
         let (job, id) = (*job, *id);
@@ -247,20 +296,20 @@ impl Worker {
         let backend = self.residents.backend();
         let allocated = device_memory(backend).allocated;
         nn::reset_peak(backend);
-        let socket = &self.socket;
+        let connection = &self.connection;
         let mut previewed: Option<Instant> = None;
         let mut watch = |Step { step, steps }, glimpse: Option<&Glimpse<'_>>| {
             if cancelled.load(Ordering::Relaxed) {
                 return ControlFlow::Break(());
             }
             // If the daemon is gone, the other thread ends the process.
-            let _ = send(socket, &FromWorker::Step { job, step, steps }, &[]);
+            let _ = connection.send(&FromWorker::Step { job, step, steps }, &[]);
             let is_due = previewed.is_none_or(|at| at.elapsed() >= PREVIEW_INTERVAL);
             if let Some(Ok(preview)) = glimpse.filter(|_| is_due).map(Glimpse::preview) {
                 previewed = Some(Instant::now());
                 let Preview { width, height, rgb } = preview;
-                let _ =
-                    send(socket, &FromWorker::Preview { job, step, steps, width, height }, &rgb);
+                let preview = FromWorker::Preview { job, step, steps, width, height };
+                let _ = connection.send(&preview, &rgb);
             }
             ControlFlow::Continue(())
         };
@@ -284,12 +333,8 @@ impl Worker {
     }
 
     fn send(&self, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-        send(&self.socket, message, payload)
+        self.connection.send(message, payload)
     }
-}
-
-fn send(mut to: &UnixStream, message: &FromWorker, payload: &[u8]) -> io::Result<()> {
-    protocol::write(&mut to, message, payload)
 }
 
 /// Runs a piece of the engine; a panic in it (which the log has by then) costs the job alone.
@@ -299,14 +344,22 @@ fn guarded<T>(engine: impl FnOnce() -> Result<T, WorkerError>) -> Result<T, Work
         .unwrap_or_else(|_| Err(internal("the engine failed; the daemon's log says why")))
 }
 
-/// Tells the daemon how far a load is, now and then.
-fn progress(socket: &UnixStream, job: JobId) -> impl Fn(f32) {
+/// Tells the daemon now and then how far a load is, and ends it if it was cancelled.
+fn progress(
+    connection: &Connection,
+    job: JobId,
+    cancelled: &AtomicBool,
+) -> impl Fn(f32) -> ControlFlow<()> {
     let reported = Cell::new(Instant::now());
     move |fraction| {
         if reported.get().elapsed() >= PROGRESS_INTERVAL {
             reported.set(Instant::now());
             // If the daemon is gone, the other thread ends the process.
-            let _ = send(socket, &FromWorker::Loading { job, fraction }, &[]);
+            let _ = connection.send(&FromWorker::Loading { job, fraction }, &[]);
+        }
+        match cancelled.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     }
 }

@@ -24,11 +24,14 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     process::Child,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 
-use super::protocol::{self, FromWorker, ToWorker};
+use super::{
+    environment,
+    protocol::{self, FromWorker, ToWorker},
+};
 
 /// A program and its arguments that speak the protocol over their standard input, a socket.
 pub type WorkerCommand = (PathBuf, Vec<OsString>);
@@ -55,6 +58,8 @@ pub struct Process {
     pid: Option<u32>,
     outbox: mpsc::UnboundedSender<ToWorker>,
     inbox: mpsc::Receiver<Event>,
+    /// Dropping it kills the process.
+    kill: oneshot::Sender<()>,
     attendant: JoinHandle<()>,
 }
 
@@ -89,9 +94,10 @@ impl Process {
     pub fn attend(socket: UnixStream, child: Option<Child>) -> Self {
         let (outbox, to_send) = mpsc::unbounded_channel();
         let (received, inbox) = mpsc::channel(INBOX_MESSAGES);
+        let (kill, killed) = oneshot::channel();
         let pid = child.as_ref().and_then(Child::id);
-        let attendant = tokio::spawn(attend(socket, child, to_send, received));
-        Self { pid, outbox, inbox, attendant }
+        let attendant = tokio::spawn(attend(socket, child, to_send, received, killed));
+        Self { pid, outbox, inbox, kill, attendant }
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -110,24 +116,18 @@ impl Process {
         self.inbox.recv().await.unwrap_or_else(gone)
     }
 
-    /// Kills the process and waits until it is gone.
-    pub async fn end(mut self) {
-        // The attendant stops when there is nobody left who could send.
-        self.outbox = mpsc::unbounded_channel().0;
-        self.inbox.close();
-        let _ = (&mut self.attendant).await;
+    /// Kills the process. The handle resolves once the process is gone, which may be never: a
+    /// process in an uninterruptible system call outlives even SIGKILL.
+    pub fn kill(self) -> JoinHandle<()> {
+        drop(self.kill);
+        self.attendant
     }
 }
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The child goes with the task that holds it.
-        self.attendant.abort();
-    }
-}
-
-/// The environment that a worker needs, as far as the user has not said otherwise.
+/// The environment that a worker needs: what it inherits, and settings that the user has not made.
 pub fn prepare(worker: &mut std::process::Command) {
+    let is_inherited = |name: &OsString| name.to_str().is_some_and(environment::is_inherited);
+    worker.env_clear().envs(std::env::vars_os().filter(|(name, _)| is_inherited(name)));
     for (name, value) in [ALLOCATOR, CARDS] {
         if std::env::var_os(name).is_none() {
             worker.env(name, value);
@@ -141,11 +141,14 @@ async fn attend(
     child: Option<Child>,
     to_send: mpsc::UnboundedReceiver<ToWorker>,
     received: mpsc::Sender<Event>,
+    mut killed: oneshot::Receiver<()>,
 ) {
     let (from, to) = socket.into_split();
     let end = tokio::select! {
         error = receive_all(from, &received) => error,
         () = send_all(to, to_send) => None,
+        // Also while a message waits for a worker that does not read.
+        _ = &mut killed => None,
     };
     let mut reason = match end {
         Some(error) if error.kind() == io::ErrorKind::UnexpectedEof => String::new(),

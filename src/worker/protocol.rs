@@ -28,8 +28,8 @@ pub enum ToWorker {
     /// Open a pipeline's files and say what it would take: nothing is read, nothing leaves.
     /// Answered by `Prepared` or `Failed`.
     Prepare { job: JobId, id: PipelineId, pipeline: PipelineSpec, keep: Keep },
-    /// Let those go and read what was prepared for that job. Answered by `Loaded` or `Failed`,
-    /// perhaps after some `Loading`.
+    /// Let those go and read what was prepared for that job. Answered by `Loaded`, `Failed` or
+    /// `Cancelled`, perhaps after some `Loading`.
     Load {
         job: JobId,
         /// What they share with the new one stays.
@@ -48,14 +48,16 @@ pub enum ToWorker {
     Probe { job: JobId, pipeline: PipelineId, limit_bytes: u64 },
     /// Make an image larger. Answered as `Generate`; a tile is a step.
     Upscale { job: JobId, image: EncodedImage, superres: Superres, limit_bytes: u64 },
-    /// Stop that job at its next step. Without effect on a job that is not running.
+    /// Stop that job at its next step, tile or tensor. Without effect on a job that is not running.
     Cancel { job: JobId },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromWorker {
-    /// The first message: the worker is up, and that computes.
+    /// The process runs: about once a second from a thread of its own, whatever the engine does.
+    Alive,
+    /// The device is open, and can be given work.
     Ready {
         computing: Computing,
     },
@@ -117,7 +119,7 @@ impl FromWorker {
     /// The job that it is about.
     pub fn job(&self) -> Option<JobId> {
         match self {
-            Self::Ready { .. } | Self::Unloaded { .. } | Self::Holds { .. } => None,
+            Self::Alive | Self::Ready { .. } | Self::Unloaded { .. } | Self::Holds { .. } => None,
             Self::Loading { job, .. }
             | Self::Prepared { job, .. }
             | Self::Loaded { job, .. }
@@ -221,6 +223,8 @@ pub enum WorkerErrorKind {
     UnusableLora { index: usize },
     /// The loaded pipeline cannot do what this request asks for; another request can be drawn.
     InvalidRequest { field: RequestField },
+    /// A file lies outside of what the worker's sandbox lets it read.
+    OutsideSandbox,
     /// The limit does not allow what was needed.
     OutOfMemory,
     /// Anything that should not have happened.

@@ -3,22 +3,28 @@
 //! Owns when a restart is due. Knows nothing of jobs: who asked the worker for something learns
 //! from [`Event::Died`] that no answer will come.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
 
 use super::{
     process::{self, Process, WorkerCommand},
     protocol::{FromWorker, ToWorker},
+    sandbox::{self, Readable},
 };
 use crate::vram::ledger::Computing;
 
-/// Starts one worker process.
-pub type Spawn = Box<dyn FnMut() -> io::Result<Process> + Send>;
+/// Starts one worker process, which may read these files and folders.
+pub type Spawn = Box<dyn FnMut(&[PathBuf]) -> io::Result<Process> + Send>;
 
 /// The worker, whether it lives at the moment or not.
 pub struct Supervisor {
     spawn: Spawn,
+    /// What the next process may read; `None` without a sandbox for files.
+    readable: Option<Readable>,
     state: State,
     /// Deaths in a row, with no job done in between.
     deaths: u32,
@@ -27,9 +33,28 @@ pub struct Supervisor {
 }
 
 enum State {
-    Alive { process: Process, ready: bool },
-    Dead { restart_at: Instant },
+    Alive {
+        process: Process,
+        ready: bool,
+    },
+    /// The process was killed. Its memory is the next one's, so its end is awaited, but not for
+    /// ever.
+    Leaving {
+        gone: JoinHandle<()>,
+        until: Instant,
+        restart_at: Instant,
+    },
+    Dead {
+        restart_at: Instant,
+    },
+    /// What the next process may read is looked up on disk, which may be slow.
+    Resolving {
+        paths: JoinHandle<Vec<PathBuf>>,
+    },
 }
+
+/// How long a killed process may take to go before the next one is started beside it.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// What happens to the worker.
 #[derive(Debug)]
@@ -44,13 +69,28 @@ pub enum Event {
 
 impl Supervisor {
     /// A worker that [`Supervisor::next`] starts at once.
-    pub fn new(command: WorkerCommand) -> Self {
-        Self::with_spawn(Box::new(move || Process::spawn(&command)))
+    pub fn new((program, arguments): WorkerCommand) -> Self {
+        Self::with_spawn(Box::new(move |readable| {
+            let readable = sandbox::arguments(readable);
+            let arguments = arguments.iter().cloned().chain(readable).collect();
+            Process::spawn(&(program.clone(), arguments))
+        }))
     }
 
     /// As [`Supervisor::new`], over any way to get a process.
     pub fn with_spawn(spawn: Spawn) -> Self {
-        Self { spawn, state: State::Dead { restart_at: Instant::now() }, deaths: 0, starts: 0 }
+        let state = State::Dead { restart_at: Instant::now() };
+        Self { spawn, readable: None, state, deaths: 0, starts: 0 }
+    }
+
+    /// Confines the worker to these files, from its next start on.
+    pub fn confine(&mut self, readable: Readable) {
+        self.readable = Some(readable);
+    }
+
+    /// The same for a worker that is confined.
+    pub fn readable_mut(&mut self) -> Option<&mut Readable> {
+        self.readable.as_mut()
     }
 
     /// Whether it can be given work.
@@ -58,11 +98,16 @@ impl Supervisor {
         matches!(self.state, State::Alive { ready: true, .. })
     }
 
+    /// Whether there is a process, ready or not.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.state, State::Alive { .. })
+    }
+
     /// The process's id, while it lives.
     pub fn pid(&self) -> Option<u32> {
         match &self.state {
             State::Alive { process, .. } => process.pid(),
-            State::Dead { .. } => None,
+            State::Leaving { .. } | State::Dead { .. } | State::Resolving { .. } => None,
         }
     }
 
@@ -74,12 +119,36 @@ impl Supervisor {
     /// Ends the process, which has nothing to do, and starts another one.
     pub fn start_anew(&mut self) {
         self.starts = self.starts.saturating_sub(1);
-        self.state = State::Dead { restart_at: Instant::now() };
+        self.replace();
     }
 
-    /// Ends the process, which does not do what it is told, and starts another one.
+    /// Kills the process, which does not do what it is told, and starts another one.
     pub fn replace(&mut self) {
-        self.state = State::Dead { restart_at: Instant::now() };
+        self.kill(Duration::ZERO);
+    }
+
+    /// Kills the process, which has hung. That counts as a death: a worker that hangs again and
+    /// again is started more and more slowly.
+    pub fn replace_hung(&mut self, reason: &str) {
+        self.deaths = self.deaths.saturating_add(1);
+        let delay = restart_delay(self.deaths);
+        tracing::error!(
+            delay_ms = delay.as_millis() as u64,
+            "the worker is killed, and started again: {reason}"
+        );
+        self.kill(delay);
+    }
+
+    fn kill(&mut self, delay: Duration) {
+        let restart_at = Instant::now() + delay;
+        self.state = match std::mem::replace(&mut self.state, State::Dead { restart_at }) {
+            State::Alive { process, .. } => {
+                let until = Instant::now() + LEAVING;
+                State::Leaving { gone: process.kill(), until, restart_at }
+            }
+            State::Leaving { gone, until, .. } => State::Leaving { gone, until, restart_at },
+            State::Dead { .. } | State::Resolving { .. } => State::Dead { restart_at },
+        };
     }
 
     /// Sends a message, without waiting; a dead worker does not get it.
@@ -109,10 +178,25 @@ impl Supervisor {
                     }
                     process::Event::Gone(reason) => return self.died(&reason),
                 },
+                State::Leaving { gone, until, restart_at } => {
+                    let restart_at = *restart_at;
+                    if timeout_at(*until, gone).await.is_err() {
+                        tracing::warn!(
+                            "the killed worker is not gone yet; the next one is started"
+                        );
+                    }
+                    self.state = State::Dead { restart_at };
+                }
                 State::Dead { restart_at } => {
                     sleep_until(*restart_at).await;
+                    let readable = self.readable.clone().unwrap_or_default();
+                    let paths = spawn_blocking(move || readable.resolve());
+                    self.state = State::Resolving { paths };
+                }
+                State::Resolving { paths } => {
+                    let paths = paths.await.unwrap_or_default();
                     self.starts += 1;
-                    match (self.spawn)() {
+                    match (self.spawn)(&paths) {
                         Ok(process) => self.state = State::Alive { process, ready: false },
                         Err(error) => return self.died(&format!("it cannot be started: {error}")),
                     }
@@ -123,8 +207,13 @@ impl Supervisor {
 
     /// Ends the worker for good.
     pub async fn end(self) {
-        if let State::Alive { process, .. } = self.state {
-            process.end().await;
+        let gone = match self.state {
+            State::Alive { process, .. } => process.kill(),
+            State::Leaving { gone, .. } => gone,
+            State::Dead { .. } | State::Resolving { .. } => return,
+        };
+        if timeout(LEAVING, gone).await.is_err() {
+            tracing::warn!("the killed worker is not gone yet");
         }
     }
 

@@ -30,6 +30,8 @@ mod queue;
 mod recipe;
 mod residency;
 mod residency_api;
+mod sandbox;
+mod silence;
 mod superres;
 mod support;
 mod webhooks;

@@ -52,9 +52,25 @@ impl Worker {
 
     /// What it has in RAM that is not a file's.
     pub fn anonymous_bytes(&self) -> Option<u64> {
+        let kib = self.field_of_status("RssAnon")?;
+        kib.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    }
+
+    /// A field of `/proc/PID/status`.
+    pub fn status(&self, name: &str) -> String {
+        self.field_of_status(name).unwrap_or_else(|| panic!("{name} of {}", self.pid))
+    }
+
+    fn field_of_status(&self, name: &str) -> Option<String> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(field, _)| *field == name).map(|(_, value)| value.trim().to_owned())
+    }
+
+    /// The variables that it was started with.
+    pub fn environment(&self) -> Vec<String> {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid)).unwrap();
+        String::from_utf8_lossy(&environment).split('\0').map(str::to_owned).collect()
     }
 
     /// A field of `/proc/PID/stat`, counted from the state on; `None` if the process is gone.

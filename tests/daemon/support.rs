@@ -74,6 +74,8 @@ pub fn command_of(program: &Path, folder: &Path) -> Command {
         "DRAIN_TIMEOUT",
         "ADMISSION_TIMEOUT",
         "STOP_GRACE",
+        "DIFFUSED_WORKER_SILENCE",
+        "DIFFUSED_SANDBOX",
         "ENGINE",
         "DEVICE",
         "PRECISION",

@@ -323,8 +323,8 @@ fn how_long_drawing_may_take() {
     let said: Vec<_> = modes.modes.values().map(|mode| mode.timeout.secs()).collect();
     assert_eq!((modes.timeout.secs(), said), (Some(600), vec![None, Some(90), None]));
     insta::assert_snapshot!(errors(&text.replace("10m", "10").replace("90s", "1.5h")), @"
-    modes.yaml:3:10: error: timeout: '10' is not a time: write 90s, 10m, 2h or 7d, or off
-    modes.yaml:4:47: error: modes.b.timeout: '1.5h' is not a time: write 90s, 10m, 2h or 7d, or off
+    modes.yaml:3:10: error: timeout: '10' is not a time: write 90s, 10m, 2h or 7d, off or auto
+    modes.yaml:4:47: error: modes.b.timeout: '1.5h' is not a time: write 90s, 10m, 2h or 7d, off or auto
     ");
 }
 

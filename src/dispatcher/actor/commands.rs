@@ -12,6 +12,7 @@ use crate::{
     journal::Record,
     modes::{Jobs, Modes},
     queue::{self, Configured, Entry, Refused, Submitted},
+    worker::sandbox::Readable,
 };
 
 impl Actor {
@@ -34,6 +35,9 @@ impl Actor {
                 self.registry.configure(&diff, &modes);
                 self.keep_as(modes.jobs);
                 self.custom.configure(&modes);
+                if let Some(readable) = self.worker.readable_mut() {
+                    *readable = Readable::of(&modes);
+                }
                 self.lost.retain(|target| !diff.touches(&target.mode));
                 let queue = self.queue.at(self.clock.now_ms());
                 let Configured { superseded, switch } = queue.configure(&diff, &modes, JobId::new);
@@ -185,7 +189,7 @@ impl Actor {
     /// Whether the job will end as cancelled.
     pub(super) fn cancel(&mut self, id: JobId) -> bool {
         if self.running.as_ref().is_some_and(|running| running.id() == id) {
-            return self.cancel_running();
+            return self.stop_running(Outcome::Cancelled);
         }
         let removed = self.queue.cancel(id);
         for entry in &removed {

@@ -8,30 +8,39 @@ use super::{
     running::{Phase, Running},
 };
 use crate::{
-    dispatcher::{FailureKind, JobFailure, Outcome, command::GRACE, custom::CustomEvent},
+    dispatcher::{
+        FailureKind, JobFailure, Outcome, command::GRACE, custom::CustomEvent, limits::Limit,
+    },
     job::Job,
     journal::Record,
     worker::protocol::ToWorker,
 };
 
 impl Actor {
-    /// Whether the running job will end as cancelled.
-    pub(super) fn cancel_running(&mut self) -> bool {
+    /// Tells the worker or handler to stop the running job, which ends as `outcome`. A worker that
+    /// does not stop is replaced. False if the job has failed and the mode before it is loaded
+    /// again.
+    pub(super) fn stop_running(&mut self, outcome: Outcome) -> bool {
         let Some(running) = &mut self.running else { return false };
-        match (&mut running.phase, &running.entry.job) {
-            (Phase::AwaitsJournal | Phase::AwaitsWorker, _) => {
-                self.finish_running(Outcome::Cancelled);
+        if running.stopped.is_some() {
+            return true;
+        }
+        match &mut running.phase {
+            Phase::AwaitsJournal | Phase::AwaitsWorker => {
+                self.finish_running(outcome);
                 return true;
             }
-            // A load cannot be stopped. A generation ends behind it; a switch is done by then.
-            (Phase::Loading(_), Job::Generation { .. }) => {}
-            (Phase::Loading(_) | Phase::Unloading(_), _) => return false,
-            (Phase::Drawing(_) | Phase::Upscaling, _) => {
-                self.worker.send(ToWorker::Cancel { job: running.entry.id });
+            Phase::Loading(_) if running.failed.is_some() => return false,
+            Phase::Loading(_) | Phase::Unloading(_) | Phase::Drawing(_) | Phase::Upscaling => {
+                let id = running.entry.id;
+                let grace = self.stop_grace.max(2 * running.longest_step);
+                let until_ms = self.clock.now_ms() + grace.as_millis() as u64;
+                self.limits.set(id, Limit::Stopping, until_ms);
+                self.worker.send(ToWorker::Cancel { job: id });
             }
-            (Phase::Custom(run), _) => run.stop(),
+            Phase::Custom(run) => run.stop(),
         }
-        running.stopped.get_or_insert(Outcome::Cancelled);
+        running.stopped = Some(outcome);
         true
     }
 

@@ -9,7 +9,7 @@ use super::{
     running::{Loading, Phase},
 };
 use crate::{
-    dispatcher::{FailureKind, JobFailure, Outcome},
+    dispatcher::{FailureKind, JobFailure, Outcome, limits::Limit},
     job::{Job, JobState, SwitchOrigin},
     modes::{LoraReport, gib},
     queue::Target,
@@ -57,6 +57,9 @@ impl Actor {
     pub(super) fn on_prepared(&mut self, estimate: Estimate) {
         let device_bytes = self.device_bytes();
         let Some(running) = &mut self.running else { return };
+        if running.stopped.is_some() && running.failed.is_none() {
+            return self.on_load_cancelled();
+        }
         let job = running.id();
         let takes_over = !matches!(running.entry.job, Job::Load { .. });
         let Phase::Loading(loading) = &mut running.phase else { return };
@@ -111,6 +114,12 @@ impl Actor {
         self.drive();
     }
 
+    /// The load was stopped: what had to make room for it comes back.
+    pub(super) fn on_load_cancelled(&mut self) {
+        let message = "its load was stopped".to_owned();
+        self.on_load_failed(JobFailure { kind: FailureKind::Internal, message });
+    }
+
     /// What was to be loaded cannot be: the mode that was current before is current again.
     pub(super) fn on_load_failed(&mut self, failure: JobFailure) {
         let Some(running) = &mut self.running else { return };
@@ -134,6 +143,8 @@ impl Actor {
             running.failed = Some(failure);
             running.attempts = 1;
             running.made_room = false;
+            // The load back is not what the worker was told to stop.
+            self.limits.lift(running.entry.id, Limit::Stopping);
             return self.drive();
         }
         self.finish_running(Outcome::Failed(failure));
@@ -190,6 +201,7 @@ impl Actor {
         if let Some(bytes) = kept {
             tracing::info!(bytes, "the worker holds nothing, keeps so much and is started anew");
             self.worker.start_anew();
+            self.watchdog.reset();
             self.reconcile(Held::default());
         }
     }
@@ -229,7 +241,12 @@ impl Actor {
     pub(super) fn note_lost(&mut self) {
         let pinned = self.registry.pinned();
         let pinned = pinned.map(|(mode, pipeline)| Target { mode, pipeline });
-        let lost: Vec<Target> = pinned.chain(self.queue.loaded().cloned()).collect();
+        // It may have had to make room for what the running job loads.
+        let is_loading = |phase: &Phase| matches!(phase, Phase::Loading(_) | Phase::AwaitsWorker);
+        let loading = self.running.as_ref().filter(|running| is_loading(&running.phase));
+        let before = loading.and_then(|running| running.before.as_ref());
+        let current = self.queue.loaded().or(before).cloned();
+        let lost: Vec<Target> = pinned.chain(current).collect();
         // What has not come back yet since an earlier death comes behind.
         self.lost.retain(|target| !lost.contains(target));
         self.lost.extend(lost);

@@ -1,6 +1,6 @@
 //! What the worker says, and what becomes of its job when it dies.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -20,6 +20,7 @@ use crate::{
     },
     worker::{
         protocol::{DrawnReport, FromWorker, WorkerError, WorkerErrorKind},
+        sandbox::files_of,
         supervisor,
     },
 };
@@ -30,6 +31,8 @@ impl Actor {
             supervisor::Event::Ready { computing } => {
                 let Computing { engine, device, precision, name } = &computing;
                 tracing::info!(engine, device, precision, name, "the worker is ready");
+                self.watchdog.heard();
+                self.watchdog.progressed();
                 self.registry.set_computing(computing);
                 self.oom_kills_at_start = host::oom_kills();
                 self.memory_at_start = self.worker.pid().and_then(host::anonymous_bytes);
@@ -41,6 +44,11 @@ impl Actor {
     }
 
     fn on_message(&mut self, message: FromWorker, payload: Vec<u8>) {
+        self.watchdog.heard();
+        if message == FromWorker::Alive {
+            return;
+        }
+        self.watchdog.progressed();
         if let FromWorker::Unloaded { held } = message {
             return self.on_unloaded(held);
         }
@@ -52,7 +60,10 @@ impl Actor {
             return tracing::warn!(?message, "the worker speaks of a job that does not run");
         };
         match message {
-            FromWorker::Ready { .. } | FromWorker::Unloaded { .. } | FromWorker::Holds { .. } => {}
+            FromWorker::Alive
+            | FromWorker::Ready { .. }
+            | FromWorker::Unloaded { .. }
+            | FromWorker::Holds { .. } => {}
             FromWorker::Prepared { estimate, .. } => self.on_prepared(estimate),
             FromWorker::Loading { fraction, .. } => {
                 let percent = (100.0 * fraction).clamp(0.0, 100.0) as u8;
@@ -71,9 +82,20 @@ impl Actor {
             FromWorker::Image { drawn, .. } => self.on_images(drawn, payload),
             FromWorker::Failed { error, held, .. } => {
                 held.into_iter().for_each(|held| self.reconcile(held));
-                self.on_failed(failure(error));
+                match error.kind {
+                    WorkerErrorKind::OutsideSandbox => self.widen_sandbox(error),
+                    _ => self.on_failed(failure(error)),
+                }
             }
-            FromWorker::Cancelled { .. } => self.finish_running(Outcome::Cancelled),
+            FromWorker::Cancelled { .. } => self.on_cancelled(),
+        }
+    }
+
+    fn on_cancelled(&mut self) {
+        let is_loading = |running: &Running| matches!(running.phase, Phase::Loading(_));
+        match self.running.as_ref().is_some_and(is_loading) {
+            true => self.on_load_cancelled(),
+            false => self.finish_running(Outcome::Cancelled),
         }
     }
 
@@ -86,7 +108,8 @@ impl Actor {
     fn on_failed(&mut self, failure: JobFailure) {
         let Some(running) = &mut self.running else { return };
         let is_loading = matches!(running.phase, Phase::Loading(_));
-        if failure.kind == FailureKind::OutOfMemory && !running.made_room {
+        let may_try_again = !running.made_room && running.stopped.is_none();
+        if failure.kind == FailureKind::OutOfMemory && may_try_again {
             running.made_room = true;
             let leaving = self.registry.evictable(self.clock.now_ms());
             let upscaler = self.registry.holds_upscaler();
@@ -119,10 +142,38 @@ impl Actor {
         self.finish_running(images(drawn, asked, rgb));
     }
 
+    /// The sandbox holds for a process from its start on: another one is started that may read the
+    /// running job's files.
+    fn widen_sandbox(&mut self, error: WorkerError) {
+        let Some(running) = &mut self.running else { return };
+        if running.is_readable {
+            return self.on_failed(failure(error));
+        }
+        running.is_readable = true;
+        let goal = running.goal();
+        let models = goal.iter().flat_map(|goal| files_of(&goal.pipeline)).map(Path::to_owned);
+        let superres = match &running.entry.job {
+            Job::Upscale { superres, .. } => Some(superres),
+            Job::Generation { request, .. } => request.superres.as_ref(),
+            Job::ModeSwitch { .. } | Job::Load { .. } | Job::Unload { .. } | Job::Custom { .. } => {
+                None
+            }
+        };
+        let upscaler = superres.and_then(|it| it.model.as_ref()).map(|model| model.path.clone());
+        if let Some(readable) = self.worker.readable_mut() {
+            readable.add(models.chain(upscaler));
+        }
+        tracing::info!(
+            "the worker is started anew so that it may read them; everything is loaded again"
+        );
+        self.worker.start_anew();
+        self.forget_worker();
+        self.drive();
+    }
+
     /// Another attempt for the job that it worked on, if there is one left.
-    fn on_worker_death(&mut self) {
-        self.note_lost();
-        self.reconcile(Default::default());
+    pub(super) fn on_worker_death(&mut self) {
+        self.forget_worker();
         let Some(running) = &mut self.running else { return };
         match &mut running.phase {
             Phase::AwaitsJournal | Phase::Custom(_) => return,
@@ -137,7 +188,7 @@ impl Actor {
             return self.finish_running(Outcome::Cancelled);
         }
         let entry = running.entry.clone();
-        self.limits.lift(entry.id, Limit::Drawing);
+        [Limit::Drawing, Limit::Pace].into_iter().for_each(|it| self.limits.lift(entry.id, it));
         if running.attempts >= self.kept.max_attempts {
             let was_oom = host::oom_kills() > self.oom_kills_at_start;
             let failure = worker_died(running.attempts, was_oom);
@@ -173,7 +224,7 @@ fn worker_died(attempts: u32, out_of_memory: bool) -> JobFailure {
     let times = times(attempts);
     if !out_of_memory {
         let message = format!(
-            "the worker process died, or would not start, {times} in this job's turn; the daemon's \
+            "the worker process died, hung or would not start {times} in this job's turn; the daemon's \
              log says why"
         );
         return JobFailure { kind: FailureKind::WorkerDied, message };
@@ -190,7 +241,9 @@ fn worker_died(attempts: u32, out_of_memory: bool) -> JobFailure {
 
 fn failure(error: WorkerError) -> JobFailure {
     let kind = match error.kind {
-        WorkerErrorKind::UnusableModel => FailureKind::UnusableModel,
+        WorkerErrorKind::UnusableModel | WorkerErrorKind::OutsideSandbox => {
+            FailureKind::UnusableModel
+        }
         WorkerErrorKind::UnusableLora { index } => FailureKind::UnusableLora { index },
         WorkerErrorKind::InvalidRequest { field } => FailureKind::InvalidRequest { field },
         WorkerErrorKind::OutOfMemory => FailureKind::OutOfMemory,

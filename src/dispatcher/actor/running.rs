@@ -14,7 +14,7 @@ use crate::{
         FailureKind, JobFailure, Outcome,
         clock::unix_ms,
         custom::{BEGUN, CustomEvent, CustomRun},
-        limits::Limit,
+        limits::{Limit, limit_by_pace},
     },
     job::{Job, JobId, JobState, SwitchOrigin, Unload},
     journal::Record,
@@ -39,6 +39,8 @@ pub struct Running {
     pub attempts: u32,
     /// What it will end as, whatever comes of it: it was cancelled, or its time is over.
     pub stopped: Option<Outcome>,
+    /// The worker was started with its files among those that it may read.
+    pub is_readable: bool,
     /// It had its pipeline loaded.
     pub loaded: bool,
     /// What a step of it has taken at most, and when the last one was done.
@@ -136,6 +138,7 @@ impl Actor {
             made_room: false,
             attempts,
             stopped: None,
+            is_readable: false,
             loaded: false,
             longest_step: Duration::ZERO,
             last_step: Instant::now(),
@@ -232,7 +235,11 @@ impl Actor {
             return self.finish_running(Outcome::Failed(failure));
         }
         if running.stopped.is_some() {
-            self.activate(id, target);
+            // The load was done before it could be stopped.
+            let is_beside = matches!(running.entry.job, Job::Load { .. });
+            if !is_beside && self.registry.active().is_none() {
+                self.activate(id, target);
+            }
             return self.finish_running(Outcome::Cancelled);
         }
         let outcome = match &running.entry.job {
@@ -240,9 +247,19 @@ impl Actor {
                 let (job, request) = (running.entry.id, request.clone());
                 running.phase = Phase::Drawing(id);
                 running.last_step = Instant::now();
-                if let Some(secs) = running.entry.terms.timeout_secs {
-                    let until_ms = self.clock.now_ms() + 1000 * u64::from(secs);
-                    self.limits.set(job, Limit::Drawing, until_ms);
+                let measured = self.jobs.measured(&running.entry.job);
+                running.longest_step = measured.unwrap_or_default() / request.steps.max(1);
+                let terms = &running.entry.terms;
+                let by_pace = || limit_by_pace(&request, measured?);
+                let timeout = terms.timeout_secs.map(|secs| Duration::from_secs(secs.into()));
+                for (limit, after) in [
+                    (Limit::Drawing, timeout),
+                    (Limit::Pace, terms.timeout_by_pace.then(by_pace).flatten()),
+                ] {
+                    if let Some(after) = after {
+                        let until_ms = self.clock.now_ms() + after.as_millis() as u64;
+                        self.limits.set(job, limit, until_ms);
+                    }
                 }
                 self.jobs.begin_drawing(job, JobState::Running { step: 0, steps: request.steps });
                 let limit_bytes = self.limit_bytes();

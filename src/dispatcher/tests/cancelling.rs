@@ -1,6 +1,10 @@
 //! Jobs that are cancelled, and callers that go.
 
-use super::*;
+use super::{
+    residency::{load, small, with},
+    *,
+};
+use crate::job::Unload;
 
 #[tokio::test]
 async fn a_queued_job_is_cancelled_with_the_switch_that_it_brought() {
@@ -74,6 +78,8 @@ async fn a_generation_that_is_being_loaded_is_not_drawn_once_cancelled() {
     let mut second = daemon.worker().await;
     let job = second.expect_load("a").await;
     assert!(daemon.cancel(ticket.id()).await);
+    assert_eq!(second.receive().await, ToWorker::Cancel { job });
+    // It was loaded before the worker heard of that.
     second.send_loaded(job).await;
     assert_eq!(outcome(ticket).await, Outcome::Cancelled);
     assert_eq!(daemon.handle.status().current_mode.as_deref(), Some("a"));
@@ -82,14 +88,90 @@ async fn a_generation_that_is_being_loaded_is_not_drawn_once_cancelled() {
 }
 
 #[tokio::test]
-async fn a_switch_that_is_being_loaded_cannot_be_cancelled() {
+async fn a_load_that_is_cancelled_is_stopped_and_the_mode_before_it_comes_back() {
+    let mut daemon = Daemon::start_with(with(small(), &[]));
+    let mut worker = daemon.worker().await;
+    daemon.switch_to(&mut worker, "a", 6).await;
+    let ticket = daemon.submit(switch("b")).await;
+    let (job, gone) = worker.expect_load_of("b", 6).await;
+    assert_eq!(gone, 1, "'a' has to make room");
+    assert!(daemon.cancel(job).await);
+    assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+    let held = worker.holding();
+    worker.send(FromWorker::Holds { held }).await;
+    worker.send(FromWorker::Cancelled { job }).await;
+    let (again, _) = worker.expect_load_of("a", 6).await;
+    assert_eq!(again, job);
+    // It is cancelled already, and this load is not to be stopped.
+    assert!(daemon.cancel(job).await);
+    worker.send_loaded(job).await;
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    assert_eq!(daemon.current().as_deref(), Some("a"));
+    let next = daemon.submit(generation("a")).await;
+    assert_eq!(worker.expect_generate("a").await, next.id());
+}
+
+#[tokio::test]
+async fn a_load_that_is_cancelled_before_it_is_read_lets_nobody_go() {
+    let mut daemon = Daemon::start_with(with(small(), &[]));
+    let mut worker = daemon.worker().await;
+    daemon.switch_to(&mut worker, "a", 6).await;
+    let ticket = daemon.submit(switch("b")).await;
+    let job = worker.expect_prepare("b").await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+    worker.send_prepared(job, 6).await;
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    assert_eq!(daemon.current().as_deref(), Some("a"));
+}
+
+#[tokio::test]
+async fn a_cancelled_load_that_was_done_in_time_leaves_the_current_mode() {
     let mut daemon = Daemon::start();
     let mut worker = daemon.worker().await;
+    daemon.switch_to(&mut worker, "a", 1).await;
+    for job in [switch("b"), load("c")] {
+        let mode = job.mode().unwrap().to_owned();
+        let ticket = daemon.submit(job).await;
+        let job = worker.expect_load(&mode).await;
+        assert!(daemon.cancel(job).await);
+        assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+        worker.send_loaded(job).await;
+        assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+        assert_eq!(daemon.current().as_deref(), Some("a"));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_stop_a_load_is_replaced_and_what_was_loaded_comes_back() {
+    let mut daemon = Daemon::start_with(|config| {
+        with(small(), &[])(config);
+        config.stop_grace = Duration::from_millis(50);
+    });
+    let mut hung = daemon.worker().await;
+    daemon.switch_to(&mut hung, "a", 6).await;
     let ticket = daemon.submit(switch("b")).await;
-    let job = worker.expect_load("b").await;
-    assert!(!daemon.cancel(job).await);
-    worker.send_loaded(job).await;
-    assert_eq!(outcome(ticket).await, Outcome::Switched);
+    let (job, _) = hung.expect_load_of("b", 6).await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    assert_eq!(hung.receive().await, ToWorker::Cancel { job });
+    assert!(within(process::receive::<ToWorker>(&mut hung.socket)).await.is_err(), "it is gone");
+    let mut worker = daemon.worker().await;
+    worker.load("a").await;
+    daemon.until(|status| status.current_mode.as_deref() == Some("a")).await;
+    assert_eq!(daemon.handle.status().worker_restarts, 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_unload_is_replaced() {
+    let mut daemon = Daemon::start_with(|config| config.stop_grace = Duration::from_millis(50));
+    let mut hung = daemon.worker().await;
+    daemon.switch_to(&mut hung, "a", 1).await;
+    let ticket = daemon.submit(Job::Unload { what: Unload::All }).await;
+    let ToWorker::Unload { .. } = hung.receive().await else { panic!("it is to unload") };
+    assert!(daemon.cancel(ticket.id()).await);
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    daemon.worker().await;
 }
 
 #[tokio::test]

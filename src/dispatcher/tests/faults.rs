@@ -47,7 +47,7 @@ async fn a_job_on_which_two_workers_die_fails_and_the_next_one_works() {
 
 #[tokio::test]
 async fn a_worker_that_cannot_be_started_fails_the_jobs_instead_of_hanging_them() {
-    let spawn: Spawn = Box::new(|| Err(io::Error::from(io::ErrorKind::NotFound)));
+    let spawn: Spawn = Box::new(|_| Err(io::Error::from(io::ErrorKind::NotFound)));
     let (handle, _shutdown) = start_with(config(), Supervisor::with_spawn(spawn)).unwrap();
     let ticket = within(handle.submit(switch("a"))).await.unwrap();
     assert_eq!(failed_with(outcome(ticket).await).0, FailureKind::WorkerDied);

@@ -47,7 +47,6 @@ async fn a_job_that_runs_past_its_deadline_is_stopped_at_its_next_step() {
         let job = worker.expect_generate("a").await;
         assert_eq!(worker.receive().await, ToWorker::Cancel { job });
         assert!(daemon.cancel(job).await);
-        assert_eq!(worker.receive().await, ToWorker::Cancel { job });
         match in_time {
             true => worker.send(Cancelled { job }).await,
             false => worker.send_image(job).await,
@@ -157,6 +156,24 @@ async fn a_worker_whose_steps_are_long_has_the_time_of_two() {
     worker.send(Cancelled { job }).await;
     fails_with(ticket, FailureKind::DrawingTimedOut, TIMEOUT).await;
     assert_eq!(daemon.handle.status().worker_restarts, 0);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_has_the_grace_period_too() {
+    let mut daemon = Daemon::start_with(|config| config.stop_grace = Duration::from_millis(50));
+    let mut hung = daemon.worker().await;
+    worker_has(&mut daemon, &mut hung, "a").await;
+    let ticket = daemon.submit(generation("a")).await;
+    let next = daemon.submit(generation("a")).await;
+    let job = hung.expect_generate("a").await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    assert_eq!(hung.receive().await, ToWorker::Cancel { job });
+    assert!(within(process::receive::<ToWorker>(&mut hung.socket)).await.is_err(), "it is gone");
+    let mut worker = daemon.worker().await;
+    worker.load("a").await;
+    worker.draw("a").await;
+    assert_eq!(outcome(next).await, drawn());
 }
 
 /// Nothing to load any more.

@@ -12,7 +12,7 @@ pub fn with(memory: Memory, pinned: &'static [&'static str]) -> impl FnOnce(&mut
     move |config| config.modes = modes(memory, pinned)
 }
 
-fn load(mode: &str) -> Job {
+pub fn load(mode: &str) -> Job {
     Job::Load { mode: mode.to_owned(), pipeline: pipeline(mode), warm_up: false }
 }
 

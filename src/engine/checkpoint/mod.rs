@@ -66,6 +66,8 @@ pub enum Error {
     OutOfMemory(#[from] OutOfMemory),
     #[error("the engine failed while it loaded: {0}")]
     Engine(String),
+    #[error("the load was cancelled")]
+    Cancelled,
 }
 
 /// A module of the checkpoint that has a matrix or a kernel: something that a LoRA can change.

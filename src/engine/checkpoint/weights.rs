@@ -3,6 +3,7 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
+    ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,8 +45,8 @@ pub struct Loading<'a> {
     pub planned: &'a Layers,
     /// Made before, by other readings.
     pub kept: Layers,
-    /// Hears how many bytes are there in all.
-    pub on_bytes: &'a dyn Fn(u64),
+    /// Hears how many bytes are there in all, and may end the load.
+    pub on_bytes: &'a dyn Fn(u64) -> ControlFlow<()>,
 }
 
 /// What has been read of a layer.
@@ -110,7 +111,6 @@ impl<'a> Reading<'a> {
         let made: Arc<dyn Any + Send + Sync> = kept.layer.clone()?;
         let made = made.downcast().ok()?;
         self.spared.update(|spared| spared + kept.file_bytes());
-        self.tell();
         Some((kept.clone(), made))
     }
 
@@ -133,9 +133,11 @@ impl<'a> Reading<'a> {
         making.besides_bytes = making.besides_bytes.max(turning_bytes).max(merging_bytes);
     }
 
-    fn tell(&self) {
-        if let Some(loading) = &self.loading {
-            (loading.on_bytes)(self.read.get() + self.spared.get());
+    fn tell(&self) -> Result<(), Error> {
+        let bytes = self.read.get() + self.spared.get();
+        match self.loading.as_ref().map(|loading| (loading.on_bytes)(bytes)) {
+            Some(ControlFlow::Break(())) => Err(Error::Cancelled),
+            Some(ControlFlow::Continue(())) | None => Ok(()),
         }
     }
 }
@@ -213,7 +215,7 @@ impl Weights<'_> {
             return Ok(None);
         }
         self.reading.note(dtype, bytes.len(), view, 0);
-        self.reading.tell();
+        self.reading.tell()?;
         Ok(Some(Stored { dtype, bytes }))
     }
 
@@ -225,7 +227,7 @@ impl Weights<'_> {
         if self.is_check() {
             return Ok(());
         }
-        self.reading.tell();
+        self.reading.tell()?;
         match view {
             View::Whole | View::Third(_) => write_f32(dtype, bytes, numbers),
             View::Transposed => transpose(&to_f32(dtype, bytes), dims[0], numbers),
@@ -272,6 +274,7 @@ impl Weights<'_> {
         let reading = first.reading;
         if let Some((kept, made)) = reading.kept(&key) {
             reading.layers.borrow_mut().insert(key, kept);
+            reading.tell()?;
             return Ok(made);
         }
         reading.ask_for(&key)?;

@@ -20,7 +20,9 @@ pub fn unusable(spec: &PipelineSpec, error: &checkpoint::Error) -> WorkerError {
 }
 
 pub fn unusable_file(path: &Path, error: &checkpoint::Error) -> WorkerError {
-    tracing::error!("{}: {error}", path.display());
+    if !matches!(error, checkpoint::Error::Cancelled) {
+        tracing::error!("{}: {error}", path.display());
+    }
     let kind = match error {
         checkpoint::Error::Lora { index, .. } => WorkerErrorKind::UnusableLora { index: *index },
         checkpoint::Error::OutOfMemory(_) => WorkerErrorKind::OutOfMemory,

@@ -2,7 +2,13 @@
 //!
 //! Owns them and the one that is being made ready. It is told who leaves, and says what is held.
 
-use std::{collections::BTreeMap, io, mem, thread, time::Duration, time::Instant};
+use std::{
+    collections::BTreeMap,
+    io, mem,
+    ops::ControlFlow,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
     device::{self, device_memory},
@@ -104,12 +110,12 @@ impl Residents {
         Ok(estimate)
     }
 
-    /// Lets those go, and reads what was prepared last.
+    /// Lets those go, and reads what was prepared last, until `watch` ends it.
     pub fn load(
         &mut self,
         unload: &[PipelineId],
         verify: bool,
-        on_progress: &dyn Fn(f32),
+        watch: &dyn Fn(f32) -> ControlFlow<()>,
     ) -> Result<LoadReport, WorkerError> {
         let Some(Ready { id, spec, prepared, since }) = self.prepared.take() else {
             return Err(internal("nothing was prepared"));
@@ -125,7 +131,7 @@ impl Residents {
             Err(error) => tracing::warn!("its file is read instead: {error}"),
         }
         let pipeline = guarded(|| {
-            let pipeline = prepared.load(kept, on_progress);
+            let pipeline = prepared.load_watched(kept, watch);
             let pipeline = pipeline.map_err(|error| unusable(&spec, &error))?;
             if verify {
                 pipeline.probe().map_err(|error| not_verified(&spec, &error))?;

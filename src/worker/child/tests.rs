@@ -18,11 +18,12 @@ use crate::{
 static ALLOCATING: Mutex<()> = Mutex::new(());
 
 /// The daemon's end of a worker that has said that it is ready.
-fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<()>) {
+fn worker() -> (UnixStream, thread::JoinHandle<io::Result<ExitCode>>, mpsc::Receiver<()>) {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let (hung_up, on_hang_up) = mpsc::channel();
-    let serving =
-        thread::spawn(move || serve(theirs, Backend::Cpu, move || hung_up.send(()).unwrap()));
+    let serving = thread::spawn(move || {
+        serve(theirs, Granted::everything(), || Ok(Backend::Cpu), move || hung_up.send(()).unwrap())
+    });
     ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let text = str::to_owned;
     let computing = Computing {
@@ -36,7 +37,12 @@ fn worker() -> (UnixStream, thread::JoinHandle<io::Result<()>>, mpsc::Receiver<(
 }
 
 fn receive(from: &mut UnixStream) -> FromWorker {
-    protocol::read(from).unwrap().0
+    loop {
+        match protocol::read(from).unwrap().0 {
+            FromWorker::Alive => {}
+            message => return message,
+        }
+    }
 }
 
 fn ask(socket: &mut UnixStream, message: &ToWorker) -> FromWorker {

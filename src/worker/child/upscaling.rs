@@ -6,9 +6,7 @@
 
 use std::{io, ops::ControlFlow, sync::atomic::Ordering, time::Instant};
 
-use super::{
-    Upscale, Worker, device::device_memory, draw_error, guarded, millis, send, unusable_file,
-};
+use super::{Upscale, Worker, device::device_memory, draw_error, guarded, millis, unusable_file};
 use crate::{
     engine::{
         Backend, DrawError, Drawn, Pipeline, Step,
@@ -125,6 +123,9 @@ impl Worker {
         let Some(model) = superres.and_then(|superres| superres.model.as_ref()) else {
             return Ok(Ok(()));
         };
+        if let Some(error) = self.outside([model.path.as_path()]) {
+            return Ok(Err(error));
+        }
         let held_bytes = self.residents.upscaler.bytes();
         let loaded = self.residents.upscaler.load(model);
         if self.residents.upscaler.bytes() != held_bytes {
@@ -158,7 +159,7 @@ impl Worker {
                 return ControlFlow::Break(());
             }
             // If the daemon is gone, the other thread ends the process.
-            let _ = send(&self.socket, &FromWorker::Step { job, step, steps }, &[]);
+            let _ = self.connection.send(&FromWorker::Step { job, step, steps }, &[]);
             ControlFlow::Continue(())
         };
         let magnitude = superres.magnitude;
