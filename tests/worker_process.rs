@@ -132,6 +132,7 @@ fn modes() -> Arc<Modes> {
         jobs: Default::default(),
         modes: Default::default(),
         custom_jobs: Default::default(),
+        http: Default::default(),
         webhooks: Default::default(),
         superres: None,
         timeout: Timeout::Off,
