@@ -45,6 +45,8 @@ const LEAST_OF_RECEIVED: usize = 16;
 pub struct Intake {
     body: BodyDataStream,
     limit: usize,
+    /// By what it says itself.
+    is_too_large: bool,
     room: Room,
     pace: Pace,
     first_in_line: Option<MutexGuard<'static, ()>>,
@@ -131,12 +133,15 @@ impl Intake {
             return Err(Problem::new(Kind::UnsupportedMediaType, detail));
         }
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if length.and_then(|it| it.parse().ok()).is_some_and(|length: usize| length > limit) {
+        let is_too_large =
+            length.and_then(|it| it.parse().ok()).is_some_and(|length: usize| length > limit);
+        if is_too_large && headers.contains_key(header::EXPECT) {
             return Err(too_large(limit));
         }
         Ok(Self {
             body: body.into_data_stream(),
             limit,
+            is_too_large,
             room: Room::default(),
             pace: Pace::BEGUN,
             first_in_line: None,
@@ -163,22 +168,32 @@ impl Intake {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        if self.is_too_large {
+            // Read and dropped: most clients do not listen before they have sent it.
+            while self.piece().await?.is_some() {}
+            return Err(too_large(self.limit));
+        }
+        let before = self.pace.received;
+        let Some(piece) = self.piece().await? else { return Ok(None) };
+        let received = self.pace.received;
+        let paid = received.saturating_sub(FREE_BYTES) - before.saturating_sub(FREE_BYTES);
+        if paid > 0 {
+            let place = self.place(COPIES * paid as u64).await?;
+            self.room.add(place);
+        }
+        Ok(Some(piece))
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {
         let begun = Instant::now();
         let waiting = timeout(self.pace.patience(), self.body.next());
         let Some(piece) = waiting.await.map_err(|_| too_slow())? else { return Ok(None) };
         let piece = piece.map_err(|_| {
             Problem::new(Kind::MalformedRequest, "the body could not be read to its end")
         })?;
-        let before = self.pace.received;
         self.pace.arrived(begun.elapsed(), piece.len());
-        let received = self.pace.received;
-        if received > self.limit {
+        if self.pace.received > self.limit {
             return Err(too_large(self.limit));
-        }
-        let paid = received.saturating_sub(FREE_BYTES) - before.saturating_sub(FREE_BYTES);
-        if paid > 0 {
-            let place = self.place(COPIES * paid as u64).await?;
-            self.room.add(place);
         }
         Ok(Some(piece))
     }
