@@ -2,14 +2,13 @@
 
 use std::{
     fmt::Display,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
-use crate::dispatcher::CustomJobs;
+use crate::dispatcher::{CustomJobs, SUPERVISE};
 
 mod check;
 mod client;
@@ -17,11 +16,13 @@ mod compute;
 mod descriptors;
 mod key;
 mod lock;
+mod log;
 mod models;
 mod notify;
 mod serve;
 mod signals;
 mod status;
+mod supervise;
 mod switch;
 mod table;
 mod verify;
@@ -80,6 +81,9 @@ enum Command {
     /// The process that owns the accelerator; `serve` starts it
     #[command(hide = true)]
     Worker(worker::Arguments),
+    /// The process that ends a custom job's command with all that it has started; `serve` starts it
+    #[command(name = SUPERVISE, hide = true)]
+    Supervise(supervise::Arguments),
 }
 
 /// The whole program. A binary of your own calls it with the handlers that its custom jobs need;
@@ -88,7 +92,7 @@ pub fn main(custom: CustomJobs) -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => {
-            log_to_stderr();
+            log::to_stderr();
             serve::run(arguments, custom)
         }
         Command::Check(arguments) => check::run(arguments),
@@ -100,9 +104,10 @@ pub fn main(custom: CustomJobs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Command::Worker(arguments) => {
-            log_to_stderr();
+            log::to_stderr();
             worker::run(&arguments)
         }
+        Command::Supervise(arguments) => supervise::run(&arguments),
     }
 }
 
@@ -119,22 +124,6 @@ fn print(result: Result<String, impl Display>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// `RUST_LOG` says how much; stdout stays free for what scripts read.
-fn log_to_stderr() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
-    let stderr = io::stderr;
-    let ansi = stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(ansi)
-        .with_writer(stderr)
-        // A log on a full disk is no reason to panic.
-        .log_internal_errors(false)
-        .init();
 }
 
 #[cfg(test)]

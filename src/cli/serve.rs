@@ -328,7 +328,7 @@ async fn obey(mut events: mpsc::UnboundedReceiver<Event>, served: Served) {
     while let Some(event) = events.recv().await {
         if event == Event::Stop {
             tracing::warn!("ending at once");
-            dispatcher::end_all_commands();
+            // What is closed by that ends the worker and the commands.
             std::process::exit(1);
         }
     }

@@ -12,6 +12,7 @@ use super::{
     diagnostic::ConfigErrors,
     raw::{Entry, Node, Value},
     resolve::MODE_KEYS,
+    variables::literal,
 };
 use crate::modes::UnknownMode;
 
@@ -25,6 +26,9 @@ pub enum ModeEdit {
     Remove,
 }
 
+/// A mode that takes more bytes of the file is refused: a hundred modes of this size fit.
+const MAX_MODE_BYTES: usize = 64 << 10;
+
 /// Why a text cannot be edited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotEditable {
@@ -35,6 +39,8 @@ pub enum NotEditable {
     NotInLines,
     #[error("modes.yaml cannot be edited there without changing something else")]
     Entangled,
+    #[error("the mode would take more than {} KiB of modes.yaml", MAX_MODE_BYTES >> 10)]
+    ModeTooLarge,
 }
 
 /// Why a mode was not changed; the file is as it was.
@@ -49,6 +55,9 @@ pub enum EditError {
     /// It would have errors.
     #[error("{0}")]
     Invalid(ConfigErrors),
+    /// It would be too large to be read.
+    #[error("modes.yaml would be too large: it {0}")]
+    FileTooLarge(String),
     #[error("there is a mode '{0}' already")]
     Exists(String),
     #[error("{0}")]
@@ -76,6 +85,9 @@ pub fn edit(text: &str, root: &Node, name: &str, edit: &ModeEdit) -> Result<Stri
         ModeEdit::Put(mode) | ModeEdit::Add(mode) => rendered(name, mode, indent),
         ModeEdit::Remove => String::new(),
     };
+    if block.len() > MAX_MODE_BYTES {
+        return Err(NotEditable::ModeTooLarge);
+    }
     let lines_of = |at: usize| {
         let first = line_of(&modes[at]);
         let next = modes.get(at + 1).map_or(end_of_modes, line_of);
@@ -129,7 +141,8 @@ fn end_of(lines: &[&str], first: usize, next: usize, indent: usize) -> usize {
     first + own.unwrap_or(0) + 1
 }
 
-/// The mode's lines. JSON is YAML: so values need no quoting of our own.
+/// The mode's lines. JSON is YAML: so values need no quoting of our own. Keys are never expanded, and
+/// values are written as literals: `${` of a client is not the operator's.
 fn rendered(name: &str, mode: &Map<String, Json>, indent: usize) -> String {
     let margin = " ".repeat(indent);
     let known = MODE_KEYS.iter().filter_map(|key| mode.get_key_value(*key));
@@ -150,7 +163,20 @@ fn rendered(name: &str, mode: &Map<String, Json>, indent: usize) -> String {
 fn scalar(value: &Json) -> String {
     match value {
         Json::String(text) if is_plain(text) => text.clone(),
-        other => other.to_string(),
+        other => literals(other).to_string(),
+    }
+}
+
+/// The same value, its texts written so that they read back as they are.
+fn literals(value: &Json) -> Json {
+    match value {
+        Json::String(text) => literal(text).into(),
+        Json::Array(items) => items.iter().map(literals).collect(),
+        Json::Object(entries) => {
+            let entries = entries.iter().map(|(key, value)| (key.clone(), literals(value)));
+            Json::Object(entries.collect())
+        }
+        Json::Null | Json::Bool(_) | Json::Number(_) => value.clone(),
     }
 }
 

@@ -27,7 +27,7 @@ pub fn check(mentions: &[Mention], file: &Arc<Path>) -> Vec<Diagnostic> {
                 at: Some(mention.at),
                 key: mention.key.clone(),
                 message: problem(mention)?,
-                looked_for: Some(mention.path.clone()),
+                looked_for: Some(mention.written.clone()),
             })
         })
         .collect()
@@ -62,8 +62,12 @@ fn problem(mention: &Mention) -> Option<String> {
 }
 
 /// The file in the same folder that was most likely meant, written as `mention.name` is. The
-/// extension, which most files share, says nothing about that.
+/// extension, which most files share, says nothing about that. A name that a variable stands for is
+/// not compared: the neighbour would tell of it.
 fn nearest_neighbour(mention: &Mention) -> Option<String> {
+    if Path::new(&mention.name).file_name() != mention.path.file_name() {
+        return None;
+    }
     let wanted = mention.path.file_stem()?.to_str()?;
     let neighbours: Vec<PathBuf> = std::fs::read_dir(mention.path.parent()?)
         .ok()?

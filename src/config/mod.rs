@@ -49,7 +49,9 @@ pub use status::{ConfigStatus, Origin, Rejected, ReloadOutcome, ReloadReport, Re
 pub use watch::watch;
 
 use resolve::compute::Beside;
-use source::{FROM_ENVIRONMENT, Meaning, Unreadable, read_text, revision_of, understand};
+use source::{
+    FROM_ENVIRONMENT, Meaning, Unreadable, check_length, read_text, revision_of, understand,
+};
 
 /// Loads, validates and holds what `modes.yaml` says.
 pub struct ModeConfigManager {
@@ -205,8 +207,12 @@ impl ModeConfigManager {
         }
         let root = raw::parse(&text).map_err(|_| NotEditable::NotInLines)?;
         let text = edit::edit(&text, &root, name, change)?;
-        // Another mode may have stood on this one, by an alias.
-        raw::parse(&text).map_err(|_| NotEditable::Entangled)?;
+        check_length(text.len()).map_err(|failure| EditError::FileTooLarge(failure.message))?;
+        raw::parse(&text).map_err(|error| match error.is_too_much {
+            true => EditError::FileTooLarge(format!("exceeds a limit: {}", error.message)),
+            // Another mode may have stood on this one, by an alias.
+            false => NotEditable::Entangled.into(),
+        })?;
         let meaning = understand(&text, &self.path, self.beside).map_err(EditError::Invalid)?;
         let (after, _) = &meaning;
         let diff = before.diff(after);

@@ -2,6 +2,8 @@
 
 use std::path::{Component, Path};
 
+pub const CONTROL_CHARACTER: &str = "contains a control character, which no name may";
+
 /// Mode names travel in URLs and HTTP headers.
 pub fn check_mode_name(name: &str) -> Result<(), &'static str> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -14,8 +16,11 @@ pub fn check_mode_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a name stays below its root.
+/// Whether a name stays below its root, and on its line in a log or on a terminal.
 pub fn check_file_name(name: &str) -> Result<(), &'static str> {
+    if name.contains(char::is_control) {
+        return Err(CONTROL_CHARACTER);
+    }
     let mut has_name = false;
     for component in Path::new(name).components() {
         match component {

@@ -25,10 +25,31 @@ pub enum Value {
     Float(f64),
     Text(String),
     /// Text with something from the environment in it: it may stand for a number, too.
-    Variable(String),
+    Variable(Expanded),
     List(Vec<Node>),
     /// In the order of the file; the parser has refused duplicate keys.
     Map(Vec<Entry>),
+}
+
+/// A text with variables in it. Clients, logs and terminals are shown `written` alone.
+#[derive(Clone, PartialEq)]
+pub struct Expanded {
+    pub value: String,
+    /// As the file has it, `${VAR}`.
+    pub written: String,
+}
+
+impl Expanded {
+    /// Whether its variables are the daemon's own, whose values are no secret.
+    pub fn is_public(&self) -> bool {
+        self.value == self.written
+    }
+}
+
+impl fmt::Debug for Expanded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.written, f)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +64,8 @@ pub struct Entry {
 pub struct SyntaxError {
     pub at: Option<Position>,
     pub message: String,
+    /// It would be YAML, were there less of it.
+    pub is_too_much: bool,
 }
 
 /// Far above any real configuration, and low enough that a hostile one is refused within
@@ -71,6 +94,7 @@ pub fn parse(text: &str) -> Result<Node, SyntaxError> {
         |error| SyntaxError {
             at: error.location().map(position).filter(|at| at.line > 0),
             message: syntax_message(error.without_snippet()),
+            is_too_much: matches!(error.without_snippet(), serde_saphyr::Error::Budget { .. }),
         },
     )
 }

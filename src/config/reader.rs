@@ -7,9 +7,12 @@ use std::{fmt::Display, ops::RangeInclusive, path::Path, str::FromStr, sync::Arc
 
 use super::{
     diagnostic::{Diagnostic, KeyPath, Position, Severity},
-    raw::{Entry, Node, Value},
+    raw::{Entry, Expanded, Node, Value},
 };
 use crate::modes::{did_you_mean, nearest_name};
+
+const SHOWN_TO_CLIENTS: &str =
+    "takes no variable, since clients are shown it; '$${' stands for '${'";
 
 /// The errors of one file, as they are found.
 pub struct Errors {
@@ -110,8 +113,31 @@ impl<'a> Table<'a> {
 }
 
 impl<'a> Field<'a> {
-    pub fn error(&self, errors: &mut Errors, message: impl Into<String>) {
+    /// A message that cannot quote the value, since it is the same for all.
+    pub fn error(&self, errors: &mut Errors, message: &'static str) {
         errors.add(self.node.at, self.key.clone(), message);
+    }
+
+    /// A message that may quote the value: one of a variable is not shown.
+    pub fn error_quoting(&self, errors: &mut Errors, message: String) {
+        let message = match &self.node.value {
+            Value::Variable(text) if !text.is_public() => format!(
+                "the value of '{}' cannot be used here (values of variables are not shown)",
+                text.written
+            ),
+            _ => message,
+        };
+        errors.add(self.node.at, self.key.clone(), message);
+    }
+
+    /// The value as it may be shown.
+    fn shown(&self, value: impl Display) -> String {
+        match &self.node.value {
+            Value::Variable(text) if !text.is_public() => {
+                format!("the value of '{}'", text.written)
+            }
+            _ => value.to_string(),
+        }
     }
 
     /// A warning of this value; it is no error, so it is not among those.
@@ -141,13 +167,31 @@ impl<'a> Field<'a> {
 
     pub fn text(&self, errors: &mut Errors) -> Option<&'a str> {
         match &self.node.value {
-            Value::Text(text) | Value::Variable(text) => Some(text),
+            Value::Text(text) | Value::Variable(Expanded { value: text, .. }) => Some(text),
             Value::Integer(_) | Value::Float(_) | Value::Bool(_) => {
                 let found = describe(&self.node.value);
-                self.error(errors, format!("expected text, found {found}; put it in quotes"));
+                let message = format!("expected text, found {found}; put it in quotes");
+                self.error_quoting(errors, message);
                 None
             }
             other => self.wrong_type("text", other, errors),
+        }
+    }
+
+    /// A text that clients are shown as it is.
+    pub fn shown_text(&self, errors: &mut Errors) -> Option<&'a str> {
+        if let Value::Variable(_) = self.node.value {
+            self.error(errors, SHOWN_TO_CLIENTS);
+            return None;
+        }
+        self.text(errors)
+    }
+
+    /// A text as the file has it, for whoever may not see the values of variables.
+    pub fn written<'b>(&'b self, text: &'b str) -> &'b str {
+        match &self.node.value {
+            Value::Variable(Expanded { written, .. }) => written,
+            _ => text,
         }
     }
 
@@ -162,7 +206,7 @@ impl<'a> Field<'a> {
         match text.parse() {
             Ok(value) => Some(value),
             Err(error) => {
-                self.error(errors, error.to_string());
+                self.error_quoting(errors, error.to_string());
                 None
             }
         }
@@ -172,7 +216,7 @@ impl<'a> Field<'a> {
     pub fn flag(&self, errors: &mut Errors) -> Option<bool> {
         let flag = match &self.node.value {
             Value::Bool(value) => Some(*value),
-            Value::Variable(text) => match text.trim() {
+            Value::Variable(text) => match text.value.trim() {
                 "true" | "True" | "TRUE" => Some(true),
                 "false" | "False" | "FALSE" => Some(false),
                 _ => None,
@@ -186,13 +230,18 @@ impl<'a> Field<'a> {
         let (min, max) = (*range.start(), *range.end());
         let number = match &self.node.value {
             Value::Integer(n) => Some(*n),
-            Value::Variable(text) => text.trim().parse().ok(),
+            Value::Variable(text) => text.value.trim().parse().ok(),
             _ => None,
         };
         match number {
             Some(n) if (i128::from(min)..=i128::from(max)).contains(&n) => Some(n as u32),
             Some(n) => {
-                self.error(errors, format!("{n} is not between {min} and {max}"));
+                let n = self.shown(n);
+                errors.add(
+                    self.node.at,
+                    self.key.clone(),
+                    format!("{n} is not between {min} and {max}"),
+                );
                 None
             }
             None => self.wrong_type("a whole number", &self.node.value, errors),
@@ -204,7 +253,7 @@ impl<'a> Field<'a> {
         let number: Option<f64> = match &self.node.value {
             Value::Integer(n) => Some(*n as f64),
             Value::Float(n) => Some(*n),
-            Value::Variable(text) => text.trim().parse().ok(),
+            Value::Variable(text) => text.value.trim().parse().ok(),
             _ => None,
         };
         let Some(number) = number else {
@@ -222,7 +271,8 @@ impl<'a> Field<'a> {
         let number = self.number(errors)? as f32;
         if !range.contains(&number) {
             let (min, max) = (range.start(), range.end());
-            self.error(errors, format!("{number} is not between {min} and {max}"));
+            let message = format!("{} is not between {min} and {max}", self.shown(number));
+            errors.add(self.node.at, self.key.clone(), message);
             return None;
         }
         Some(number)
@@ -245,7 +295,11 @@ impl<'a> Field<'a> {
                     return None;
                 }
             },
-            Value::Text(text) | Value::Variable(text) => text.as_str().into(),
+            Value::Text(text) => text.as_str().into(),
+            Value::Variable(_) => {
+                self.error(errors, SHOWN_TO_CLIENTS);
+                return None;
+            }
             Value::List(_) => {
                 let items = self.items(errors)?;
                 items.iter().filter_map(|item| item.json(errors)).collect()
@@ -267,7 +321,8 @@ impl<'a> Field<'a> {
     }
 
     fn wrong_type<T>(&self, expected: &str, found: &Value, errors: &mut Errors) -> Option<T> {
-        self.error(errors, format!("expected {expected}, found {}", describe(found)));
+        let message = format!("expected {expected}, found {}", describe(found));
+        errors.add(self.node.at, self.key.clone(), message);
         None
     }
 }
@@ -278,11 +333,16 @@ fn describe(value: &Value) -> String {
         Value::Bool(value) => format!("{value}"),
         Value::Integer(n) => format!("the number {n}"),
         Value::Float(n) => format!("the number {n}"),
-        Value::Text(text) | Value::Variable(text) if text.chars().count() > 40 => {
+        Value::Variable(text) if !text.is_public() => format!("the value of '{}'", text.written),
+        Value::Text(text) | Value::Variable(Expanded { value: text, .. })
+            if text.chars().count() > 40 =>
+        {
             let start: String = text.chars().take(40).collect();
             format!("the text '{start}…'")
         }
-        Value::Text(text) | Value::Variable(text) => format!("the text '{text}'"),
+        Value::Text(text) | Value::Variable(Expanded { value: text, .. }) => {
+            format!("the text '{text}'")
+        }
         Value::List(_) => "a list".into(),
         Value::Map(_) => "a mapping".into(),
     }

@@ -95,6 +95,8 @@ pub struct Mention {
     /// As the user wrote it.
     pub name: String,
     pub path: PathBuf,
+    /// The path as it may be shown: with variables in it instead of their values.
+    pub written: PathBuf,
     /// The folder that `name` is relative to; `None` for such a folder itself.
     pub root: Option<PathBuf>,
     /// The file that a folder in its place must have.
@@ -141,8 +143,15 @@ struct Resolver {
 
 /// The folders that models and LoRAs are relative to. `None`: already reported as wrong.
 struct Roots {
-    model: Option<PathBuf>,
-    lora: Option<PathBuf>,
+    model: Option<Root>,
+    lora: Option<Root>,
+}
+
+/// A folder, and its path as it may be shown.
+#[derive(Clone)]
+struct Root {
+    path: PathBuf,
+    written: PathBuf,
 }
 
 impl Resolver {
@@ -178,7 +187,7 @@ impl Resolver {
         let custom_jobs = custom_jobs(&table, base, &mut self.errors);
         let webhooks = webhooks(&table, &mut self.errors);
         let http = http(&table, &mut self.errors);
-        let superres = table.get("superres").map(|field| self.superres(&field, model.as_deref()));
+        let superres = table.get("superres").map(|field| self.superres(&field, model.as_ref()));
         let roots = Roots { model, lora };
         let declared = modes.and_then(|field| field.entries(&mut self.errors).map(|e| (field, e)));
         let Some((field, entries)) = declared else {
@@ -195,7 +204,7 @@ impl Resolver {
             .filter_map(|entry| self.mode(entry, &field.key, &roots, max_pixels))
             .map(|mode| (mode.name.clone(), Arc::new(mode)))
             .collect();
-        let (model_root, lora_root) = (roots.model?, roots.lora?);
+        let (model_root, lora_root) = (roots.model?.path, roots.lora?.path);
         let (default_mode, superres) = (default_mode?, superres.flatten());
         let memory = section.memory.clone();
         let modes = Modes {
@@ -221,26 +230,27 @@ impl Resolver {
         Some(modes)
     }
 
-    fn root(&mut self, field: &Field, base: &Path) -> Option<PathBuf> {
+    fn root(&mut self, field: &Field, base: &Path) -> Option<Root> {
         let name = field.text(&mut self.errors)?;
         if name.is_empty() {
             field.error(&mut self.errors, "is empty; write '.' for the folder of this file");
             return None;
         }
-        let path = base.join(name);
+        let root = Root { path: base.join(name), written: base.join(field.written(name)) };
         self.mentions.push(Mention {
-            name: name.to_owned(),
-            path: path.clone(),
+            name: field.written(name).to_owned(),
+            path: root.path.clone(),
+            written: root.written.clone(),
             root: None,
             folder_with: None,
             at: field.node.at,
             key: field.key.clone(),
         });
-        Some(path)
+        Some(root)
     }
 
     /// What makes images larger: the file's name alone, or a mapping.
-    fn superres(&mut self, field: &Field, root: Option<&Path>) -> Option<CheckpointRef> {
+    fn superres(&mut self, field: &Field, root: Option<&Root>) -> Option<CheckpointRef> {
         let (name, path) = match field.node.value {
             Value::Text(_) | Value::Variable(_) => self.file_name(field, root, None)?,
             Value::Map(_) => {
@@ -264,16 +274,16 @@ impl Resolver {
         }
         let nearest = nearest_name(name, declared.iter().map(|entry| entry.key.as_str()));
         let hint = did_you_mean(nearest.as_deref());
-        field.error(&mut self.errors, format!("there is no mode '{name}'{hint}"));
+        field.error_quoting(&mut self.errors, format!("there is no mode '{name}'{hint}"));
         None
     }
 
-    /// A file below `root`: its name as written, and its path. A symbolic link that leads out
+    /// A file below `root`: its name as written (with variables, not with their values), and its path. A symbolic link that leads out
     /// of the folder is the user's own decision; a name that does is not.
     fn file_name(
         &mut self,
         field: &Field,
-        root: Option<&Path>,
+        root: Option<&Root>,
         folder_with: Option<&'static str>,
     ) -> Option<(String, PathBuf)> {
         let name = field.text(&mut self.errors)?;
@@ -282,16 +292,18 @@ impl Resolver {
             return None;
         }
         let root = root?;
-        let path = root.join(name);
+        let path = root.path.join(name);
+        let name = field.written(name).to_owned();
         self.mentions.push(Mention {
-            name: name.to_owned(),
+            name: name.clone(),
             path: path.clone(),
-            root: Some(root.to_owned()),
+            written: root.written.join(&name),
+            root: Some(root.path.clone()),
             folder_with,
             at: field.node.at,
             key: field.key.clone(),
         });
-        Some((name.to_owned(), path))
+        Some((name, path))
     }
 }
 

@@ -45,6 +45,7 @@ pub fn revision_of(text: &str) -> String {
 
 /// What a text means; `path` is where it stands.
 pub fn understand(text: &str, path: &Path, beside: Beside) -> Result<Meaning, ConfigErrors> {
+    check_length(text.len()).map_err(|failure| failure.of(path))?;
     let fail = |at, message| Unreadable { at, message }.of(path);
     let mut root = raw::parse(text).map_err(|error| fail(error.at, error.message))?;
     // Absolute, because a job's paths travel to another process.
@@ -118,15 +119,21 @@ pub fn read_text(path: &Path) -> Result<String, Unreadable> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let limit = MAX_FILE_BYTES >> 20;
-        return Err(whole(format!("is larger than {limit} MiB; that cannot be meant")));
-    }
+    check_length(bytes.len())?;
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let at = Some(end_of(&String::from_utf8_lossy(valid)));
         Unreadable { at, message: "is not UTF-8 text".into() }
     })
+}
+
+/// Whether a file of that many bytes is read at all.
+pub fn check_length(bytes: usize) -> Result<(), Unreadable> {
+    if bytes as u64 <= MAX_FILE_BYTES {
+        return Ok(());
+    }
+    let message = format!("is larger than {} MiB; that cannot be meant", MAX_FILE_BYTES >> 20);
+    Err(Unreadable { at: None, message })
 }
 
 /// The place just behind `text`.

@@ -1,15 +1,30 @@
-//! What a file takes from its surroundings: `${VAR}` and `${VAR:-default}` in values, and `~` at
-//! the beginning of the folders that models and LoRAs are in. Knows the environment only by the
-//! function that it is given.
+//! Environment variables in a file: `${VAR}` and `${VAR:-default}` in values, and `~` at the
+//! beginning of the folders of models and LoRAs. Knows the environment only by the function that it
+//! is given.
+
+use std::borrow::Cow;
 
 use super::{
     diagnostic::KeyPath,
-    raw::{Node, Value},
+    raw::{Expanded, Node, Value},
     reader::Errors,
 };
 
 /// The folders that may begin with `~`.
 const FOLDERS: [&str; 2] = ["model_root", "lora_root"];
+
+/// The daemon's own settings, by which the environment describes a mode: no secrets, so that their
+/// values are shown.
+const OWN: [&str; 6] =
+    ["MODEL_ROOT", "MODEL", "LORA_ROOT", "DEFAULT_SIZE", "DEFAULT_STEPS", "DEFAULT_GUIDANCE"];
+
+/// The text that [`expand`] reads as `text`, whatever is in it.
+pub fn literal(text: &str) -> Cow<'_, str> {
+    match text.contains("${") {
+        true => text.replace("${", "$${").into(),
+        false => text.into(),
+    }
+}
 
 /// Puts variables' values in their places; says which are not set. `$${` stands for `${`.
 pub fn expand(root: &mut Node, variable: &dyn Fn(&str) -> Option<String>, errors: &mut Errors) {
@@ -36,9 +51,7 @@ impl Expansion<'_> {
     fn node(&mut self, node: &mut Node, key: &KeyPath) {
         match &mut node.value {
             Value::Text(text) if text.contains("${") => match self.text(text) {
-                // Nothing, as a key without a value.
-                Ok(text) if text.is_empty() => node.value = Value::Null,
-                Ok(text) => node.value = Value::Variable(text),
+                Ok(value) => node.value = value,
                 Err(message) => self.errors.add(node.at, key.clone(), message),
             },
             Value::List(items) => {
@@ -60,30 +73,47 @@ impl Expansion<'_> {
         }
     }
 
-    fn text(&self, text: &str) -> Result<String, String> {
-        let mut expanded = String::new();
+    fn text(&self, text: &str) -> Result<Value, String> {
+        let (mut value, mut written) = (String::new(), String::new());
+        let mut has_variable = false;
         let mut rest = text;
         while let Some(at) = rest.find("${") {
             let (before, from) = rest.split_at(at);
             let from = &from[2..];
             if let Some(before) = before.strip_suffix('$') {
-                expanded += before;
-                expanded += "${";
+                for text in [&mut value, &mut written] {
+                    *text += before;
+                    *text += "${";
+                }
                 rest = from;
                 continue;
             }
             let Some((inside, behind)) = from.split_once('}') else {
                 return Err("'${' has no '}'; for the characters themselves write '$${'".into());
             };
-            expanded += before;
-            expanded += &self.value(inside)?;
+            has_variable = true;
+            let (name, expanded) = self.value(inside)?;
+            value += before;
+            value += &expanded;
+            written += before;
+            match OWN.contains(&name) {
+                true => written += &expanded,
+                false => written += &format!("${{{inside}}}"),
+            }
             rest = behind;
         }
-        Ok(expanded + rest)
+        value += rest;
+        written += rest;
+        Ok(match has_variable {
+            false => Value::Text(value),
+            // Nothing, as a key without a value.
+            true if value.is_empty() => Value::Null,
+            true => Value::Variable(Expanded { value, written }),
+        })
     }
 
-    /// Of what stands between the braces; like a shell's, an empty variable counts as none.
-    fn value(&self, inside: &str) -> Result<String, String> {
+    /// The name between the braces and its value; as in a shell, an empty variable counts as none.
+    fn value<'a>(&self, inside: &'a str) -> Result<(&'a str, String), String> {
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
             None => (inside, None),
@@ -94,9 +124,9 @@ impl Expansion<'_> {
         }
         let value = (self.variable)(name);
         match (value, default) {
-            (Some(value), None) => Ok(value),
-            (Some(value), Some(_)) if !value.is_empty() => Ok(value),
-            (_, Some(default)) => Ok(default.to_owned()),
+            (Some(value), None) => Ok((name, value)),
+            (Some(value), Some(_)) if !value.is_empty() => Ok((name, value)),
+            (_, Some(default)) => Ok((name, default.to_owned())),
             (None, None) => Err(format!(
                 "the environment variable {name} is not set; \
                  '${{{name}:-default}}' names a value for that case"
@@ -136,18 +166,20 @@ mod tests {
                     modes:\n  a:\n    model: ${FILE}\n    vae: ${EMPTY:-}\n    default_steps: ${STEPS}\n    \
                     default_guidance: ${G:-7.5}\n    default_size: ${W:-64}x${H:-128}\n    \
                     default_scheduler: ${EMPTY:-lcm}\n    loras: [\"${L:-x}\"]\n    \
-                    default_negative_prompt: $${STEPS} $5\n    metadata: {k: \"${STEPS}\"}\n";
+                    default_negative_prompt: $${STEPS} $5\n    metadata: {k: \"$${STEPS}\"}\n";
         let root = expanded(text).unwrap();
         let modes = resolve(&root, Path::new("m").into(), Path::new("/etc")).unwrap().modes;
         let mode = &modes.modes["a"];
-        assert_eq!(mode.pipeline.checkpoint.path, Path::new("/home/x/models/a b.safetensors"));
+        let checkpoint = &mode.pipeline.checkpoint;
+        assert_eq!(checkpoint.path, Path::new("/home/x/models/a b.safetensors"));
+        assert_eq!(checkpoint.name, "${FILE}");
         assert_eq!(mode.pipeline.vae, None);
         assert_eq!(mode.pipeline.loras[0].path, Path::new("/home/x/loras/x"));
         assert_eq!((mode.defaults.steps, mode.defaults.guidance_scale), (9, 7.5));
         assert_eq!(mode.defaults.size.to_string(), "64x128");
         assert_eq!(mode.defaults.scheduler.unwrap().name(), "lcm");
         assert_eq!(mode.defaults.negative_prompt.as_deref(), Some("${STEPS} $5"));
-        assert_eq!(mode.metadata["k"], "9");
+        assert_eq!(mode.metadata["k"], "${STEPS}");
     }
 
     #[test]
@@ -159,19 +191,62 @@ mod tests {
         ");
     }
 
-    #[test]
-    fn a_variable_is_checked_as_what_it_stands_for() {
-        let text = "model_root: m\ndefault_mode: a\nmodes: {a: {model: x, default_steps: '${FILE}', \
-                    default_guidance: '${FILE}'}}";
-        let root = expanded(text).unwrap();
+    fn messages(text: &str) -> Vec<String> {
+        let text = format!("model_root: m\ndefault_mode: a\nmodes:\n  a: {{model: x, {text}}}\n");
+        let root = expanded(&text).unwrap();
         let errors = resolve(&root, Path::new("m").into(), Path::new("/etc")).unwrap_err();
-        let messages: Vec<_> = errors.iter().map(|error| error.message.as_str()).collect();
-        assert_eq!(
-            messages,
-            [
-                "expected a whole number, found the text 'a b.safetensors'",
-                "expected a number, found the text 'a b.safetensors'"
-            ]
-        );
+        errors.into_iter().map(|error| error.message).collect()
+    }
+
+    #[test]
+    fn a_bad_value_of_a_variable_is_called_by_the_variable() {
+        let not_shown =
+            "the value of '${FILE}' cannot be used here (values of variables are not shown)";
+        let shown_to_clients =
+            "takes no variable, since clients are shown it; '$${' stands for '${'";
+        for (text, expected) in [
+            ("default_steps: '${FILE}'", "expected a whole number, found the value of '${FILE}'"),
+            ("default_guidance: '${FILE}'", "expected a number, found the value of '${FILE}'"),
+            ("clip_skip: '1${STEPS}'", "the value of '1${STEPS}' is not between 0 and 12"),
+            ("default_size: '${FILE}'", not_shown),
+            ("default_scheduler: '${FILE}'", not_shown),
+            ("pinned: '${FILE}'", "expected true or false, found the value of '${FILE}'"),
+            ("loras: '${FILE}'", "expected a list, found the value of '${FILE}'"),
+            ("metadata: {a: [{b: '${FILE}'}]}", shown_to_clients),
+            ("default_negative_prompt: 'a ${FILE}'", shown_to_clients),
+            ("loras: [{path: x, adapter_name: '${FILE}'}]", shown_to_clients),
+        ] {
+            assert_eq!(messages(text), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_literal_text_reads_back_as_it_is() {
+        for text in [
+            "",
+            "$",
+            "${",
+            "$${",
+            "$$${",
+            "${A}",
+            "$${A}",
+            "$$${A}",
+            "$$$${A}",
+            "${A:-b}",
+            "${A",
+            "${${A}}",
+            "a ${A} b ${B",
+            "{$}",
+            "$ {A}",
+            "${}",
+            "${A}\n${B}",
+            "}${",
+        ] {
+            let mut errors = Errors::new(Path::new("m").into());
+            let at = raw::parse("x").unwrap().at;
+            let mut node = Node { at, value: Value::Text(literal(text).into_owned()) };
+            expand(&mut node, &|_| panic!("looked up for {text}"), &mut errors);
+            assert_eq!((node.value, errors.into_sorted()), (Value::Text(text.to_owned()), vec![]));
+        }
     }
 }

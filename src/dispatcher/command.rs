@@ -1,11 +1,17 @@
-//! A configured command as a custom job: a process group of its own that gets the job's arguments
-//! as JSON on its standard input, and whose standard output is the result.
+//! A configured command as a custom job: it gets the job's arguments as JSON on its standard input,
+//! and its standard output is the result.
 //!
-//! Nothing goes through a shell, and of the environment it gets [`ENVIRONMENT`] alone. However the
-//! job ends, nothing of its group outlives its turn.
+//! Nothing goes through a shell, and of the environment it gets [`ENVIRONMENT`] alone. A process of
+//! our own stands between the daemon and the command ([`supervisor`]): however the job or the daemon
+//! ends, nothing that the command has started outlives it.
+
+pub mod supervisor;
 
 use std::{
-    collections::BTreeSet,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream as StdUnixStream, process::ExitStatusExt},
+    },
     process::{ExitStatus, Stdio},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -14,11 +20,16 @@ use std::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    process::{Child, ChildStdin},
+    net::{
+        UnixStream,
+        unix::{ReadHalf, WriteHalf},
+    },
+    process::Child,
     sync::watch,
-    time::{Instant, sleep},
+    time::{sleep, timeout},
 };
 
+use self::supervisor::{Reply, TERMINATE};
 use crate::{job::JobId, modes::CustomCommand, request::parse_json};
 
 /// What a command sees of the daemon's environment.
@@ -30,27 +41,14 @@ const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// So much of the end of its standard error is kept.
 const ERRORS_KEPT_BYTES: usize = 4 << 10;
 
-/// How long a group has between being asked to end (TERM) and being ended (KILL).
+/// How long a command has between being asked to end (TERM) and being ended (KILL).
 pub const GRACE: Duration = Duration::from_secs(5);
-/// How often a group that ends is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// The groups whose leaders are not reaped: these numbers are theirs.
-static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-
-/// Ends all commands at once: for a process that will exit without dropping anything.
-pub fn end_all() {
-    let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-    groups.iter().for_each(|id| signal(*id, libc::SIGKILL));
-}
-
-fn signal(group: i32, signal: i32) {
-    // SAFETY: no memory is touched. The callers know that the number is a group of ours.
-    unsafe { libc::killpg(group, signal) };
-}
+/// A supervisor that has not ended its command by then is stuck: in a process of another user, say.
+const SUPERVISOR_ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Why a command has no result.
 enum Trouble {
+    NotStarted(std::io::Error),
     TimedOut,
     Stopped,
     TooMuch,
@@ -65,25 +63,30 @@ pub async fn run(
     args: Value,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Value, String> {
-    let mut group = match Group::spawn(&command, id) {
-        Ok(group) => group,
-        Err(error) => {
-            tracing::error!(job = %id, program = %command.program.display(), "{error}");
-            return Err(format!("the command cannot be started: {}", error.kind()));
-        }
+    let mut supervised = match Supervised::spawn(&command, id) {
+        Ok(supervised) => supervised,
+        Err(error) => return Err(not_started(&command, id, &error)),
     };
     let errors = Tail::default();
     let ended = tokio::select! {
-        ended = group.work(&args, &errors) => ended,
+        ended = supervised.work(&args, &errors) => ended,
         () = sleep(command.timeout.duration()) => Err(Trouble::TimedOut),
         _ = stop.wait_for(|stop| *stop) => Err(Trouble::Stopped),
     };
-    group.end(ended.is_err()).await;
+    supervised.end(ended.is_err()).await;
     let said = errors.into_text();
     if !said.is_empty() {
         tracing::info!(job = %id, "the command says: {said}");
     }
-    ended.map(result).map_err(|trouble| reason(&trouble, &command, &said))
+    ended.map(result).map_err(|trouble| match trouble {
+        Trouble::NotStarted(error) => not_started(&command, id, &error),
+        trouble => reason(&trouble, &command, &said),
+    })
+}
+
+fn not_started(command: &CustomCommand, id: JobId, error: &std::io::Error) -> String {
+    tracing::error!(job = %id, program = %command.program.display(), "{error}");
+    format!("the command cannot be started: {}", error.kind())
 }
 
 /// JSON if it is some, else text; text, too, where it would unfold to very many values.
@@ -93,6 +96,7 @@ fn result(output: Vec<u8>) -> Value {
 
 fn reason(trouble: &Trouble, command: &CustomCommand, said: &str) -> String {
     let what = match trouble {
+        Trouble::NotStarted(error) => format!("cannot be started: {}", error.kind()),
         Trouble::TimedOut => {
             format!("took longer than its timeout, {}, and was ended", command.timeout)
         }
@@ -107,112 +111,91 @@ fn reason(trouble: &Trouble, command: &CustomCommand, said: &str) -> String {
     format!("the command {what}{colon}{said}")
 }
 
-/// A process and all that it starts.
-struct Group {
+/// A command's supervisor. It ends the command as soon as `control` is closed, by whatever: so this is
+/// dropped, or the daemon killed, at any time.
+struct Supervised {
     child: Child,
-    /// Of the leader and the group. It is nobody else's until the leader is reaped.
-    id: i32,
+    control: UnixStream,
+    /// Whether it has got the arguments; only then has it started the command.
+    has_args: bool,
 }
 
-impl Group {
+impl Supervised {
     fn spawn(command: &CustomCommand, job: JobId) -> std::io::Result<Self> {
-        let mut process = tokio::process::Command::new(&command.program);
-        process.args(&command.arguments).env_clear().env(JOB_ID, job.to_string());
-        for name in ENVIRONMENT {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut process = tokio::process::Command::new(std::env::current_exe()?);
+        process.args([supervisor::SUBCOMMAND, "--"]).arg(&command.program).args(&command.arguments);
+        process.env_clear().env(JOB_ID, job.to_string());
+        for name in ENVIRONMENT.into_iter().chain([supervisor::ITS_OWN]) {
             if let Some(value) = std::env::var_os(name) {
                 process.env(name, value);
             }
         }
-        process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = process.process_group(0).kill_on_drop(true).spawn()?;
-        let id = child.id().and_then(|id| i32::try_from(id).ok());
-        let id = id.ok_or_else(|| std::io::Error::other("it has no process id"))?;
-        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-        Ok(Self { child, id })
+        process.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: an interrupt from the terminal is for the daemon.
+        let child = process.process_group(0).spawn()?;
+        Ok(Self { child, control: UnixStream::from_std(ours)?, has_args: false })
     }
 
-    /// Feeds it and reads what it says, to its end. It is not reaped then.
+    /// Feeds the command and reads what it says, to its end.
     async fn work(&mut self, args: &Value, errors: &Tail) -> Result<Vec<u8>, Trouble> {
-        let (stdin, stdout, stderr) =
-            (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+        let (Some(stdout), Some(stderr)) = (self.child.stdout.take(), self.child.stderr.take())
+        else {
             return Err(Trouble::Lost(std::io::Error::other("its streams are gone")));
         };
         let read_errors = async {
             errors.read(stderr).await;
             Ok(())
         };
-        let (output, (), ()) =
-            tokio::try_join!(read_output(stdout), read_errors, write_args(stdin, args))?;
-        while !self.has_ended() {
-            sleep(LOOK_EVERY).await;
-        }
-        match self.exit_status() {
-            Some(status) if status.success() => Ok(output),
-            Some(status) => Err(Trouble::Exited(status)),
-            None => Err(Trouble::Lost(std::io::Error::other("its end was not seen"))),
-        }
-    }
-
-    /// Ends what is left of it; where it still works, it is asked to first.
-    async fn end(mut self, still_works: bool) {
-        if still_works {
-            signal(self.id, libc::SIGTERM);
-            let limit = Instant::now() + GRACE;
-            while !self.has_ended() && Instant::now() < limit {
-                sleep(LOOK_EVERY).await;
+        let (from, to) = self.control.split();
+        let has_args = &mut self.has_args;
+        let write_args = async {
+            write_args(to, args).await?;
+            *has_args = true;
+            Ok(())
+        };
+        let (output, (), (), reply) =
+            tokio::try_join!(read_output(stdout), read_errors, write_args, read_reply(from))?;
+        match reply {
+            Reply::NotStarted(errno) => {
+                Err(Trouble::NotStarted(std::io::Error::from_raw_os_error(errno)))
             }
+            Reply::Ended(status) => match ExitStatus::from_raw(status) {
+                status if status.success() => Ok(output),
+                status => Err(Trouble::Exited(status)),
+            },
         }
-        self.kill();
-        let _ = self.child.wait().await; // its status is known
     }
 
-    /// The leader's end, if it has come; it stays there to be reaped.
-    fn peek(&self) -> Option<libc::siginfo_t> {
-        // SAFETY: all zeroes are a `siginfo_t`.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: `info` is written, and nothing else.
-        let result =
-            unsafe { libc::waitid(libc::P_PID, self.id as libc::id_t, &raw mut info, flags) };
-        // SAFETY: `waitid` sets the process id, to 0 where nothing has ended.
-        (result == 0 && unsafe { info.si_pid() } == self.id).then_some(info)
-    }
-
-    fn has_ended(&self) -> bool {
-        self.peek().is_some()
-    }
-
-    fn exit_status(&self) -> Option<ExitStatus> {
-        let info = self.peek()?;
-        // SAFETY: `waitid` has set it.
-        let status = unsafe { info.si_status() };
-        // As `wait` packs it.
-        let raw =
-            if info.si_code == libc::CLD_EXITED { (status & 0xff) << 8 } else { status & 0x7f };
-        Some(std::os::unix::process::ExitStatusExt::from_raw(raw))
-    }
-
-    /// Ends it, once; from then on it may be reaped.
-    fn kill(&self) {
-        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        if groups.remove(&self.id) {
-            signal(self.id, libc::SIGKILL);
+    /// Waits until nothing is left of the command; where it may still work, it is asked to end first.
+    async fn end(mut self, may_still_work: bool) {
+        // It may have ended.
+        let _ = match (may_still_work, self.has_args) {
+            (true, true) => self.control.write_all(&[TERMINATE]).await,
+            (true, false) => self.control.shutdown().await,
+            (false, _) => Ok(()),
+        };
+        if timeout(SUPERVISOR_ENDS_WITHIN, self.child.wait()).await.is_err() {
+            tracing::error!("a command cannot be ended: processes of it may be left");
+            let _ = self.child.start_kill(); // it may have ended
         }
     }
 }
 
-impl Drop for Group {
-    /// The job's task was ended before it could end the group.
-    fn drop(&mut self) {
-        self.kill();
-    }
+async fn write_args(mut to: WriteHalf<'_>, args: &Value) -> Result<(), Trouble> {
+    let args = args.to_string();
+    let sent = async {
+        to.write_all(&(args.len() as u64).to_le_bytes()).await?;
+        to.write_all(args.as_bytes()).await
+    };
+    sent.await.map_err(Trouble::Lost)
 }
 
-async fn write_args(mut stdin: ChildStdin, args: &Value) -> Result<(), Trouble> {
-    // Who does not want to read it need not.
-    let _ = stdin.write_all(args.to_string().as_bytes()).await;
-    Ok(())
+async fn read_reply(mut from: ReadHalf<'_>) -> Result<Reply, Trouble> {
+    let mut reply = [0; Reply::BYTES];
+    from.read_exact(&mut reply).await.map_err(Trouble::Lost)?;
+    Ok(Reply::decode(reply))
 }
 
 async fn read_output(stdout: impl AsyncRead + Unpin) -> Result<Vec<u8>, Trouble> {

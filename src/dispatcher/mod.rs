@@ -33,7 +33,7 @@ use tokio::{
 
 pub use self::{
     clock::unix_ms,
-    command::end_all as end_all_commands,
+    command::supervisor::{SUBCOMMAND as SUPERVISE, supervise},
     counters::{Counters, Ending, Stage, Times},
     custom::{CustomJobs, HandlerResult, JobContext, JobHandler},
     events::{Change, Event, EventId, Events},

@@ -1,9 +1,10 @@
-//! What a file or folder of models is, by its headers alone: for lists that people choose from.
+//! What a file or folder of models is, by its headers alone: for lists that people choose from. Never
+//! maps a file, since the daemon does this.
 
 use std::path::Path;
 
 use super::{
-    checkpoint::{self, Checkpoint, TensorFile, precision},
+    checkpoint::{self, Access, Checkpoint, TensorFile, precision},
     lora::{Claim, Sorted},
 };
 use crate::modes::{CheckpointRef, Inspected, ModelKind, PipelineSpec};
@@ -11,7 +12,7 @@ use crate::modes::{CheckpointRef, Inspected, ModelKind, PipelineSpec};
 /// Looks at what the user calls `name`; what cannot be used says why.
 pub fn inspect(name: &str, path: &Path) -> Inspected {
     let spec = PipelineSpec::of(CheckpointRef { name: name.to_owned(), path: path.to_owned() });
-    let problem = match Checkpoint::open(&spec) {
+    let problem = match Checkpoint::open(&spec, Access::Header) {
         Ok(checkpoint) => {
             return Inspected {
                 kind: ModelKind::Checkpoint,
@@ -22,7 +23,7 @@ pub fn inspect(name: &str, path: &Path) -> Inspected {
         }
         Err(problem) => problem,
     };
-    let file = if path.is_dir() { None } else { TensorFile::open(name, path).ok() };
+    let file = if path.is_dir() { None } else { TensorFile::open(name, path, Access::Header).ok() };
     let Some(file) = file else { return unusable(&problem) };
     let precision = precision(file.entries.values().map(|entry| (entry.dtype, entry.size_bytes())));
     let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &entry.dims[..]));

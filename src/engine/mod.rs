@@ -41,7 +41,7 @@ use crate::{
     modes::{LoraReport, PipelineSpec, SchedulerId, Size},
     request::{GenerateRequest, RequestField},
 };
-use checkpoint::{Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
+use checkpoint::{Access, Checkpoint, Facts, Family, Loading, Reading, ReadingCost};
 use conditioning::Remembered;
 use lora::{LoraCache, Patches, Recipient};
 use model::{ClipTextEncoder, LATENT_CHANNELS, UNet, Vae};
@@ -140,7 +140,7 @@ impl Prepared {
         spec: &PipelineSpec,
         loras: &mut LoraCache,
     ) -> Result<Self, checkpoint::Error> {
-        let checkpoint = Checkpoint::open(spec)?;
+        let checkpoint = Checkpoint::open(spec, Access::Tensors)?;
         let mut facts = checkpoint.facts().clone();
         let (patches, loras) = if spec.loras.is_empty() {
             Default::default()

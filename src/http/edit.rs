@@ -17,7 +17,7 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
-    config::{ConfigErrors, EditError, ModeEdit, ReloadReport},
+    config::{ConfigErrors, EditError, ModeEdit, NotEditable, ReloadReport},
     request::{FieldError, InvalidFields},
 };
 
@@ -68,6 +68,7 @@ pub async fn show(State(api): State<Api>, Path(name): Path<String>) -> Result<Re
         (status = 401, description = "Without the admin key"),
         (status = 409, description = "There is a mode of that name, or the file cannot be edited"),
         (status = 412, description = "The file is not what If-Match names"),
+        (status = 413, description = "The mode, or the file with it, would be too large"),
         (status = 422, description = "The file would have errors"),
     ))]
 pub async fn create(edit: Edit, JsonBody(body): JsonBody) -> Result<Response, Problem> {
@@ -87,6 +88,7 @@ pub async fn create(edit: Edit, JsonBody(body): JsonBody) -> Result<Response, Pr
         (status = 401, description = "Without the admin key"),
         (status = 409, description = "The file cannot be edited"),
         (status = 412, description = "The file is not what If-Match names"),
+        (status = 413, description = "The mode, or the file with it, would be too large"),
         (status = 422, description = "The file would have errors"),
     ))]
 pub async fn put(edit: Edit, JsonBody(body): JsonBody) -> Result<Response, Problem> {
@@ -159,6 +161,9 @@ fn refused(name: &str, error: EditError) -> Problem {
         EditError::Invalid(errors) => InvalidFields(fields(name, &errors)).into(),
         EditError::Exists(_) => Problem::new(Kind::Conflict, format!("{error}; PUT replaces it")),
         EditError::BadName(reason) => Problem::new(Kind::InvalidRequest, reason).at(""),
+        EditError::NotEditable(NotEditable::ModeTooLarge) | EditError::FileTooLarge(_) => {
+            Problem::new(Kind::BodyTooLarge, error.to_string())
+        }
         EditError::NotEditable(reason) => Problem::new(Kind::Conflict, reason.to_string()),
         EditError::UnknownMode(unknown) => unknown.into(),
         // On a disk that is mounted for reading, say.

@@ -3,6 +3,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// What counts as one receiver, by however many names: an IPv4 address, or an IPv6 network of 64 bits,
+/// since whoever has one address of it usually has all.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(address) => address.into(),
+            None => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        },
+    }
+}
+
 /// Whether anybody may have a webhook sent there.
 pub fn is_public(address: IpAddr) -> bool {
     match address {

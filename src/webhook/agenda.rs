@@ -1,108 +1,198 @@
 //! What is delivered next, and when. Pure: it is told what time it is.
+//!
+//! An attempt is a thread that mostly waits, so many may be under way. What must not happen is that
+//! slow receivers take all places: each has two, one once an attempt has timed out, and all that are
+//! known to be slow share a part of the places. An address has a share, too, by however many names it
+//! is called.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use super::address::network;
 
 /// So many attempts are under way at a time.
-const MAX_AT_ONCE: usize = 8;
-/// So many of them with one receiver: one that is slow delays no other.
+const MAX_AT_ONCE: usize = 128;
+/// So many of them with receivers that are known to be slow.
+const MAX_SLOW_AT_ONCE: usize = 32;
+/// So many of them with one receiver.
 const MAX_PER_RECEIVER: usize = 2;
+/// So many of them with one address.
+const MAX_PER_ADDRESS: usize = 32;
+/// How long a receiver counts as slow after an attempt that timed out.
+const SLOW_FOR_MS: u64 = 10 * 60 * 1000;
+/// So many slow receivers are remembered.
+const MAX_SLOW_KNOWN: usize = 1000;
 
 /// Deliveries that wait for their first attempt or for another one. Times are in milliseconds of
 /// whatever clock.
 pub struct Agenda<T> {
-    /// By when they are due, and then as they came.
-    waiting: BTreeMap<(u64, u64), (String, T)>,
+    /// Those that were never attempted come before all others.
+    first: Line<T>,
+    again: Line<T>,
     added: u64,
     under_way: HashMap<String, usize>,
+    /// Until when these receivers count as slow.
+    slow: HashMap<String, u64>,
+}
+
+/// By when they are due, and then as they came.
+type Line<T> = BTreeMap<(u64, u64), Waiting<T>>;
+
+struct Waiting<T> {
+    receiver: String,
+    /// The address that had no place for it.
+    turned_away_by: Option<IpAddr>,
+    delivery: T,
+}
+
+/// Whether a delivery was attempted before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempted {
+    Never,
+    Before,
+}
+
+/// How many attempts are under way with each address.
+#[derive(Default)]
+pub struct Addresses(HashMap<IpAddr, usize>);
+
+impl Addresses {
+    /// Takes a place, if there is one.
+    pub fn take(&mut self, address: IpAddr) -> bool {
+        let is_free = !self.is_full(address);
+        if is_free {
+            *self.0.entry(network(address)).or_default() += 1;
+        }
+        is_free
+    }
+
+    pub fn release(&mut self, address: IpAddr) {
+        let network = network(address);
+        if let Some(count) = self.0.get_mut(&network) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&network);
+            }
+        }
+    }
+
+    fn is_full(&self, address: IpAddr) -> bool {
+        self.0.get(&network(address)).is_some_and(|count| *count >= MAX_PER_ADDRESS)
+    }
 }
 
 impl<T> Default for Agenda<T> {
     fn default() -> Self {
-        Self { waiting: BTreeMap::new(), added: 0, under_way: HashMap::new() }
+        Self {
+            first: BTreeMap::new(),
+            again: BTreeMap::new(),
+            added: 0,
+            under_way: HashMap::new(),
+            slow: HashMap::new(),
+        }
     }
 }
 
 impl<T> Agenda<T> {
-    pub fn add(&mut self, receiver: &str, delivery: T, due_ms: u64) {
-        self.waiting.insert((due_ms, self.added), (receiver.to_owned(), delivery));
+    pub fn add(&mut self, receiver: &str, delivery: T, due_ms: u64, attempted: Attempted) {
+        self.put(receiver, delivery, due_ms, attempted, None);
+    }
+
+    /// Puts back what an address had no place for.
+    pub fn put_back(
+        &mut self,
+        receiver: &str,
+        delivery: T,
+        now_ms: u64,
+        attempted: Attempted,
+        address: IpAddr,
+    ) {
+        self.put(receiver, delivery, now_ms, attempted, Some(address));
+    }
+
+    fn put(
+        &mut self,
+        receiver: &str,
+        delivery: T,
+        due_ms: u64,
+        attempted: Attempted,
+        turned_away_by: Option<IpAddr>,
+    ) {
+        let waiting = Waiting { receiver: receiver.to_owned(), turned_away_by, delivery };
+        let key = (due_ms, self.added);
+        self.line(attempted).insert(key, waiting);
         self.added += 1;
     }
 
+    fn line(&mut self, attempted: Attempted) -> &mut Line<T> {
+        match attempted {
+            Attempted::Never => &mut self.first,
+            Attempted::Before => &mut self.again,
+        }
+    }
+
     /// Takes what can be begun now, if anything can; it is under way then.
-    pub fn begin(&mut self, now_ms: u64) -> Option<(String, T)> {
-        let (key, _) = self.first_free().filter(|((due_ms, _), _)| *due_ms <= now_ms)?;
-        let (receiver, delivery) = self.waiting.remove(&key)?;
+    pub fn begin(&mut self, now_ms: u64, addresses: &Addresses) -> Option<(String, T)> {
+        let of_line = |line| self.first_free(line, now_ms, addresses).filter(|key| key.0 <= now_ms);
+        let (attempted, key) = match (of_line(&self.first), of_line(&self.again)) {
+            (Some(key), _) => (Attempted::Never, key),
+            (None, Some(key)) => (Attempted::Before, key),
+            (None, None) => return None,
+        };
+        let Waiting { receiver, delivery, .. } = self.line(attempted).remove(&key)?;
         *self.under_way.entry(receiver.clone()).or_default() += 1;
         Some((receiver, delivery))
     }
 
-    /// An attempt has ended.
-    pub fn end(&mut self, receiver: &str) {
+    /// An attempt has ended; `timed_out`: its receiver took all the time that there was.
+    pub fn end(&mut self, receiver: &str, timed_out: bool, now_ms: u64) {
         if let Some(count) = self.under_way.get_mut(receiver) {
             *count -= 1;
             if *count == 0 {
                 self.under_way.remove(receiver);
             }
         }
+        if !timed_out {
+            self.slow.remove(receiver);
+            return;
+        }
+        self.slow.retain(|_, until_ms| *until_ms > now_ms);
+        if self.slow.len() < MAX_SLOW_KNOWN {
+            self.slow.insert(receiver.to_owned(), now_ms + SLOW_FOR_MS);
+        }
     }
 
     /// When something can be begun, if no attempt ends before that.
-    pub fn next_ms(&self) -> Option<u64> {
-        self.first_free().map(|((due_ms, _), _)| due_ms)
+    pub fn next_ms(&self, now_ms: u64, addresses: &Addresses) -> Option<u64> {
+        let lines = [&self.first, &self.again].into_iter();
+        let keys = lines.filter_map(|line| self.first_free(line, now_ms, addresses));
+        keys.map(|(due_ms, _)| due_ms).min()
     }
 
-    /// The first whose receiver has room for it.
-    fn first_free(&self) -> Option<((u64, u64), &str)> {
+    /// The first of a line that there is a place for.
+    fn first_free(&self, line: &Line<T>, now_ms: u64, addresses: &Addresses) -> Option<(u64, u64)> {
         if self.under_way.values().sum::<usize>() >= MAX_AT_ONCE {
             return None;
         }
-        let mut waiting = self.waiting.iter().map(|(key, (receiver, _))| (*key, &receiver[..]));
-        waiting.find(|(_, receiver)| {
-            self.under_way.get(*receiver).is_none_or(|count| *count < MAX_PER_RECEIVER)
-        })
+        let slow = self.under_way.iter().filter(|(receiver, _)| self.is_slow(receiver, now_ms));
+        let has_place_for_slow = slow.map(|(_, count)| count).sum::<usize>() < MAX_SLOW_AT_ONCE;
+        let is_free = |waiting: &Waiting<T>| {
+            let count = self.under_way.get(&waiting.receiver).copied().unwrap_or(0);
+            let receiver_has_place = match self.is_slow(&waiting.receiver, now_ms) {
+                true => count == 0 && has_place_for_slow,
+                false => count < MAX_PER_RECEIVER,
+            };
+            receiver_has_place && waiting.turned_away_by.is_none_or(|it| !addresses.is_full(it))
+        };
+        line.iter().find(|(_, waiting)| is_free(waiting)).map(|(key, _)| *key)
+    }
+
+    fn is_slow(&self, receiver: &str, now_ms: u64) -> bool {
+        self.slow.get(receiver).is_some_and(|until_ms| *until_ms > now_ms)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn begun(agenda: &mut Agenda<u32>, now_ms: u64) -> Vec<u32> {
-        std::iter::from_fn(|| agenda.begin(now_ms).map(|(_, delivery)| delivery)).collect()
-    }
-
-    #[test]
-    fn one_receiver_does_not_hold_up_another() {
-        let mut agenda = Agenda::default();
-        for (receiver, delivery) in [("slow", 1), ("slow", 2), ("slow", 3), ("quick", 4)] {
-            agenda.add(receiver, delivery, 0);
-        }
-        assert_eq!(begun(&mut agenda, 0), [1, 2, 4]);
-        assert_eq!(agenda.next_ms(), None, "it waits for one that ends");
-        agenda.end("quick");
-        assert_eq!(begun(&mut agenda, 0), [0; 0]);
-        agenda.end("slow");
-        assert_eq!(begun(&mut agenda, 0), [3]);
-    }
-
-    #[test]
-    fn only_a_few_are_under_way() {
-        let mut agenda = Agenda::default();
-        (0..20).for_each(|delivery| agenda.add(&delivery.to_string(), delivery, 0));
-        assert_eq!(begun(&mut agenda, 0).len(), MAX_AT_ONCE);
-        agenda.end("3");
-        assert_eq!(begun(&mut agenda, 0), [8]);
-    }
-
-    #[test]
-    fn each_has_its_time() {
-        let mut agenda = Agenda::default();
-        for (delivery, due_ms) in [(1, 30), (2, 10), (3, 10), (4, 20)] {
-            agenda.add(&delivery.to_string(), delivery, due_ms);
-        }
-        assert_eq!(begun(&mut agenda, 9), [0; 0]);
-        assert_eq!(agenda.next_ms(), Some(10));
-        assert_eq!(begun(&mut agenda, 20), [2, 3, 4]);
-        assert_eq!(agenda.next_ms(), Some(30));
-    }
-}
+mod tests;

@@ -2,7 +2,8 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, LazyLock},
+    net::IpAddr,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -17,7 +18,12 @@ use ureq::{
     },
 };
 
-use super::{Delivery, address::is_public, signature::sign};
+use super::{
+    Delivery,
+    address::{is_public, network},
+    agenda::Addresses,
+    signature::sign,
+};
 use crate::modes::Webhooks;
 
 /// What came of it.
@@ -26,12 +32,20 @@ pub enum Attempt {
     Delivered,
     /// Another one may succeed.
     Failed(String),
+    /// The same, and it has taken all the time that there was.
+    TimedOut(String),
     /// None will.
     Refused(String),
+    /// This address has no place for it now; nothing was asked.
+    NoPlace(IpAddr),
 }
 
-/// Blocks, for as long as the settings allow.
-pub fn attempt(delivery: &Delivery, settings: &Webhooks) -> Attempt {
+/// Blocks, for as long as the settings allow. Takes places among `addresses` meanwhile.
+pub fn attempt(
+    delivery: &Delivery,
+    settings: &Webhooks,
+    addresses: &Arc<Mutex<Addresses>>,
+) -> Attempt {
     let request = ureq::http::Request::post(&delivery.webhook.url)
         .header("content-type", "application/json")
         .header("x-diffused-event", delivery.event.name())
@@ -46,7 +60,7 @@ pub fn attempt(delivery: &Delivery, settings: &Webhooks) -> Attempt {
         return Attempt::Refused("it cannot be asked like that".to_owned());
     };
     let is_https = request.uri().scheme_str() == Some("https");
-    match agent(settings, is_https).run(request) {
+    match agent(settings, is_https, addresses.clone()).run(request) {
         Ok(response) => match response.status().as_u16() {
             200..=299 => Attempt::Delivered,
             410 => Attempt::Refused("its receiver answers 410, Gone".to_owned()),
@@ -55,6 +69,14 @@ pub fn attempt(delivery: &Delivery, settings: &Webhooks) -> Attempt {
         Err(Error::Io(error)) if error.get_ref().is_some_and(|it| it.is::<Private>()) => {
             Attempt::Refused(Private.to_string())
         }
+        Err(Error::Io(error)) if error.get_ref().is_some_and(|it| it.is::<NoPlace>()) => {
+            let no_place = error.get_ref().and_then(|it| it.downcast_ref());
+            no_place.map_or_else(
+                || Attempt::Failed(error.to_string()),
+                |NoPlace(address)| Attempt::NoPlace(*address),
+            )
+        }
+        Err(error @ Error::Timeout(_)) => Attempt::TimedOut(error.to_string()),
         Err(error) => Attempt::Failed(error.to_string()),
     }
 }
@@ -65,7 +87,7 @@ fn unix_secs() -> u64 {
 }
 
 /// A new one for each attempt: no connection is kept, and the settings are today's.
-fn agent(settings: &Webhooks, is_https: bool) -> Agent {
+fn agent(settings: &Webhooks, is_https: bool, addresses: Arc<Mutex<Addresses>>) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -74,7 +96,11 @@ fn agent(settings: &Webhooks, is_https: bool) -> Agent {
         .timeout_global(Some(settings.timeout.duration()))
         .user_agent(concat!("diffused/", env!("CARGO_PKG_VERSION")));
     let config = if is_https { config.tls_config(tls()) } else { config };
-    let resolver = PublicOnly { allow_private: settings.allow_private, by: Default::default() };
+    let resolver = PublicOnly {
+        allow_private: settings.allow_private,
+        by: Default::default(),
+        places: Places { addresses, taken: Mutex::default() },
+    };
     Agent::with_parts(config.build(), DefaultConnector::default(), resolver)
 }
 
@@ -99,7 +125,42 @@ fn tls() -> TlsConfig {
 struct PublicOnly {
     allow_private: bool,
     by: DefaultResolver,
+    places: Places,
 }
+
+/// The places that an attempt has taken, given back when it ends.
+struct Places {
+    addresses: Arc<Mutex<Addresses>>,
+    taken: Mutex<Vec<IpAddr>>,
+}
+
+impl Places {
+    fn take(&self, address: IpAddr) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.iter().any(|it| network(*it) == network(address)) {
+            return true;
+        }
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_place = addresses.take(address);
+        if has_place {
+            taken.push(address);
+        }
+        has_place
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.taken.get_mut().unwrap_or_else(PoisonError::into_inner);
+        taken.drain(..).for_each(|address| addresses.release(address));
+    }
+}
+
+/// Why a name is not connected to yet.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("too many webhooks are on their way to {0}")]
+struct NoPlace(IpAddr);
 
 /// Why a name is not connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -115,13 +176,18 @@ impl Resolver for PublicOnly {
     ) -> Result<ResolvedSocketAddrs, Error> {
         let found = self.by.resolve(uri, config, timeout)?;
         let mut allowed = self.empty();
+        let mut full = None;
         for address in found.iter().filter(|it| self.allow_private || is_public(it.ip())) {
-            allowed.push(*address);
+            match self.places.take(address.ip()) {
+                true => allowed.push(*address),
+                false => full = full.or(Some(address.ip())),
+            }
         }
-        if allowed.is_empty() {
-            return Err(Error::Io(io::Error::new(io::ErrorKind::PermissionDenied, Private)));
+        match full {
+            _ if !allowed.is_empty() => Ok(allowed),
+            Some(full) => Err(Error::Io(io::Error::other(NoPlace(full)))),
+            None => Err(Error::Io(io::Error::new(io::ErrorKind::PermissionDenied, Private))),
         }
-        Ok(allowed)
     }
 }
 
@@ -143,10 +209,10 @@ mod tests {
             let webhook = Webhook { url: url.to_owned(), secret: None };
             let delivery =
                 Delivery { job: JobId::new(), event: Event::Done, webhook, body: b"{}".to_vec() };
-            let refused = attempt(&delivery, &Webhooks::default());
+            let refused = attempt(&delivery, &Webhooks::default(), &Arc::default());
             assert_eq!(refused, Attempt::Refused(Private.to_string()), "{url}");
             let settings = Webhooks { allow_private: true, ..Webhooks::default() };
-            let failed = attempt(&delivery, &settings);
+            let failed = attempt(&delivery, &settings, &Arc::default());
             assert!(matches!(failed, Attempt::Failed(_)), "{url}: {failed:?}");
         }
     }
@@ -167,7 +233,7 @@ mod tests {
         let delivery =
             Delivery { job: JobId::new(), event: Event::Done, webhook, body: b"{}".to_vec() };
         let settings = Webhooks { allow_private: true, ..Webhooks::default() };
-        let failed = attempt(&delivery, &settings);
+        let failed = attempt(&delivery, &settings, &Arc::default());
         assert!(matches!(failed, Attempt::Failed(_)), "{failed:?}");
         let [kind, major, _] = hello.join().unwrap();
         assert_eq!((kind, major), (22, 3), "a TLS handshake record");

@@ -12,7 +12,7 @@ mod signature;
 mod url;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,7 @@ use tokio::{
 
 pub use self::url::check as check_url;
 use self::{
-    agenda::Agenda,
+    agenda::{Addresses, Agenda, Attempted},
     attempt::{Attempt, attempt},
 };
 use crate::{
@@ -103,6 +103,7 @@ impl Deliverer {
             commands: to_do,
             settings: Arc::new(settings),
             agenda: Agenda::default(),
+            addresses: Arc::default(),
             attempts: JoinSet::new(),
             started: Instant::now(),
             finishing: Vec::new(),
@@ -141,6 +142,7 @@ struct Task {
     commands: mpsc::UnboundedReceiver<Command>,
     settings: Arc<Webhooks>,
     agenda: Agenda<Pending>,
+    addresses: Arc<Mutex<Addresses>>,
     attempts: JoinSet<(String, Pending, Attempt)>,
     started: Instant,
     finishing: Vec<oneshot::Sender<()>>,
@@ -159,7 +161,7 @@ impl Task {
     async fn run(mut self) {
         loop {
             self.begin_what_is_due();
-            let wait = self.agenda.next_ms().map(|at_ms| at_ms.saturating_sub(self.now_ms()));
+            let wait = self.next_ms().map(|at_ms| at_ms.saturating_sub(self.now_ms()));
             let due = async {
                 match wait {
                     Some(wait_ms) => sleep(Duration::from_millis(wait_ms)).await,
@@ -175,7 +177,7 @@ impl Task {
                 Wake::Command(Some(Command::Deliver(delivery))) => {
                     let receiver = url::receiver(&delivery.webhook.url);
                     let pending = Pending { delivery: Arc::new(delivery), attempts: 0 };
-                    self.agenda.add(&receiver, pending, self.now_ms());
+                    self.agenda.add(&receiver, pending, self.now_ms(), Attempted::Never);
                 }
                 Wake::Command(Some(Command::Configure(settings))) => {
                     self.settings = Arc::new(settings);
@@ -197,11 +199,11 @@ impl Task {
     }
 
     fn begin_what_is_due(&mut self) {
-        while let Some((receiver, mut pending)) = self.agenda.begin(self.now_ms()) {
+        while let Some((receiver, mut pending)) = self.begin() {
             pending.attempts += 1;
-            let settings = self.settings.clone();
+            let (settings, addresses) = (self.settings.clone(), self.addresses.clone());
             self.attempts.spawn_blocking(move || {
-                let attempted = attempt(&pending.delivery, &settings);
+                let attempted = attempt(&pending.delivery, &settings, &addresses);
                 (receiver, pending, attempted)
             });
         }
@@ -212,16 +214,36 @@ impl Task {
         }
     }
 
+    fn begin(&mut self) -> Option<(String, Pending)> {
+        let now_ms = self.now_ms();
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        self.agenda.begin(now_ms, &addresses)
+    }
+
+    fn next_ms(&self) -> Option<u64> {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        self.agenda.next_ms(self.now_ms(), &addresses)
+    }
+
     /// Of a receiver the log names the host alone: a URL may have a password in it.
-    fn on_attempted(&mut self, receiver: &str, pending: Pending, attempt: Attempt) {
-        self.agenda.end(receiver);
+    fn on_attempted(&mut self, receiver: &str, mut pending: Pending, attempt: Attempt) {
+        let (timed_out, now_ms) = (matches!(attempt, Attempt::TimedOut(_)), self.now_ms());
+        self.agenda.end(receiver, timed_out, now_ms);
         let (job, attempts) = (pending.delivery.job, pending.attempts);
         let (reason, is_over) = match attempt {
             Attempt::Delivered => {
                 tracing::info!(%job, receiver, attempts, "webhook delivered");
                 return (self.on_end)(job, Ended::Delivered);
             }
-            Attempt::Failed(reason) => (reason, attempts >= self.settings.max_attempts),
+            Attempt::NoPlace(address) => {
+                pending.attempts -= 1;
+                let attempted =
+                    if pending.attempts == 0 { Attempted::Never } else { Attempted::Before };
+                return self.agenda.put_back(receiver, pending, now_ms, attempted, address);
+            }
+            Attempt::Failed(reason) | Attempt::TimedOut(reason) => {
+                (reason, attempts >= self.settings.max_attempts)
+            }
             Attempt::Refused(reason) => (reason, true),
         };
         if is_over {
@@ -232,6 +254,7 @@ impl Task {
         // Without chance all wait their full time.
         let wait = backoff::wait(attempts, first, getrandom::u32().unwrap_or(u32::MAX));
         tracing::warn!(%job, receiver, attempts, "webhook failed, again in {wait:.1?}: {reason}");
-        self.agenda.add(receiver, pending, self.now_ms() + wait.as_millis() as u64);
+        let due_ms = now_ms + wait.as_millis() as u64;
+        self.agenda.add(receiver, pending, due_ms, Attempted::Before);
     }
 }

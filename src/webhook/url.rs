@@ -34,11 +34,14 @@ fn host(uri: &Uri) -> &str {
     uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Who it is: those of one name share a line.
+/// Who it is: the host and the port, whether or not the URL writes it.
 pub fn receiver(url: &str) -> String {
-    let uri: Option<Uri> = url.parse().ok();
-    let authority = uri.as_ref().and_then(Uri::authority);
-    authority.map_or_else(String::new, |authority| authority.as_str().to_ascii_lowercase())
+    let Some(uri) = url.parse::<Uri>().ok().filter(|uri| uri.host().is_some()) else {
+        return String::new();
+    };
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(default));
+    format!("{}:{port}", host.trim_end_matches('.').to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -74,6 +77,13 @@ mod tests {
             };
             assert!(is, "{url} {allow_private}: {result:?} where {expected:?} was due");
         }
-        assert_eq!(receiver("http://Example.org:80/a?b"), "example.org:80");
+        for (url, expected) in [
+            ("http://Example.org:80/a?b", "example.org:80"),
+            ("http://example.org./", "example.org:80"),
+            ("HTTPS://example.org", "example.org:443"),
+            ("http://[::1]:8080/", "[::1]:8080"),
+        ] {
+            assert_eq!(receiver(url), expected);
+        }
     }
 }

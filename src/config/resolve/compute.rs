@@ -31,7 +31,7 @@ pub fn compute(root: &Table, beside: &Beside, errors: &mut Errors) -> Compute {
     let compute = file.with(beside.wish);
     if let Some((key, why)) = compute.not_built_in(Built::IN) {
         match (is_elsewhere(key, &beside.wish), root.get(key)) {
-            (false, Some(field)) => field.error(errors, why),
+            (false, Some(field)) => field.error_quoting(errors, why),
             // Its name as an argument is its name in the environment.
             _ => errors.add_elsewhere(
                 &format!("--{key} or {}", key.to_uppercase()),

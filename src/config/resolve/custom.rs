@@ -52,7 +52,7 @@ fn command(
     let table = Table::read(field, entry.key_at, &COMMAND_KEYS, errors)?;
     let command = table.require("command", errors);
     let timeout = parsed(&table, "timeout", errors).unwrap_or(CustomCommand::TIMEOUT);
-    let description = table.get("description").and_then(|field| field.text(errors));
+    let description = table.get("description").and_then(|field| field.shown_text(errors));
     let command = command?;
     let words = command.items(errors)?;
     let words: Vec<Option<&str>> = words.iter().map(|word| argument(word, errors)).collect();

@@ -121,7 +121,7 @@ fn bytes(table: &Table, key: &str, errors: &mut Errors) -> Option<u64> {
     let field = table.get(key)?;
     let (gb, max) = (field.number(errors)?, Memory::MAX_GB);
     if !(0.0..=max).contains(&gb) {
-        field.error(errors, format!("{gb} is not between 0 and {max}"));
+        field.error_quoting(errors, format!("{gb} is not between 0 and {max}"));
         return None;
     }
     Some(bytes_of_gb(gb))
@@ -131,7 +131,7 @@ fn bytes(table: &Table, key: &str, errors: &mut Errors) -> Option<u64> {
 fn limit(field: &Field, errors: &mut Errors) -> Option<u64> {
     let (gb, max) = (field.number(errors)?, Memory::MAX_GB);
     if gb <= 0.0 || gb > max {
-        field.error(errors, format!("{gb} is not more than 0 and at most {max}"));
+        field.error_quoting(errors, format!("{gb} is not more than 0 and at most {max}"));
         return None;
     }
     Some(bytes_of_gb(gb).max(1))

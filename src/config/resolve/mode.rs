@@ -1,12 +1,12 @@
 //! One mode: what must be loaded for it, and what a request gets that says nothing.
 
-use std::path::Path;
-
-use super::{LORA_KEYS, MODE_KEYS, MODEL_FOLDER, PIPELINE_FOLDER, Resolver, Roots, flag, parsed};
+use super::{
+    LORA_KEYS, MODE_KEYS, MODEL_FOLDER, PIPELINE_FOLDER, Resolver, Root, Roots, flag, parsed,
+};
 use crate::{
     config::{
         diagnostic::KeyPath,
-        names::check_mode_name,
+        names::{CONTROL_CHARACTER, check_mode_name},
         raw::{Entry, Value},
         reader::{Field, Table},
     },
@@ -29,13 +29,15 @@ impl Resolver {
         let pipeline = self.pipeline(&table, roots);
         let defaults = self.defaults(&table);
         if defaults.size.pixels() > max_pixels {
-            let (at, key) = match table.get("default_size") {
-                Some(field) => (field.node.at, field.key),
-                None => (entry.key_at, field.key.key("default_size")),
-            };
             let size = defaults.size;
             let message = format!("{size} is more than the {max_pixels} pixels of max_pixels");
-            self.errors.add(at, key, message);
+            match table.get("default_size") {
+                Some(field) => field.error_quoting(&mut self.errors, message),
+                None => {
+                    let key = field.key.key("default_size");
+                    self.errors.add(entry.key_at, key, message);
+                }
+            }
         }
         let pinned = flag(&table, "pinned", &mut self.errors).unwrap_or(false);
         let preload = flag(&table, "preload", &mut self.errors).unwrap_or(false);
@@ -53,7 +55,7 @@ impl Resolver {
         let model = table.require("model", &mut self.errors);
         let checkpoint = model.and_then(|field| self.checkpoint(&field, roots, PIPELINE_FOLDER));
         let vae = table.get("vae").map(|field| self.checkpoint(&field, roots, MODEL_FOLDER));
-        let loras = self.loras(table, roots.lora.as_deref());
+        let loras = self.loras(table, roots.lora.as_ref());
         let errors = &mut self.errors;
         let on_lora_error = parsed(table, "on_lora_error", errors);
         let prediction = parsed(table, "prediction", errors);
@@ -73,7 +75,7 @@ impl Resolver {
         roots: &Roots,
         folder_with: &'static str,
     ) -> Option<CheckpointRef> {
-        let (name, path) = self.file_name(field, roots.model.as_deref(), Some(folder_with))?;
+        let (name, path) = self.file_name(field, roots.model.as_ref(), Some(folder_with))?;
         Some(CheckpointRef { name, path })
     }
 
@@ -99,7 +101,7 @@ impl Resolver {
             timestep_spacing: parsed(table, "timestep_spacing", errors),
             negative_prompt: table
                 .get("default_negative_prompt")
-                .and_then(|field| field.text(errors))
+                .and_then(|field| field.shown_text(errors))
                 .map(str::to_owned),
             clip_skip: table
                 .get("clip_skip")
@@ -110,13 +112,13 @@ impl Resolver {
         }
     }
 
-    fn loras(&mut self, table: &Table, root: Option<&Path>) -> Vec<LoraRef> {
+    fn loras(&mut self, table: &Table, root: Option<&Root>) -> Vec<LoraRef> {
         let items = table.get("loras").and_then(|field| field.items(&mut self.errors));
         items.unwrap_or_default().iter().filter_map(|item| self.lora(item, root)).collect()
     }
 
     /// Either the file's name alone or a mapping.
-    fn lora(&mut self, item: &Field, root: Option<&Path>) -> Option<LoraRef> {
+    fn lora(&mut self, item: &Field, root: Option<&Root>) -> Option<LoraRef> {
         if let Value::Text(_) | Value::Variable(_) = item.node.value {
             let (name, path) = self.file_name(item, root, None)?;
             return Some(LoraRef { name, path, strength: 1.0, adapter_name: None });
@@ -133,7 +135,14 @@ impl Resolver {
         let file = file.and_then(|field| self.file_name(&field, root, None));
         let strengths = -LoraRef::MAX_STRENGTH..=LoraRef::MAX_STRENGTH;
         let strength = table.get("strength").map(|field| field.within(strengths, &mut self.errors));
-        let adapter_name = table.get("adapter_name").map(|field| field.text(&mut self.errors));
+        let adapter_name = table.get("adapter_name").map(|field| {
+            let name = field.shown_text(&mut self.errors)?;
+            if name.contains(char::is_control) {
+                field.error(&mut self.errors, CONTROL_CHARACTER);
+                return None;
+            }
+            Some(name)
+        });
         let (name, path) = file?;
         Some(LoraRef {
             name,

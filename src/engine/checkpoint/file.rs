@@ -1,15 +1,17 @@
-//! One safetensors file: mapped, its header read and checked, its tensors still on disk.
+//! One safetensors file: its header read and checked, its tensors still on disk, and mapped for the
+//! worker alone.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{File, Metadata},
+    io::{self, Read},
     ops::{Bound, Deref, Range},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors, tensor};
+use memmap2::{Mmap, MmapOptions};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor};
 
 use super::Error;
 
@@ -71,14 +73,45 @@ pub struct Header {
     pub metadata: HashMap<String, String>,
 }
 
+/// How much of a file is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Its header, which is read plainly: in any process.
+    Header,
+    /// Its tensors, too, which are mapped. Only the worker may ask for them: a file that is cut short
+    /// under its map ends the process.
+    Tensors,
+}
+
 /// An open file of tensors.
 pub struct TensorFile {
     /// As the user calls it.
     pub name: String,
     pub identity: FileIdentity,
     header: Header,
-    map: Mmap,
+    data: Data,
 }
+
+enum Data {
+    Unmapped(File),
+    Mapped(Mmap),
+}
+
+impl Access {
+    /// Real headers have some hundred kilobytes. The format's own limit is the worker's; a daemon
+    /// that looks through a folder takes several times a header's length for each.
+    fn max_header_bytes(self) -> u64 {
+        match self {
+            Self::Header => 16 << 20,
+            Self::Tensors => 100_000_000,
+        }
+    }
+}
+
+/// The header's length stands before it.
+const LENGTH_BYTES: usize = size_of::<u64>();
+/// The first bytes tell a foreign format.
+const START_BYTES: u64 = 16;
 
 impl Deref for TensorFile {
     type Target = Header;
@@ -90,19 +123,47 @@ impl Deref for TensorFile {
 
 impl TensorFile {
     /// Opens the file that the user calls `name` and checks that it is whole.
-    pub fn open(name: &str, path: &Path) -> Result<Self, Error> {
-        let (map, identity) =
-            map(path).map_err(|cause| Error::Unreadable { file: name.to_owned(), cause })?;
-        if let Some(what) = foreign_format(&map) {
+    pub fn open(name: &str, path: &Path, access: Access) -> Result<Self, Error> {
+        let unreadable = |cause| Error::Unreadable { file: name.to_owned(), cause };
+        let (file, identity) = open_regular(path).map_err(unreadable)?;
+        let mut start = Vec::new();
+        (&file).take(START_BYTES).read_to_end(&mut start).map_err(unreadable)?;
+        if let Some(what) = foreign_format(&start) {
             return Err(Error::NotSafetensors { file: name.to_owned(), what });
         }
-        let header = read_header(name, &map)?;
-        Ok(Self { name: name.to_owned(), identity, header, map })
+        let header = read_header(name, &file, &start, identity.len, access)?;
+        let data = match access {
+            Access::Header => Data::Unmapped(file),
+            Access::Tensors => Data::Mapped(map(&file, identity.len).map_err(unreadable)?),
+        };
+        Ok(Self { name: name.to_owned(), identity, header, data })
     }
 
     /// A tensor's bytes, little-endian, rows first.
+    ///
+    /// # Panics
+    /// If the file was opened for its header alone.
     pub fn bytes(&self, entry: &Entry) -> &[u8] {
-        &self.map[entry.bytes.clone()]
+        match &self.data {
+            Data::Mapped(map) => &map[entry.bytes.clone()],
+            Data::Unmapped(_) => panic!("'{}' was opened for its header alone", self.name),
+        }
+    }
+
+    /// The bytes of a tensor that is one number; `None` if it is larger or cannot be read. Of any
+    /// open file.
+    pub fn number(&self, entry: &Entry) -> Option<Vec<u8>> {
+        if entry.size_bytes() > size_of::<u64>() {
+            return None;
+        }
+        match &self.data {
+            Data::Mapped(map) => Some(map[entry.bytes.clone()].to_vec()),
+            Data::Unmapped(file) => {
+                let mut bytes = vec![0; entry.size_bytes()];
+                file.read_exact_at(&mut bytes, entry.bytes.start as u64).ok()?;
+                Some(bytes)
+            }
+        }
     }
 }
 
@@ -136,20 +197,26 @@ impl Header {
     }
 }
 
-fn map(path: &Path) -> std::io::Result<(Mmap, FileIdentity)> {
+fn open_regular(path: &Path) -> io::Result<(File, FileIdentity)> {
     // Asked before it is opened: opening a pipe waits for somebody to write into it.
     let kind = std::fs::metadata(path)?;
     if kind.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
+        return Err(io::ErrorKind::IsADirectory.into());
     }
     if !kind.is_file() {
-        return Err(std::io::Error::other("it is not a file but a pipe, a socket or a device"));
+        return Err(io::Error::other("it is not a file but a pipe, a socket or a device"));
     }
     let file = File::open(path)?;
     let identity = FileIdentity::new(path, &file.metadata()?);
+    Ok((file, identity))
+}
+
+/// Maps a file as long as it was when its header was checked.
+fn map(file: &File, len: u64) -> io::Result<Mmap> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
     // SAFETY: the map is only read. A file that is cut short under it ends this process with
-    // SIGBUS; that is the worker's, whose daemon notices, restarts it and says so.
-    Ok((unsafe { Mmap::map(&file)? }, identity))
+    // SIGBUS; this is the worker (`Access::Tensors`), whose daemon notices, restarts it and says so.
+    unsafe { MmapOptions::new().len(len).map(file) }
 }
 
 /// What a file is that is none of tensors, by its first bytes.
@@ -169,32 +236,65 @@ pub fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-fn read_header(file: &str, map: &[u8]) -> Result<Header, Error> {
-    let damaged = |error: safetensors::SafeTensorError| {
-        first_cut_tensor(map).map_or_else(
-            || Error::Damaged { file: file.to_owned(), cause: error.to_string() },
-            |(tensor, needed)| {
-                let (file, found) = (file.to_owned(), map.len() as u64);
-                Error::Truncated { file, tensor, needed, found }
-            },
-        )
+/// The header of a file that is `len` bytes long and begins with `start`.
+fn read_header(
+    name: &str,
+    file: &File,
+    start: &[u8],
+    len: u64,
+    access: Access,
+) -> Result<Header, Error> {
+    let damaged =
+        |cause: SafeTensorError| Error::Damaged { file: name.to_owned(), cause: cause.to_string() };
+    let Some(header_len) = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)) else {
+        return Err(damaged(SafeTensorError::HeaderTooSmall));
     };
-    let (header_len, metadata) = SafeTensors::read_metadata(map).map_err(damaged)?;
-    // Behind the header's length and the header itself.
-    Ok(Header::new(&metadata, size_of::<u64>() + header_len))
+    if header_len > Access::Tensors.max_header_bytes() {
+        return Err(damaged(SafeTensorError::HeaderTooLarge));
+    }
+    let first_tensor = LENGTH_BYTES + header_len as usize;
+    if first_tensor as u64 > len {
+        return Err(damaged(SafeTensorError::InvalidHeaderLength));
+    }
+    if header_len > access.max_header_bytes() {
+        let limit = access.max_header_bytes() >> 20;
+        let what = format!("has a header of {} MiB; up to {limit} are read here", header_len >> 20);
+        return Err(Error::NotSupported { file: name.to_owned(), what });
+    }
+    let mut bytes = vec![0; first_tensor];
+    // It may have become shorter meanwhile.
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(|cause| Error::Unreadable { file: name.to_owned(), cause })?;
+    let header = &bytes[LENGTH_BYTES..];
+    let metadata = serde_json::from_slice::<tensor::Metadata>(header);
+    let is_whole = |metadata: &tensor::Metadata| {
+        (first_tensor as u64).saturating_add(metadata.data_len() as u64) == len
+    };
+    match metadata {
+        Ok(metadata) if is_whole(&metadata) => Ok(Header::new(&metadata, first_tensor)),
+        Ok(_) | Err(_) => Err(match first_cut_tensor(header, len) {
+            Some((tensor, needed)) => {
+                Error::Truncated { file: name.to_owned(), tensor, needed, found: len }
+            }
+            // The format's own reader says best what is wrong with a header.
+            None => damaged(
+                SafeTensors::read_metadata(&bytes)
+                    .err()
+                    .unwrap_or(SafeTensorError::MetadataIncompleteBuffer),
+            ),
+        }),
+    }
 }
 
-/// Of a file with a readable header: the first tensor that does not lie wholly in it, and its end.
-fn first_cut_tensor(map: &[u8]) -> Option<(String, u64)> {
-    let header_len = u64::from_le_bytes(map.get(..8)?.try_into().ok()?);
-    let header = map.get(8..8usize.checked_add(usize::try_from(header_len).ok()?)?)?;
+/// Of a readable header: the first tensor that does not lie wholly in a file of `len` bytes, and its
+/// end.
+fn first_cut_tensor(header: &[u8], len: u64) -> Option<(String, u64)> {
+    let start = (LENGTH_BYTES + header.len()) as u64;
     let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
     let end = |entry: &serde_json::Value| entry.get("data_offsets")?.get(1)?.as_u64();
     header
         .iter()
-        .filter_map(|(name, entry)| {
-            Some((name.clone(), end(entry)?.saturating_add(8 + header_len)))
-        })
-        .filter(|(_, end)| *end > map.len() as u64)
+        .filter_map(|(name, entry)| Some((name.clone(), end(entry)?.saturating_add(start))))
+        .filter(|(_, end)| *end > len)
         .min_by_key(|(_, end)| *end)
 }

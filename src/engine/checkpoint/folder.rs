@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::ErrorKind,
+    fs::File,
+    io::{self, ErrorKind, Read},
     path::Path,
     sync::Arc,
 };
@@ -13,7 +14,7 @@ use serde_json::Value;
 use super::{
     Checkpoint, Error, Network, Networks,
     facts::{Facts, Family, Heads, says_lcm},
-    file::TensorFile,
+    file::{Access, TensorFile},
     ldm,
     names::Names,
 };
@@ -22,8 +23,10 @@ use crate::modes::{Prediction, Spacing};
 /// How weights are called, the most exact first: by diffusers, then by transformers.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const VARIANTS: [&str; 2] = ["", ".fp16"];
+/// An index of SDXL's shards has 0.2 MB.
+const MAX_JSON_BYTES: u64 = 16 << 20;
 
-pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
+pub(super) fn open(name: &str, path: &Path, access: Access) -> Result<Checkpoint, Error> {
     let folder = Folder { name, path };
     if !path.join("model_index.json").is_file() {
         let what = "is a folder without a model_index.json; a checkpoint is a .safetensors file, or a folder that diffusers saved";
@@ -48,7 +51,7 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
     for component in ["unet", "vae", "text_encoder", "text_encoder_2"] {
         if configs.contains_key(component) {
             let inner = format!("{name}/{component}");
-            components.insert(component, open_component(&inner, &path.join(component))?);
+            components.insert(component, open_component(&inner, &path.join(component), access)?);
         }
     }
     let networks = Networks { name: name.to_owned(), components };
@@ -56,9 +59,10 @@ pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
 }
 
 /// One component's folder.
-pub(super) fn open_component(name: &str, path: &Path) -> Result<Network, Error> {
+pub(super) fn open_component(name: &str, path: &Path, access: Access) -> Result<Network, Error> {
     let folder = Folder { name, path };
-    let open = |file: String| TensorFile::open(&format!("{name}/{file}"), &path.join(&file));
+    let open =
+        |file: String| TensorFile::open(&format!("{name}/{file}"), &path.join(&file), access);
     let files: Vec<_> = folder.weight_files()?.into_iter().map(open).collect::<Result<_, _>>()?;
     // What tells how they are called may be in any of them.
     let has = |prefix: &str| files.iter().any(|file| file.has_prefix(prefix));
@@ -92,7 +96,7 @@ struct Folder<'a> {
 impl Folder<'_> {
     fn json(&self, file: &str) -> Result<Value, Error> {
         let name = format!("{}/{file}", self.name);
-        let text = std::fs::read_to_string(self.path.join(file))
+        let text = read_text(&self.path.join(file))
             .map_err(|cause| Error::Unreadable { file: name.clone(), cause })?;
         serde_json::from_str(&text).map_err(|error| Error::NotSupported {
             file: name,
@@ -144,6 +148,16 @@ impl Folder<'_> {
 
     fn not_supported(&self, what: impl Into<String>) -> Error {
         Error::NotSupported { file: self.name.to_owned(), what: what.into() }
+    }
+}
+
+/// The text of a file of a reasonable length.
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_JSON_BYTES + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_JSON_BYTES {
+        true => Err(io::Error::other("it is larger than any configuration")),
+        false => Ok(text),
     }
 }
 

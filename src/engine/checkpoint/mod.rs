@@ -21,7 +21,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub(super) use facts::says_lcm;
 pub use facts::{Facts, Family, Heads};
-pub use file::{Entry, FileIdentity, Header, TensorFile, foreign_format};
+pub use file::{Access, Entry, FileIdentity, Header, TensorFile, foreign_format};
 pub use layers::{Component, Held, Home, Layers, Share, shares};
 pub(super) use numbers::{float_bytes, precision, to_f32};
 pub use weights::{Loading, Reading, ReadingCost, Stored, Weights};
@@ -173,12 +173,14 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens what a pipeline is made of, checks that it is whole, and recognises its family.
-    pub fn open(spec: &PipelineSpec) -> Result<Self, Error> {
+    pub fn open(spec: &PipelineSpec, access: Access) -> Result<Self, Error> {
         let CheckpointRef { name, path } = &spec.checkpoint;
-        let mut checkpoint =
-            if path.is_dir() { folder::open(name, path)? } else { single::open(name, path)? };
+        let mut checkpoint = match path.is_dir() {
+            true => folder::open(name, path, access)?,
+            false => single::open(name, path, access)?,
+        };
         if let Some(vae) = &spec.vae {
-            checkpoint.networks.components.insert("vae", open_vae(vae)?);
+            checkpoint.networks.components.insert("vae", open_vae(vae, access)?);
             if let Some(scale) = folder::latent_scale(&vae.name, &vae.path)? {
                 checkpoint.facts.latent_scale = scale;
             }
@@ -280,17 +282,17 @@ impl Networks {
 
 /// An autoencoder of its own: a single file under either naming, or diffusers' folder of one. Of a
 /// whole model, in either layout, it is the model's.
-fn open_vae(vae: &CheckpointRef) -> Result<Network, Error> {
+fn open_vae(vae: &CheckpointRef, access: Access) -> Result<Network, Error> {
     let CheckpointRef { name, path } = vae;
     if path.is_dir() {
         let inner = path.join("vae");
         return if inner.is_dir() {
-            folder::open_component(&format!("{name}/vae"), &inner)
+            folder::open_component(&format!("{name}/vae"), &inner, access)
         } else {
-            folder::open_component(name, path)
+            folder::open_component(name, path, access)
         };
     }
-    let file = TensorFile::open(name, path)?;
+    let file = TensorFile::open(name, path, access)?;
     let names = vae_names(&file).ok_or_else(|| Error::NotSupported {
         file: name.clone(),
         what: "holds no autoencoder (VAE) that is known here".to_owned(),

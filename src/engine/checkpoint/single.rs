@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use super::{
     Checkpoint, Error, Network, Networks,
     facts::{Facts, Family, says_lcm},
-    file::{Header, TensorFile},
+    file::{Access, Header, TensorFile},
     ldm::{self, UNetShape},
     names::Names,
 };
@@ -19,8 +19,8 @@ const VAE: &str = "first_stage_model";
 /// Training steps of SD2-base, by which the reference tells it from the v-predicting SD2.
 const SD2_BASE_STEPS: i64 = 875_000;
 
-pub(super) fn open(name: &str, path: &Path) -> Result<Checkpoint, Error> {
-    let file = TensorFile::open(name, path)?;
+pub(super) fn open(name: &str, path: &Path, access: Access) -> Result<Checkpoint, Error> {
+    let file = TensorFile::open(name, path, access)?;
     let not_supported = |what| Error::NotSupported { file: name.to_owned(), what };
     let family = recognise(&file).map_err(not_supported)?;
     let facts = facts(&file, family);
@@ -107,7 +107,7 @@ fn facts(file: &TensorFile, family: Family) -> Facts {
 /// How long the model was trained, where the file says so.
 fn global_step(file: &TensorFile) -> Option<i64> {
     let entry = file.entries.get("global_step")?;
-    let bytes = file.bytes(entry);
+    let bytes = file.number(entry)?;
     match entry.dtype {
         Dtype::I64 => Some(i64::from_le_bytes(*bytes.first_chunk()?)),
         Dtype::I32 => Some(i32::from_le_bytes(*bytes.first_chunk()?).into()),

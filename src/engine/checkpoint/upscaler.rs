@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Error, Network, Networks,
-    file::{Header, TensorFile},
+    file::{Access, Header, TensorFile},
     names::{Names, SAME},
 };
 use crate::modes::CheckpointRef;
@@ -20,7 +20,7 @@ pub const UPSCALER: &str = "upscaler";
 /// # Errors
 /// It cannot be read, or is something else.
 pub fn open(model: &CheckpointRef) -> Result<Networks, Error> {
-    let file = TensorFile::open(&model.name, &model.path)?;
+    let file = TensorFile::open(&model.name, &model.path, Access::Tensors)?;
     let names = names(&file).ok_or_else(|| Error::NotSupported {
         file: model.name.clone(),
         what: "holds no upscaler that is known here; an RRDBNet (ESRGAN, Real-ESRGAN) is expected"

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 
 use super::{Fault, Match, Sorted, keys::Key};
 use crate::{
-    engine::checkpoint::{self, Error, FileIdentity, Module, TensorFile},
+    engine::checkpoint::{self, Access, Error, FileIdentity, Module, TensorFile},
     modes::LoraRef,
 };
 
@@ -41,7 +41,7 @@ impl<'a> Recipient<'a> {
 
 impl LoraFile {
     pub fn open(lora: &LoraRef) -> Result<Self, Error> {
-        let file = TensorFile::open(&lora.name, &lora.path)?;
+        let file = TensorFile::open(&lora.name, &lora.path, Access::Tensors)?;
         let tensors = file.entries.iter().map(|(name, entry)| (name.as_str(), &*entry.dims));
         let sorted = Sorted::of(tensors, &file.metadata).map_err(|fault| refusal(lora, &fault))?;
         Ok(Self { file, sorted })

@@ -130,9 +130,9 @@ fn a_value_that_does_not_fit_says_what_would() {
     modes.yaml:4:20: error: memory.limit_gb: expected a finite number
     modes.yaml:4:47: error: memory.lora_cache.max_gb: expected a finite number
     --
-    modes.yaml:4:20: error: memory.limit_gb: expected a number, found the text 'no'
-    modes.yaml:4:41: error: memory.max_models: expected a whole number, found the text 'no'
-    modes.yaml:4:58: error: memory.verify: expected true or false, found the text 'no'
+    modes.yaml:4:20: error: memory.limit_gb: expected a number, found the value of '${NO}'
+    modes.yaml:4:41: error: memory.max_models: expected a whole number, found the value of '${NO}'
+    modes.yaml:4:58: error: memory.verify: expected true or false, found the value of '${NO}'
     --
     modes.yaml:4:20: error: memory.limit_gb: -0.5 is not more than 0 and at most 1000000
     modes.yaml:4:38: error: memory.lora_cache: expected a mapping (key: value), found the number 4
@@ -166,7 +166,7 @@ fn a_mode_is_told_of_what_is_not_true_or_false() {
     insta::assert_snapshot!(lines.join("\n"), @r"
     modes.yaml:3:31: error: modes.a.pinned: expected true or false, found the text 'yes'
     modes.yaml:3:32: error: modes.a.preload: expected true or false, found the number 1
-    modes.yaml:3:31: error: modes.a.pinned: expected true or false, found the text 'no'
+    modes.yaml:3:31: error: modes.a.pinned: expected true or false, found the value of '${NO}'
     modes.yaml:3:32: error: modes.a.preload: expected true or false, found a list
     modes.yaml:3:23: error: modes.a.pined: unknown key; did you mean 'pinned'?
     ");
