@@ -25,6 +25,12 @@ impl JobId {
     pub fn new() -> Self {
         Self(uuid::Uuid::now_v7())
     }
+
+    /// When the id was made, in milliseconds since the Unix epoch.
+    pub fn unix_ms(self) -> Option<u64> {
+        let (secs, nanos) = self.0.get_timestamp()?.to_unix();
+        Some(1000 * secs + u64::from(nanos) / 1_000_000)
+    }
 }
 
 impl fmt::Display for JobId {

@@ -1,11 +1,12 @@
 //! The state folder belongs to one daemon at a time.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
+
+use crate::journal::private;
 
 /// Holds the folder until it is dropped, or the process is gone.
 #[derive(Debug)]
@@ -27,14 +28,11 @@ pub enum StateDirError {
 }
 
 impl StateDir {
-    /// Makes the folder where it is missing, and takes it.
+    /// Creates the folder if it is missing, closes it to other users, and takes it.
     pub fn acquire(path: &Path) -> Result<Self, StateDirError> {
         let unusable = |error| StateDirError::Unusable { path: path.into(), error };
-        // What people have asked to be drawn is nobody else's business.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut lock = options.open(path.join("lock")).map_err(unusable)?;
+        private::create_folder(path).map_err(unusable)?;
+        let mut lock = private::open_file(&path.join("lock")).map_err(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

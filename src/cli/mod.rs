@@ -19,6 +19,7 @@ mod lock;
 mod log;
 mod models;
 mod notify;
+mod recover;
 mod serve;
 mod signals;
 mod status;
@@ -53,6 +54,7 @@ Examples:
   diffused status                         what a daemon that runs is doing, and its memory
   diffused models                         its modes, and which of them are loaded
   diffused switch ink                     draw with that mode where a request names none
+  diffused recover                        serve images again that a damaged journal has lost
 
   curl -o fox.png -H 'content-type: application/json' \\
        -d '{\"prompt\": \"a red fox in the snow\"}' http://127.0.0.1:4200/generate
@@ -76,6 +78,8 @@ enum Command {
     Status(status::Arguments),
     /// List the modes of the daemon that runs: which are loaded, and what they take
     Models(models::Arguments),
+    /// Make jobs of images that the journal has lost, while no daemon runs
+    Recover(recover::Arguments),
     /// Print the JSON Schema of modes.yaml, for editors
     Schema,
     /// The process that owns the accelerator; `serve` starts it
@@ -99,6 +103,10 @@ pub fn main(custom: CustomJobs) -> ExitCode {
         Command::Switch(arguments) => switch::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
+        Command::Recover(arguments) => {
+            log_to_stderr();
+            recover::run(&arguments)
+        }
         Command::Schema => {
             println!("{}", crate::config::schema());
             ExitCode::SUCCESS

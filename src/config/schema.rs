@@ -148,7 +148,7 @@ fn jobs() -> Value {
     let retention = json!({
         "max_age": with_pattern("For so long: 90s, 10m, 2h or 7d [7d].", TIME),
         "max_jobs": whole("So many of them [10000].", 0, Retention::MAX_JOBS.into()),
-        "max_gb": number("So much of their images, in gb of 2^30 bytes [10].", 0.0, Memory::MAX_GB),
+        "max_gb": number("So much of their images and records together, in gb of 2^30 bytes [10].", 0.0, Memory::MAX_GB),
     });
     let keys = json!({
         "journal": one_of("Whether jobs and their images outlive the daemon [on].", Switch::NAMES),

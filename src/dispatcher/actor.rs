@@ -291,8 +291,8 @@ impl Actor {
 
     /// When the next job that has ended is not to be known any more.
     fn expiry(&self) -> Option<Instant> {
-        let at_ms = self.jobs.next_expiry_unix_ms(&self.kept.retention)?;
-        Some(Instant::now() + Duration::from_millis(at_ms.saturating_sub(unix_ms())))
+        let in_ms = self.jobs.next_expiry_in_ms(self.clock.now(), &self.kept.retention)?;
+        Some(self.instant(self.clock.now_ms() + in_ms))
     }
 
     /// When something has been idle for long enough, if nothing happens until then.

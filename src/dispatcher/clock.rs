@@ -2,6 +2,8 @@
 
 use std::time::{Instant, SystemTime};
 
+use super::limits::Now;
+
 /// The time of day at the start, and what a clock says that is never set back.
 pub struct Clock {
     started_unix_ms: u64,
@@ -18,6 +20,11 @@ impl Clock {
     /// Milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> u64 {
         self.started_unix_ms + self.started.elapsed().as_millis() as u64
+    }
+
+    /// What both clocks say.
+    pub fn now(&self) -> Now {
+        Now { unix_ms: unix_ms(), steady_ms: self.now_ms() }
     }
 }
 

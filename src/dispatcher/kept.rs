@@ -66,8 +66,8 @@ impl Kept {
     }
 }
 
-/// Oldest first.
-struct Line<T> {
+/// Jobs and what each takes, oldest first.
+pub struct Line<T> {
     jobs: VecDeque<(JobId, u64, T)>,
     bytes: u64,
 }
@@ -79,12 +79,24 @@ impl<T> Default for Line<T> {
 }
 
 impl<T> Line<T> {
-    fn push(&mut self, id: JobId, bytes: u64, what: T) {
+    pub fn push(&mut self, id: JobId, bytes: u64, what: T) {
         self.bytes += bytes;
         self.jobs.push_back((id, bytes, what));
     }
 
-    fn pop(&mut self) -> Option<JobId> {
+    pub fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn front(&self) -> Option<(JobId, &T)> {
+        self.jobs.front().map(|(id, _, what)| (*id, what))
+    }
+
+    pub fn pop(&mut self) -> Option<JobId> {
         let (id, bytes, _) = self.jobs.pop_front()?;
         self.bytes -= bytes;
         Some(id)

@@ -18,6 +18,7 @@ mod limits;
 mod outcome;
 mod pace;
 mod previews;
+mod retention;
 mod table;
 mod watchdog;
 

@@ -5,22 +5,21 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, VecDeque},
-    io,
+    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
-
-use serde_json::Value;
 
 use super::{
     Outcome,
     clock::unix_ms,
     events::{Change, SharedLog},
     job_view::JobView,
-    kept::{Kept, Place},
+    kept::{Kept, Line, Place},
+    limits::Now,
     pace::Pace,
     previews::SharedPreviews,
+    retention::{RetainedJobs, json_bytes, record_bytes},
 };
 use crate::{
     job::{Job, JobId, JobState},
@@ -31,6 +30,8 @@ use crate::{
 
 /// How many jobs that have ended are remembered of those whose callers have their answers.
 const ANSWERED_KEPT: usize = 1000;
+/// What the records of those may take.
+const ANSWERED_BYTES: u64 = 64 << 20;
 
 /// The table behind its lock, which is never held for longer than a look or a stroke.
 #[derive(Clone, Default)]
@@ -39,10 +40,10 @@ pub struct SharedJobs(Arc<RwLock<JobTable>>);
 #[derive(Default)]
 struct JobTable {
     views: HashMap<JobId, JobView>,
-    /// Durable ones that have ended, and when; oldest first.
-    finished: VecDeque<(JobId, u64)>,
-    /// The others that have ended, oldest first.
-    answered: VecDeque<JobId>,
+    /// Durable ones that have ended.
+    finished: RetainedJobs,
+    /// The others that have ended.
+    answered: Line<()>,
     kept: Kept,
     pace: Pace,
     previews: SharedPreviews,
@@ -61,7 +62,7 @@ pub struct Expired {
 /// How a job has ended.
 pub struct Ended<'a> {
     pub outcome: &'a Outcome,
-    pub at_unix_ms: u64,
+    pub at: Now,
     /// What its images take on disk; 0 where none are there.
     pub image_bytes: u64,
 }
@@ -169,21 +170,31 @@ impl SharedJobs {
         let id = entry.id;
         let result_bytes = ending.as_ref().and_then(|it| it.result.as_ref()).map(json_bytes);
         let mut view = JobView { attempts, started_unix_ms, ..JobView::of(entry) };
+        view.result_bytes = result_bytes.unwrap_or(0);
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(ending) = ending {
             let Ending { state, finished_unix_ms, drawing_unix_ms, result, report, image_bytes } =
                 ending;
+            // The steady clock counts on from the time of day at the start.
+            let at = Now { unix_ms: finished_unix_ms, steady_ms: finished_unix_ms };
             let finished_unix_ms = Some(finished_unix_ms);
             view = JobView { state, finished_unix_ms, drawing_unix_ms, result, report, ..view };
-            table.finished.push_back((id, view.finished_unix_ms.unwrap_or_default()));
+            table.finished.push(id, at, record_bytes(&view));
             if image_bytes > 0 {
                 table.kept.on_disk(id, image_bytes);
             }
         }
+        let times = [Some(view.created_unix_ms), view.started_unix_ms, view.finished_unix_ms];
+        times.into_iter().flatten().for_each(|unix_ms| table.finished.seen(unix_ms));
         table.views.insert(id, view);
         if let Some(bytes) = result_bytes {
             table.keep_result(id, bytes);
         }
+    }
+
+    /// All jobs of the earlier daemon are there.
+    pub fn restored(&self, now: Now) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).finished.begin(now);
     }
 
     /// An attempt at the job begins: how many that makes; and how long the job has waited, at the
@@ -234,11 +245,11 @@ impl SharedJobs {
 
     /// The job has ended.
     pub fn finish(&self, id: JobId, ended: Ended) {
-        let Ended { outcome, at_unix_ms, image_bytes } = ended;
+        let Ended { outcome, at, image_bytes } = ended;
         let result_bytes =
             if let Outcome::Custom(value) = outcome { Some(json_bytes(value)) } else { None };
         self.update(id, |view| {
-            view.finished_unix_ms = Some(at_unix_ms);
+            view.finished_unix_ms = Some(at.unix_ms);
             view.state = outcome.state();
             match outcome {
                 Outcome::Custom(value) => view.result = Some(value.clone()),
@@ -257,8 +268,9 @@ impl SharedJobs {
             table.keep_result(id, bytes);
         }
         let Some(view) = table.views.get(&id) else { return };
+        let bytes = record_bytes(view);
         if view.terms.durable {
-            table.finished.push_back((id, at_unix_ms));
+            table.finished.push(id, at, bytes);
             match outcome {
                 Outcome::Images(_) if image_bytes > 0 => table.kept.on_disk(id, image_bytes),
                 Outcome::Images(images) => table.kept.in_memory(id, images.clone()),
@@ -270,9 +282,9 @@ impl SharedJobs {
                 | Outcome::Cancelled => {}
             }
         } else {
-            table.answered.push_back(id);
-            if table.answered.len() > ANSWERED_KEPT
-                && let Some(oldest) = table.answered.pop_front()
+            table.answered.push(id, bytes, ());
+            while (table.answered.len() > ANSWERED_KEPT || table.answered.bytes() > ANSWERED_BYTES)
+                && let Some(oldest) = table.answered.pop()
             {
                 table.views.remove(&oldest);
                 table.kept.forget(oldest);
@@ -287,26 +299,22 @@ impl SharedJobs {
     }
 
     /// Forgets what is older, or more, than may be kept; says what that was.
-    pub fn expire(&self, now_unix_ms: u64, retention: &Retention) -> Expired {
+    pub fn expire(&self, now: Now, retention: &Retention) -> Expired {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut jobs = Vec::new();
-        while let Some((id, at_unix_ms)) = table.finished.front().copied()
-            && (table.finished.len() > retention.max_jobs as usize
-                || now_unix_ms >= expires_at(at_unix_ms, retention))
-        {
-            table.finished.pop_front();
-            table.views.remove(&id);
-            table.kept.forget(id);
-            jobs.push(id);
+        let jobs = table.finished.take_expired(now, retention);
+        for id in &jobs {
+            table.views.remove(id);
+            table.kept.forget(*id);
         }
-        let images = table.kept.shrink(retention.max_bytes);
+        let max_image_bytes = table.finished.max_image_bytes(retention);
+        let images = table.kept.shrink(max_image_bytes);
         Expired { jobs, images }
     }
 
-    /// When the next job is too old to be kept.
-    pub fn next_expiry_unix_ms(&self, retention: &Retention) -> Option<u64> {
+    /// In how long the next job is too old to be kept.
+    pub fn next_expiry_in_ms(&self, now: Now, retention: &Retention) -> Option<u64> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        table.finished.front().map(|(_, at_unix_ms)| expires_at(*at_unix_ms, retention))
+        table.finished.next_expiry_in_ms(now, retention)
     }
 
     fn update(&self, id: JobId, change: impl FnOnce(&mut JobView)) {
@@ -356,28 +364,6 @@ impl JobTable {
         let report = view.report.as_ref().filter(|_| self.kept.find(view.id).is_some());
         JobView { images: report.map_or(0, |report| report.images), ..view.clone() }
     }
-}
-
-/// How long a value is as text.
-fn json_bytes(value: &Value) -> u64 {
-    struct Count(u64);
-    impl io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len() as u64;
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut count = Count(0);
-    let _ = serde_json::to_writer(&mut count, value); // counting cannot fail
-    count.0
-}
-
-fn expires_at(finished_unix_ms: u64, retention: &Retention) -> u64 {
-    finished_unix_ms + retention.max_age.duration().as_millis() as u64
 }
 
 #[cfg(test)]

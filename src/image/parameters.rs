@@ -1,10 +1,17 @@
 //! The generation parameters as text, in the form that AUTOMATIC1111's web UI writes and most
 //! tools read ("infotext"): prompt, negative prompt, one line of settings.
 
-use std::{fmt::Write, io::Cursor, path::Path};
+use std::{
+    fmt::Write,
+    io::{BufRead, Cursor, Seek},
+    path::Path,
+};
 
+mod parse;
+
+pub use self::parse::{Generated, Origin, parse};
 use crate::{
-    modes::{PipelineSpec, SchedulerId},
+    modes::{Dimensions, PipelineSpec, SchedulerId},
     request::{GenerateRequest, MAX_PROMPT_BYTES, Superres},
 };
 
@@ -84,13 +91,16 @@ pub fn upscaled(before: &str, superres: &Superres) -> String {
 /// The parameters in a PNG's text chunk before its pixels; else nothing. However much the file's
 /// chunks would inflate to, a few times [`MAX_READ_BYTES`] are the most in memory.
 pub fn of_png(file: &[u8]) -> String {
+    read_png(Cursor::new(file)).map(|(_, text)| text).unwrap_or_default()
+}
+
+/// The size of a PNG and what it says of how it was drawn; reads nothing behind that.
+pub fn read_png(file: impl BufRead + Seek) -> Option<(Dimensions, String)> {
     const KEYWORD: &str = "parameters";
     let limits = png::Limits { bytes: MAX_DECODER_BYTES };
-    let mut decoder = png::Decoder::new_with_limits(Cursor::new(file), limits);
+    let mut decoder = png::Decoder::new_with_limits(file, limits);
     decoder.set_ignore_iccp_chunk(true);
-    let Ok(reader) = decoder.read_info() else {
-        return String::new();
-    };
+    let reader = decoder.read_info().ok()?;
     let info = reader.info();
     let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
     let newer = || {
@@ -99,7 +109,8 @@ pub fn of_png(file: &[u8]) -> String {
         chunk.get_text().ok()
     };
     let text = plain.map(|chunk| chunk.text.clone()).or_else(newer);
-    text.filter(|text| text.len() <= MAX_READ_BYTES).unwrap_or_default()
+    let text = text.filter(|text| text.len() <= MAX_READ_BYTES).unwrap_or_default();
+    Some((Dimensions { width: info.width, height: info.height }, text))
 }
 
 /// As the field's tools call it where an image is made larger once it is drawn.

@@ -1,7 +1,8 @@
 //! The tables, version by version. A version that was released is never changed again.
 
 /// The first makes version 1 of an empty file, each next one another version of the one before.
-pub const MIGRATIONS: [&str; 1] = ["
+pub const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY,              -- the order in which they were accepted
         id TEXT NOT NULL UNIQUE,
@@ -19,4 +20,12 @@ pub const MIGRATIONS: [&str; 1] = ["
         image_bytes INTEGER NOT NULL DEFAULT 0,
         notified INTEGER NOT NULL DEFAULT 0   -- 1: its webhook knows, or never will
     ) STRICT;
-"];
+",
+    // Written in the transaction that forgets the images, and deleted once their files are gone:
+    // nothing else allows a start to delete an image.
+    "
+    CREATE TABLE tombstones (
+        id TEXT PRIMARY KEY                   -- of the job whose images are to be deleted
+    ) STRICT;
+",
+];

@@ -1,7 +1,8 @@
 //! What is written down, so that no job is lost that its caller was told is queued.
 //!
 //! Owns a SQLite file (`store`), the images beside it (`results`), and the threads that write both
-//! (`writer`). Whoever appends a [`Record`] goes on at once; that it is on disk, fsync included, a
+//! (`writer`). Whatever is wrong with the file, no image is deleted for it (`opening`, `damage`), and
+//! a lost index is made again from the images (`recover`). Whoever appends a [`Record`] goes on at once; that it is on disk, fsync included, a
 //! [`Receipt`] says. Records that wait together are written together, in the order in which they
 //! were appended.
 //!
@@ -9,8 +10,13 @@
 //! has happened to jobs that were accepted before is kept in memory and tried again until it is
 //! written. Must not know the dispatcher: what it wants back with a receipt is its own, a `T`.
 
+mod damage;
 mod migrations;
+mod opening;
+pub mod private;
+mod recover;
 mod results;
+mod rows;
 mod store;
 mod writer;
 
@@ -22,7 +28,11 @@ use std::{path::PathBuf, sync::Arc};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub use self::{results::Results, writer::Journal};
+pub use self::{
+    recover::{Recovery, recover},
+    results::Results,
+    writer::Journal,
+};
 use crate::{
     job::{JobId, JobState},
     queue::Entry,

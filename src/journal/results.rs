@@ -1,5 +1,6 @@
 //! The images of jobs that have ended: one PNG file each, `<job>-<index>.png`, the parameters
-//! embedded as in an answer to /generate.
+//! embedded as in an answer to /generate. Owns the folders of those files: `results`, and
+//! `orphaned` for images whose job the journal does not know. Must not know the journal.
 
 use std::{
     collections::HashSet,
@@ -8,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::private;
 use crate::{
     image::{
         self, Format, Rgb,
@@ -15,6 +17,7 @@ use crate::{
     },
     job::{Job, JobId},
     queue::Entry,
+    request::Overrides,
     worker::protocol::DrawnImages,
 };
 
@@ -22,12 +25,22 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Results {
     folder: PathBuf,
+    orphaned: PathBuf,
+}
+
+/// An image's file, and its place among its job's images.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageFile {
+    pub job: JobId,
+    pub index: usize,
+    pub path: PathBuf,
 }
 
 impl Results {
-    pub fn open(folder: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&folder)?;
-        Ok(Self { folder })
+    pub fn open(state: &Path) -> io::Result<Self> {
+        let folder = state.join("results");
+        private::create_folder(&folder)?;
+        Ok(Self { folder, orphaned: state.join("orphaned") })
     }
 
     /// One image's file. Nothing if it was removed.
@@ -48,42 +61,112 @@ impl Results {
             bytes += file.len() as u64;
             let path = self.path(entry.id, index);
             let unfinished = path.with_extension("tmp");
-            let mut out = File::create(&unfinished)?;
+            let mut out = private::create_file(&unfinished)?;
             out.write_all(&file)?;
             out.sync_all()?;
             fs::rename(&unfinished, &path)?;
         }
-        File::open(&self.folder)?.sync_all()?;
+        self.sync()?;
         Ok(bytes)
     }
 
-    /// Removes a job's images; that they are gone already is fine.
-    pub fn remove(&self, id: JobId) {
-        for index in 0.. {
+    /// Removes a job's images; that they are gone already is fine. Says whether all are gone.
+    pub fn remove(&self, id: JobId) -> bool {
+        let mut all_gone = true;
+        // Some may be missing: somebody has removed them, or they could not be recovered.
+        for index in 0..Overrides::MAX_IMAGES as usize {
             let path = self.path(id, index);
             match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-                Err(error) => {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!("'{}' cannot be removed: {error}", path.display());
-                    return;
+                    all_gone = false;
                 }
+                Ok(()) | Err(_) => {}
             }
         }
+        all_gone
     }
 
-    /// Removes what belongs to none of these jobs: a daemon was ended before it had written down
-    /// that it kept or removed them. What is named otherwise is not ours.
-    pub fn keep_only(&self, jobs: &HashSet<JobId>) -> io::Result<()> {
+    /// Removes the files that a kill has left unfinished.
+    pub fn remove_unfinished(&self) -> io::Result<()> {
         for file in fs::read_dir(&self.folder)? {
             let path = file?.path();
-            let is_unknown = job_of(&path).is_some_and(|id| !jobs.contains(&id));
             let is_unfinished = path.extension().is_some_and(|it| it == "tmp");
-            if is_unknown || (is_unfinished && job_of(&path).is_some()) {
+            if is_unfinished && image_of(&path).is_some() {
                 fs::remove_file(path)?;
             }
         }
         Ok(())
+    }
+
+    /// Moves the images of all other jobs to `orphaned`, and says how many. What is named otherwise
+    /// is not ours, and stays.
+    pub fn set_aside_all_but(&self, known: &HashSet<JobId>) -> io::Result<usize> {
+        let mut unknown = self.images()?;
+        unknown.retain(|image| !known.contains(&image.job));
+        if unknown.is_empty() {
+            return Ok(0);
+        }
+        private::create_folder(&self.orphaned)?;
+        for image in &unknown {
+            fs::rename(&image.path, self.unused_name(image)?)?;
+        }
+        [&self.orphaned, &self.folder].into_iter().try_for_each(|folder| sync(folder))?;
+        Ok(unknown.len())
+    }
+
+    /// Moves an image back among the results. False if another one has its place.
+    pub fn put_back(&self, image: &ImageFile) -> io::Result<bool> {
+        let path = self.path(image.job, image.index);
+        if path == image.path {
+            return Ok(true);
+        }
+        if path.try_exists()? {
+            return Ok(false);
+        }
+        fs::rename(&image.path, path)?;
+        Ok(true)
+    }
+
+    /// What a job's images take on disk.
+    pub fn bytes(&self, id: JobId) -> u64 {
+        let paths = (0..Overrides::MAX_IMAGES as usize).map(|index| self.path(id, index));
+        paths.filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum()
+    }
+
+    /// Makes what was moved survive a power cut.
+    pub fn sync(&self) -> io::Result<()> {
+        sync(&self.folder)
+    }
+
+    /// All images in `results`, by job and index.
+    pub fn images(&self) -> io::Result<Vec<ImageFile>> {
+        images_in(&self.folder)
+    }
+
+    /// The images that were set aside, by job and index.
+    pub fn orphaned(&self) -> io::Result<Vec<ImageFile>> {
+        match images_in(&self.orphaned) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            images => images,
+        }
+    }
+
+    /// The folder of the images that were set aside.
+    pub fn orphaned_folder(&self) -> &Path {
+        &self.orphaned
+    }
+
+    /// Where an image can be set aside without overwriting another one.
+    fn unused_name(&self, image: &ImageFile) -> io::Result<PathBuf> {
+        let stem = format!("{}-{}", image.job, image.index);
+        let mut path = self.orphaned.join(format!("{stem}.png"));
+        let mut copy = 2;
+        while path.try_exists()? {
+            path = self.orphaned.join(format!("{stem}.{copy}.png"));
+            copy += 1;
+        }
+        Ok(path)
     }
 
     fn path(&self, id: JobId, index: usize) -> PathBuf {
@@ -91,11 +174,28 @@ impl Results {
     }
 }
 
-/// The job whose image that file is.
-fn job_of(path: &Path) -> Option<JobId> {
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn images_in(folder: &Path) -> io::Result<Vec<ImageFile>> {
+    let mut images = Vec::new();
+    for file in fs::read_dir(folder)? {
+        let file = file?;
+        let path = file.path();
+        let is_png = path.extension().is_some_and(|it| it == "png") && file.file_type()?.is_file();
+        if let Some((job, index)) = image_of(&path).filter(|_| is_png) {
+            images.push(ImageFile { job, index, path });
+        }
+    }
+    images.sort_unstable();
+    Ok(images)
+}
+
+/// The job whose image that file is, and which one.
+fn image_of(path: &Path) -> Option<(JobId, usize)> {
     let (id, index) = path.file_stem()?.to_str()?.rsplit_once('-')?;
-    index.parse::<usize>().ok()?;
-    id.parse().ok()
+    Some((id.parse().ok()?, index.parse().ok()?))
 }
 
 fn png_files(entry: &Entry, images: &DrawnImages) -> impl Iterator<Item = io::Result<Vec<u8>>> {

@@ -1,23 +1,36 @@
 //! The SQLite file: one row a job. Blocks; the writer's thread has it to itself.
 
-use std::{
-    error::Error,
-    fs, io,
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::{Duration, SystemTime},
-};
+use std::{error::Error, fs, path::Path, str::FromStr, time::Duration};
 
-use rusqlite::{Connection, ErrorCode, Row, Transaction, named_params};
+use rusqlite::{Connection, ErrorCode, Row, params_from_iter};
 
-use super::{Ending, JournalError, Record, Remembered, migrations::MIGRATIONS};
-use crate::{
-    job::{Job, JobId, JobState},
-    queue::Entry,
+use super::{
+    JournalError, Record, Remembered,
+    damage::{self, RawRow, salvage, set_aside, with_ending},
+    migrations::MIGRATIONS,
+    private,
+    rows::{COLUMNS, remembered_of, write_one},
 };
+use crate::job::JobId;
+
+/// A version that no program ever had is damage, not a newer program.
+const MAX_VERSION: i64 = 10_000;
 
 pub struct Store {
     connection: Connection,
+    /// Their images were to be deleted and are: the next transaction deletes their tombstones.
+    buried: Vec<JobId>,
+}
+
+/// What a journal says.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// In the order in which they were accepted.
+    pub remembered: Vec<Remembered>,
+    /// Jobs with a row that cannot be understood.
+    pub unreadable: Vec<JobId>,
+    /// Jobs whose images are to be deleted, and may be there still.
+    pub tombstones: Vec<JobId>,
 }
 
 /// Why a file cannot be opened.
@@ -33,7 +46,8 @@ enum Refusal {
 impl From<rusqlite::Error> for Refusal {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            // The last one: it has not the tables that it should have.
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
                 Self::Damaged(error.to_string())
             }
             _ => Self::Other(error.into()),
@@ -42,25 +56,27 @@ impl From<rusqlite::Error> for Refusal {
 }
 
 impl Store {
-    /// Opens the file or makes it, and reads what is in it. A damaged one is put aside under another
-    /// name, never overwritten, and a new one begun.
-    pub fn open(path: &Path) -> Result<(Self, Vec<Remembered>), JournalError> {
+    /// Opens the file or creates it, and reads its contents. A damaged file is renamed, never
+    /// overwritten; a new one begins with the rows that can still be read.
+    pub fn open(path: &Path) -> Result<(Self, Contents), JournalError> {
         let unusable = |error| JournalError::Unusable { path: path.into(), error };
         let opened = match Self::try_open(path) {
-            Err(Refusal::Damaged(what)) => {
+            Err(Refusal::Damaged(reason)) => {
                 let aside = set_aside(path).map_err(|error| unusable(error.into()))?;
+                let rows = salvage(&aside);
                 tracing::error!(
-                    "the journal '{}' is damaged ({what}): it is now '{}', and a new one begins; the \
-                     jobs that it had are not known any more",
+                    "the journal '{}' is damaged ({reason}): it is now '{}', and a new one begins \
+                     with the {} jobs that could still be read",
                     path.display(),
-                    aside.display()
+                    aside.display(),
+                    rows.len()
                 );
-                Self::try_open(path)
+                Self::try_open(path).and_then(|(store, _)| store.begin_with(&rows))
             }
             opened => opened,
         };
         opened.map_err(|refusal| match refusal {
-            Refusal::Damaged(what) => unusable(what.into()),
+            Refusal::Damaged(reason) => unusable(reason.into()),
             Refusal::Newer { found } => {
                 JournalError::Newer { path: path.into(), found, known: MIGRATIONS.len() }
             }
@@ -68,20 +84,48 @@ impl Store {
         })
     }
 
-    fn try_open(path: &Path) -> Result<(Self, Vec<Remembered>), Refusal> {
+    fn try_open(path: &Path) -> Result<(Self, Contents), Refusal> {
+        if path.is_dir() {
+            return Err(Refusal::Other("it is a folder; move it away".into()));
+        }
+        let size = |path: &Path| fs::metadata(path).map_or(0, |about| about.len());
+        let log = with_ending(path, "-wal");
+        // SQLite would delete the log.
+        if size(path) == 0 && size(&log) > 0 {
+            return Err(Refusal::Damaged("the file is empty, but its log is not".to_owned()));
+        }
+        // SQLite's other files take their permissions from this one.
+        private::open_file(path).map_err(|error| Refusal::Other(error.into()))?;
+        [log, with_ending(path, "-shm")].iter().for_each(|path| private::tighten(path));
         let mut connection = Connection::open(path)?;
+        damage::leave_untouched(&connection, true)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         // What is committed is on disk, whatever happens to the machine.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
-        let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        let check: String =
+            connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
         if check != "ok" {
             return Err(Refusal::Damaged(check));
         }
         migrate(&mut connection)?;
-        let store = Self { connection };
-        let remembered = store.read()?;
-        Ok((store, remembered))
+        let store = Self { connection, buried: Vec::new() };
+        let contents = store.read()?;
+        damage::leave_untouched(&store.connection, false)?;
+        Ok((store, contents))
+    }
+
+    /// Fills a new journal with the rows of a damaged one.
+    fn begin_with(mut self, rows: &[RawRow]) -> Result<(Self, Contents), Refusal> {
+        let transaction = self.connection.transaction()?;
+        let places = vec!["?"; COLUMNS.split(',').count()].join(", ");
+        let sql = format!("INSERT OR IGNORE INTO jobs ({COLUMNS}) VALUES ({places})");
+        for row in rows {
+            transaction.prepare_cached(&sql)?.execute(params_from_iter(row))?;
+        }
+        transaction.commit()?;
+        let contents = self.read()?;
+        Ok((self, contents))
     }
 
     /// All of these, or none.
@@ -90,10 +134,42 @@ impl Store {
         records: impl IntoIterator<Item = &'a Record>,
     ) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
+        for id in &self.buried {
+            let mut delete = transaction.prepare_cached("DELETE FROM tombstones WHERE id = ?1")?;
+            delete.execute([id.to_string()])?;
+        }
         for record in records {
             write_one(&transaction, record)?;
         }
-        transaction.commit()
+        transaction.commit()?;
+        self.buried.clear();
+        Ok(())
+    }
+
+    /// The images of a job that had to be deleted are. With the next [`write`](Self::write) nothing
+    /// allows that any more.
+    pub fn bury(&mut self, id: JobId) {
+        self.buried.push(id);
+    }
+
+    /// Deletes the tombstones that have served, if that did not happen by the way.
+    pub fn delete_tombstones(&mut self) {
+        if !self.buried.is_empty()
+            && let Err(error) = self.write([])
+        {
+            tracing::debug!("the next daemon looks for images that are deleted: {error}");
+        }
+    }
+
+    /// Copies the whole journal into a new file.
+    pub fn copy_to(&self, path: &Path) -> rusqlite::Result<()> {
+        drop(private::create_file(path));
+        self.connection.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map(|_| ())
+    }
+
+    pub fn delete_row(&self, id: JobId) -> rusqlite::Result<()> {
+        let sql = "DELETE FROM jobs WHERE id = ?1";
+        self.connection.execute(sql, [id.to_string()]).map(|_| ())
     }
 
     /// As if the disk were full, or not.
@@ -107,26 +183,49 @@ impl Store {
         pages(&format!("max_page_count = {most}"));
     }
 
-    fn read(&self) -> rusqlite::Result<Vec<Remembered>> {
-        let mut rows = self.connection.prepare("SELECT * FROM jobs ORDER BY seq")?;
-        let mut remembered = Vec::new();
-        let mut rows = rows.query([])?;
+    fn read(&self) -> rusqlite::Result<Contents> {
+        let mut contents = Contents::default();
+        let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY seq");
+        let mut statement = self.connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             match remembered_of(row) {
-                Ok(job) => remembered.push(job),
+                Ok(job) => contents.remembered.push(job),
                 // Of another version, perhaps. It stays where it is.
                 Err(error) => {
-                    let id: String = row.get("id")?;
-                    tracing::error!(job = id, "the journal has a job that cannot be read: {error}");
+                    let id = id_of(row)?;
+                    tracing::error!(
+                        job = id,
+                        "the journal has a job that cannot be read, and leaves it as it is: {error}"
+                    );
+                    contents.unreadable.extend(JobId::from_str(&id));
                 }
             }
         }
-        Ok(remembered)
+        let mut statement = self.connection.prepare("SELECT id FROM tombstones")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            contents.tombstones.extend(JobId::from_str(&id_of(row)?));
+        }
+        Ok(contents)
     }
+}
+
+/// Also of a row that is damaged.
+fn id_of(row: &Row) -> rusqlite::Result<String> {
+    let id = row.get_ref("id")?;
+    Ok(id
+        .as_bytes_or_null()
+        .ok()
+        .flatten()
+        .map_or_else(String::new, |id| String::from_utf8_lossy(id).into_owned()))
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), Refusal> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if !(0..=MAX_VERSION).contains(&version) {
+        return Err(Refusal::Damaged(format!("its version is {version}")));
+    }
     let version = usize::try_from(version).unwrap_or(usize::MAX);
     let Some(missing) = MIGRATIONS.get(version..) else {
         return Err(Refusal::Newer { found: version });
@@ -138,145 +237,4 @@ fn migrate(connection: &mut Connection) -> Result<(), Refusal> {
         transaction.commit()?;
     }
     Ok(())
-}
-
-/// Another name for the file, and for what belongs to it.
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let with = |path: &Path, ending: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(ending);
-        PathBuf::from(name)
-    };
-    let aside = with(path, &format!(".damaged-{}", now.as_millis()));
-    fs::rename(path, &aside)?;
-    for ending in ["-wal", "-shm"] {
-        match fs::rename(with(path, ending), with(&aside, ending)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-    }
-    Ok(aside)
-}
-
-fn write_one(transaction: &Transaction, record: &Record) -> rusqlite::Result<()> {
-    let execute = |sql: &str, params: &[(&str, &dyn rusqlite::ToSql)]| {
-        transaction.prepare_cached(sql)?.execute(params).map(|_| ())
-    };
-    match record {
-        Record::Accepted(entry) => execute(
-            "INSERT INTO jobs (id, created_ms, job, terms) VALUES (:id, :at, :job, :terms)",
-            named_params! {
-                ":id": entry.id.to_string(),
-                ":at": entry.arrived_ms,
-                ":job": json(&entry.job)?,
-                ":terms": json(&entry.terms)?,
-            },
-        ),
-        Record::Begun { id, attempts, at_unix_ms } => execute(
-            "UPDATE jobs SET state = 'running', attempts = :attempts, \
-             started_ms = coalesce(started_ms, :at) WHERE id = :id",
-            named_params! { ":id": id.to_string(), ":attempts": attempts, ":at": at_unix_ms },
-        ),
-        Record::PutBack { id, attempts } => execute(
-            "UPDATE jobs SET state = 'queued', attempts = :attempts WHERE id = :id",
-            named_params! { ":id": id.to_string(), ":attempts": attempts },
-        ),
-        Record::Ended { entry, ending, images: _ } => {
-            let Ending { state, finished_unix_ms, drawing_unix_ms, result, report, image_bytes } =
-                &**ending;
-            let reason = match state {
-                JobState::Failed { reason } => Some(reason),
-                JobState::Queued
-                | JobState::Loading { .. }
-                | JobState::Running { .. }
-                | JobState::Done
-                | JobState::Cancelled => None,
-            };
-            execute(
-                "UPDATE jobs SET state = :state, finished_ms = :at, drawing_ms = :drawing, job = :job, reason = :reason, \
-                 result = :result, report = :report, image_bytes = :image_bytes WHERE id = :id",
-                named_params! {
-                    ":id": entry.id.to_string(),
-                    ":state": state.name(),
-                    ":at": finished_unix_ms,
-                    ":drawing": drawing_unix_ms,
-                    // Without the images that it was drawn over.
-                    ":job": json(&entry.job)?,
-                    ":reason": reason,
-                    ":result": result.as_ref().map(json).transpose()?,
-                    ":report": report.as_ref().map(json).transpose()?,
-                    ":image_bytes": image_bytes,
-                },
-            )
-        }
-        Record::Forgotten(ids) => {
-            for id in ids {
-                execute(
-                    "DELETE FROM jobs WHERE id = :id",
-                    named_params! { ":id": id.to_string() },
-                )?;
-            }
-            Ok(())
-        }
-        Record::ImagesForgotten(ids) => {
-            for id in ids {
-                execute(
-                    "UPDATE jobs SET image_bytes = 0 WHERE id = :id",
-                    named_params! { ":id": id.to_string() },
-                )?;
-            }
-            Ok(())
-        }
-        Record::Notified(id) => execute(
-            "UPDATE jobs SET notified = 1 WHERE id = :id",
-            named_params! { ":id": id.to_string() },
-        ),
-        Record::Mark => Ok(()),
-    }
-}
-
-fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {
-    serde_json::to_string(value)
-        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
-}
-
-fn remembered_of(row: &Row) -> Result<Remembered, Box<dyn Error>> {
-    let text = |name: &str| row.get::<_, String>(name);
-    let created_unix_ms = row.get("created_ms")?;
-    let entry = Entry {
-        id: JobId::from_str(&text("id")?)?,
-        job: serde_json::from_str::<Job>(&text("job")?)?,
-        terms: serde_json::from_str(&text("terms")?)?,
-        arrived_ms: created_unix_ms,
-    };
-    let state = match text("state")?.as_str() {
-        "queued" | "running" => None,
-        "done" => Some(JobState::Done),
-        "failed" => {
-            let reason: Option<String> = row.get("reason")?;
-            Some(JobState::Failed { reason: reason.unwrap_or_default() })
-        }
-        "cancelled" => Some(JobState::Cancelled),
-        other => return Err(format!("'{other}' is no state").into()),
-    };
-    let optional = |name: &str| row.get::<_, Option<String>>(name);
-    let ending = match state {
-        None => None,
-        Some(state) => Some(Ending {
-            state,
-            finished_unix_ms: row.get::<_, Option<u64>>("finished_ms")?.unwrap_or(created_unix_ms),
-            drawing_unix_ms: row.get("drawing_ms")?,
-            result: optional("result")?.map(|text| serde_json::from_str(&text)).transpose()?,
-            report: optional("report")?.map(|text| serde_json::from_str(&text)).transpose()?,
-            image_bytes: row.get("image_bytes")?,
-        }),
-    };
-    Ok(Remembered {
-        entry,
-        attempts: row.get("attempts")?,
-        started_unix_ms: row.get("started_ms")?,
-        ending,
-        notified: row.get("notified")?,
-    })
 }

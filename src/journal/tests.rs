@@ -52,7 +52,7 @@ fn images() -> DrawnImages {
 fn ending(state: JobState) -> Ending {
     Ending {
         state,
-        finished_unix_ms: 3000,
+        finished_unix_ms: 1 << 42, // after the ids were made
         drawing_unix_ms: Some(2500),
         result: None,
         report: None,
@@ -156,41 +156,86 @@ fn images_are_files_with_their_parameters() {
 }
 
 #[test]
-fn files_of_no_job_are_removed_and_others_left() {
+fn files_of_no_job_are_set_aside_and_never_overwritten() {
     let folder = tempfile::tempdir().unwrap();
-    let results = Results::open(folder.path().to_owned()).unwrap();
+    let results = Results::open(folder.path()).unwrap();
     let (known, unknown) = (entry(), entry());
     results.save(&known, &images()).unwrap();
-    results.save(&unknown, &images()).unwrap();
-    let mine = folder.path().join("my notes-1.png");
-    let half = folder.path().join(format!("{}-0.tmp", known.id));
+    let mine = folder.path().join("results/my notes-1.png");
+    let half = folder.path().join(format!("results/{}-0.tmp", known.id));
     [&mine, &half].iter().for_each(|path| fs::write(path, "x").unwrap());
-    results.keep_only(&HashSet::from([known.id])).unwrap();
+    let only_known = HashSet::from([known.id]);
+    for _ in 0..2 {
+        results.save(&unknown, &images()).unwrap();
+        assert_eq!(results.set_aside_all_but(&only_known).unwrap(), 2);
+        assert_eq!(results.set_aside_all_but(&only_known).unwrap(), 0);
+    }
+    results.remove_unfinished().unwrap();
     assert!(results.file(known.id, 1).unwrap().is_some());
     assert!(results.file(unknown.id, 0).unwrap().is_none());
     assert!(mine.exists() && !half.exists());
+    let names = fs::read_dir(results.orphaned_folder()).unwrap();
+    let mut names: Vec<_> =
+        names.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    let id = unknown.id;
+    let expected = ["-0.2.png", "-0.png", "-1.2.png", "-1.png"].map(|end| format!("{id}{end}"));
+    assert_eq!(names, expected);
+    assert_eq!(results.orphaned().unwrap().len(), 2, "those that have their names");
 }
 
 #[test]
-fn a_damaged_file_is_put_aside() {
-    // Not a database at all; and one with a hole in its middle.
-    for damage in [
-        |_: Vec<u8>| b"not a database, not even an empty one".repeat(200),
-        |mut file: Vec<u8>| {
-            let middle = file.len() / 2;
-            file[middle..].fill(0xff);
-            file
-        },
-    ] {
+fn a_kill_before_the_files_are_deleted_leaves_a_tombstone_and_nothing_else_deletes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (forgotten, kept) = (entry(), entry());
+    let done = |job: &Entry| ended(job, ending(JobState::Done), Some(images()));
+    write(
+        open(folder.path()),
+        [accepted(&forgotten), accepted(&kept), done(&forgotten), done(&kept)],
+    );
+    // As the writer does, up to where it is killed.
+    let (mut store, _) = Store::open(&folder.path().join("journal.sqlite3")).unwrap();
+    store.write([&Record::Forgotten(vec![forgotten.id])]).unwrap();
+    drop(store);
+    let results = open(folder.path()).results.unwrap();
+    assert!(results.file(forgotten.id, 0).unwrap().is_none());
+    assert!(results.file(kept.id, 0).unwrap().is_some());
+    assert_eq!(results.orphaned().unwrap(), [], "it was deleted");
+    // The tombstone has served: an image of that name that comes later is not deleted.
+    results.save(&forgotten, &images()).unwrap();
+    let results = open(folder.path()).results.unwrap();
+    assert_eq!(results.orphaned().unwrap().len(), 2);
+}
+
+#[test]
+fn a_damaged_file_is_put_aside_and_read_as_far_as_possible() {
+    type Damage = fn(&mut Vec<u8>);
+    const PAGE: usize = 4096;
+    // Not a database at all; with a hole in its middle; without its end.
+    let damages: [(Damage, std::ops::Range<usize>); 3] = [
+        (|file| *file = b"not a database, not even an empty one".repeat(200), 0..1),
+        (
+            |file| {
+                let (from, to) = (file.len() / 3 / PAGE * PAGE, file.len() / 2 / PAGE * PAGE);
+                file[from..to].fill(0xff);
+            },
+            100..200,
+        ),
+        (|file| file.truncate(file.len() / 2 / PAGE * PAGE), 50..150),
+    ];
+    for (damage, still_known) in damages {
         let folder = tempfile::tempdir().unwrap();
         let many: Vec<Record> = (0..200).map(|_| accepted(&entry())).collect();
         write(open(folder.path()), many);
         let path = folder.path().join("journal.sqlite3");
-        let damaged = damage(fs::read(&path).unwrap());
+        let mut damaged = fs::read(&path).unwrap();
+        damage(&mut damaged);
         fs::write(&path, &damaged).unwrap();
         let job = entry();
         let opened = open(folder.path());
-        assert_eq!(opened.remembered, []);
+        let known = opened.remembered.len();
+        assert!(still_known.contains(&known), "{known} of 200 are known");
+        assert!(opened.remembered.is_sorted_by_key(|job| job.entry.id));
         assert_eq!(write(opened, [accepted(&job)]), [0], "a new one is begun");
         let names = fs::read_dir(folder.path()).unwrap();
         let names = names.map(|file| file.unwrap().path());
@@ -198,7 +243,8 @@ fn a_damaged_file_is_put_aside() {
             names.filter(|path| path.to_str().unwrap().contains(".damaged-")).collect();
         assert_eq!(aside.len(), 1, "{aside:?}");
         assert_eq!(fs::read(&aside[0]).unwrap(), damaged, "as it was");
-        assert_eq!(open(folder.path()).remembered[0].entry.id, job.id);
+        let again = open(folder.path()).remembered;
+        assert_eq!((again.len(), again[known].entry.id), (known + 1, job.id));
     }
 }
 
@@ -241,8 +287,8 @@ fn all_or_nothing() {
     let twice = [accepted(&job), accepted(&job)];
     assert!(store.write(&twice).is_err(), "an id is there once");
     drop(store);
-    let (mut store, remembered) = Store::open(&folder.path().join("j")).unwrap();
-    assert_eq!(remembered, []);
+    let (mut store, contents) = Store::open(&folder.path().join("j")).unwrap();
+    assert_eq!(contents.remembered, []);
     store.write([&accepted(&job)]).unwrap();
 }
 

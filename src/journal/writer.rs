@@ -2,7 +2,7 @@
 //! the row that says so.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     io,
     path::Path,
     sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
@@ -12,7 +12,11 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::{JournalError, Opened, Receipt, Record, Results, store::Store};
+use super::{
+    JournalError, Opened, Receipt, Record, Results,
+    opening::{self, Files},
+    store::Store,
+};
 
 /// How many records are committed together at most.
 const MAX_BATCH: usize = 1024;
@@ -41,13 +45,9 @@ impl<T: Send + 'static> Journal<T> {
 
     /// Opens the journal in that folder, or begins one.
     pub fn open(folder: &Path) -> Result<Opened<T>, JournalError> {
-        let path = folder.join("journal.sqlite3");
         let unusable =
             |error: io::Error| JournalError::Unusable { path: folder.into(), error: error.into() };
-        let results = Results::open(folder.join("results")).map_err(unusable)?;
-        let (store, remembered) = Store::open(&path)?;
-        let known: HashSet<_> = remembered.iter().map(|job| job.entry.id).collect();
-        results.keep_only(&known).map_err(unusable)?;
+        let Files { store, results, contents } = opening::open(folder)?;
         let (receipts, receiver) = unbounded_channel();
         let (to_commit, inbox) = mpsc::channel();
         let (to_save, unsaved) = mpsc::channel();
@@ -64,6 +64,7 @@ impl<T: Send + 'static> Journal<T> {
         ];
         let threads = Some(Threads { to_save, to_commit, running });
         let journal = Self { threads, receipts };
+        let remembered = contents.remembered;
         Ok(Opened { journal, receipts: receiver, remembered, results: Some(results) })
     }
 
@@ -153,6 +154,7 @@ impl<T> Committer<T> {
                 break;
             }
         }
+        self.store.delete_tombstones();
         if !self.backlog.is_empty() {
             let count = self.backlog.len();
             tracing::error!("{count} records could not be written: their jobs are done again");
@@ -208,7 +210,7 @@ impl<T> Committer<T> {
         }
     }
 
-    fn written(&self, record: Record, token: T) {
+    fn written(&mut self, record: Record, token: T) {
         self.remove_images(&record);
         let image_bytes = match &record {
             Record::Ended { ending, .. } => ending.image_bytes,
@@ -247,11 +249,13 @@ impl<T> Committer<T> {
         let _ = self.receipts.send(Receipt::Refused(token));
     }
 
-    /// Files go once it is written that they are gone.
-    fn remove_images(&self, record: &Record) {
+    /// Files are deleted once their tombstones are written.
+    fn remove_images(&mut self, record: &Record) {
         match record {
             Record::Forgotten(ids) | Record::ImagesForgotten(ids) => {
-                ids.iter().for_each(|id| self.results.remove(*id));
+                for id in ids.iter().filter(|id| self.results.remove(**id)) {
+                    self.store.bury(*id);
+                }
             }
             Record::Accepted(_)
             | Record::Begun { .. }
@@ -279,7 +283,7 @@ mod tests {
     fn committer(folder: &Path) -> (Committer<u32>, UnboundedReceiver<Receipt<u32>>) {
         let (receipts, receiver) = unbounded_channel();
         let (store, _) = Store::open(&folder.join("j")).unwrap();
-        let results = Results::open(folder.join("results")).unwrap();
+        let results = Results::open(folder).unwrap();
         (Committer { store, results, receipts, backlog: VecDeque::new() }, receiver)
     }
 
@@ -333,7 +337,8 @@ mod tests {
         committer.commit(vec![(accepted(&entry(10)), 6)]);
         assert_eq!(said(&mut receipts), "recovered 6 ");
         drop(committer);
-        let (_, remembered) = Store::open(&folder.path().join("j")).unwrap();
+        let (_, contents) = Store::open(&folder.path().join("j")).unwrap();
+        let remembered = contents.remembered;
         assert_eq!(remembered.len(), 2);
         assert_eq!(remembered[0].ending.as_ref().map(|it| &it.state), Some(&JobState::Done));
     }

@@ -28,7 +28,7 @@ pub struct Retention {
     pub max_age: Time,
     /// So many jobs, the newest ones.
     pub max_jobs: u32,
-    /// What the images may take together; the oldest go first, before their jobs.
+    /// What images and records may take together; the oldest images go first, before their jobs.
     pub max_bytes: u64,
 }
 

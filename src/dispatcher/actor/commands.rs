@@ -7,7 +7,7 @@ use tokio::{
 
 use super::{Actor, Command, written::Then};
 use crate::{
-    dispatcher::{JobFailure, Outcome, SubmitError, Ticket, limits::Now, unix_ms},
+    dispatcher::{JobFailure, Outcome, SubmitError, Ticket},
     job::{Job, JobId, SwitchOrigin, Terms},
     journal::Record,
     modes::{Jobs, Modes},
@@ -176,7 +176,7 @@ impl Actor {
     fn enqueue(&mut self, job: Job, terms: Terms) -> Result<Entry, Refused> {
         let queue = self.queue.at(self.clock.now_ms());
         let Submitted { switch, job, mended } = queue.submit(job, terms, JobId::new)?;
-        let now = Now { unix_ms: unix_ms(), steady_ms: self.clock.now_ms() };
+        let now = self.clock.now();
         self.limits.add(job.id, &job.job, &job.terms, now);
         let new = switch.into_iter().chain([job.clone()]).chain(mended.added);
         new.for_each(|entry| self.jobs.insert(entry));

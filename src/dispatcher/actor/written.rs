@@ -109,7 +109,10 @@ impl Actor {
     ) {
         match self.refused.remove(&id) {
             true => self.jobs.forget(id),
-            false => self.jobs.finish(id, Ended { outcome: &outcome, at_unix_ms, image_bytes }),
+            false => {
+                let at = Now { unix_ms: at_unix_ms, steady_ms: self.clock.now_ms() };
+                self.jobs.finish(id, Ended { outcome: &outcome, at, image_bytes });
+            }
         }
         if let Some(view) = self.jobs.get(id) {
             (self.on_end)(view);
@@ -122,7 +125,7 @@ impl Actor {
 
     /// Forgets what is kept no longer.
     pub(super) fn expire(&mut self) {
-        let Expired { jobs, images } = self.jobs.expire(unix_ms(), &self.kept.retention);
+        let Expired { jobs, images } = self.jobs.expire(self.clock.now(), &self.kept.retention);
         if !jobs.is_empty() {
             self.note(Record::Forgotten(jobs));
         }
@@ -190,7 +193,7 @@ impl Actor {
             }
             again += 1;
             selects |= matches!(entry.job, Job::ModeSwitch { asked_by: SwitchOrigin::User, .. });
-            let now = Now { unix_ms: unix_ms(), steady_ms: self.clock.now_ms() };
+            let now = self.clock.now();
             self.limits.add(entry.id, &entry.job, &entry.terms, now);
             let Submitted { switch, mended, .. } = self.queue.restore(entry, JobId::new);
             let switches = switch.into_iter().chain(mended.added);
@@ -205,6 +208,7 @@ impl Actor {
                  too often"
             );
         }
+        self.jobs.restored(self.clock.now());
         self.expire();
         selects
     }

@@ -257,5 +257,6 @@ async fn a_reader_of_one_job_that_missed_its_end_is_told_of_it() {
 }
 
 fn cancel(jobs: &SharedJobs, id: JobId) {
-    jobs.finish(id, Ended { outcome: &Outcome::Cancelled, at_unix_ms: 0, image_bytes: 0 });
+    let at = crate::dispatcher::limits::Now { unix_ms: 0, steady_ms: 0 };
+    jobs.finish(id, Ended { outcome: &Outcome::Cancelled, at, image_bytes: 0 });
 }

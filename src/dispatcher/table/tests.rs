@@ -10,8 +10,12 @@ fn custom() -> Entry {
     Entry { id: JobId::new(), job, terms: Terms::default(), arrived_ms: 0 }
 }
 
-fn ended(outcome: &Outcome, at_unix_ms: u64, image_bytes: u64) -> Ended<'_> {
-    Ended { outcome, at_unix_ms, image_bytes }
+fn at(ms: u64) -> Now {
+    Now { unix_ms: ms, steady_ms: ms }
+}
+
+fn ended(outcome: &Outcome, at_ms: u64, image_bytes: u64) -> Ended<'_> {
+    Ended { outcome, at: at(at_ms), image_bytes }
 }
 
 fn durable() -> Entry {
@@ -73,24 +77,27 @@ fn images_in_memory_are_kept_within_bounds() {
 
 #[test]
 fn retention_is_by_age_count_and_bytes() {
+    const IMAGE: u64 = 1 << 20;
     let jobs = SharedJobs::default();
     let ids: Vec<JobId> =
-        (0..6).map(|at| finish(&jobs, durable(), &drawn(1), 1000 * at, 10)).collect();
+        (0..6).map(|at| finish(&jobs, durable(), &drawn(1), 1000 * at, IMAGE)).collect();
     let retention =
         |secs, max_jobs, max_bytes| Retention { max_age: Time::of_secs(secs), max_jobs, max_bytes };
-    let all = retention(100, 6, 60);
-    assert_eq!(jobs.next_expiry_unix_ms(&all), Some(100_000));
-    assert_eq!(jobs.expire(99_999, &all), Expired::default());
+    let all = retention(100, 6, 7 * IMAGE);
+    assert_eq!(jobs.next_expiry_in_ms(at(10_000), &all), Some(90_000));
+    assert_eq!(jobs.expire(at(99_999), &all), Expired::default());
     let expired =
         |jobs: &[JobId], images: &[JobId]| Expired { jobs: jobs.to_vec(), images: images.to_vec() };
-    assert_eq!(jobs.expire(100_000, &all), expired(&ids[..1], &[]), "age");
-    assert_eq!(jobs.expire(0, &retention(100, 4, 60)), expired(&ids[1..2], &[]), "count");
-    assert_eq!(jobs.expire(0, &retention(100, 4, 39)), expired(&[], &ids[2..3]), "bytes");
+    assert_eq!(jobs.expire(at(100_000), &all), expired(&ids[..1], &[]), "age");
+    let four = retention(100, 4, 7 * IMAGE);
+    assert_eq!(jobs.expire(at(0), &four), expired(&ids[1..2], &[]), "count");
+    let bytes = retention(100, 4, 4 * IMAGE);
+    assert_eq!(jobs.expire(at(0), &bytes), expired(&[], &ids[2..3]), "images and records");
     assert!(jobs.images(ids[2]).is_none());
     assert_eq!(jobs.get(ids[2]).unwrap().images, 0, "the job is still known");
     assert!(matches!(jobs.images(ids[3]), Some(Place::Disk)));
-    assert_eq!(jobs.expire(0, &retention(100, 0, 0)), expired(&ids[2..], &[]));
-    assert_eq!(jobs.next_expiry_unix_ms(&all), None);
+    assert_eq!(jobs.expire(at(0), &retention(100, 0, 0)), expired(&ids[2..], &[]));
+    assert_eq!(jobs.next_expiry_in_ms(at(0), &all), None);
 }
 
 #[test]
