@@ -104,7 +104,7 @@ pub fn main(custom: CustomJobs) -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Models(arguments) => models::run(&arguments),
         Command::Recover(arguments) => {
-            log_to_stderr();
+            log::to_stderr();
             recover::run(&arguments)
         }
         Command::Schema => {
