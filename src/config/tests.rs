@@ -141,7 +141,7 @@ fn a_diff_names_what_came_went_and_changed() {
     };
     assert_eq!(old.diff(&new), expected);
     assert_eq!(expected.changed(), ["b", "c"]);
-    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait, jobs, superres";
+    let told = "added d; removed a; to be loaded again b; redefined c; default mode b; settings max_pixels, memory, max_wait, jobs, http, superres";
     assert_eq!(expected.to_string(), told);
     assert!(old.diff(&old).is_empty());
 }
