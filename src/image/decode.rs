@@ -38,8 +38,8 @@ pub enum DecodeError {
     Damaged(#[source] ImageError),
     #[error("is a damaged image: the file ends before the image does")]
     CutShort,
-    #[error("is a damaged image: a frame of it is larger than the image")]
-    LargeFrame,
+    #[error("is a damaged image: a frame has another size than the file says")]
+    FrameSize,
 }
 
 /// Facts from a file's first bytes.
@@ -145,15 +145,9 @@ impl<'a> Opened<'a> {
                 (OpenedFormat::Jpeg { decoder, is_progressive }, dimensions, orientation)
             }
             Ok(ImageFormat::WebP) => {
-                let webp::Outline { is_complete, largest } = webp::outline(file);
-                if !is_complete {
-                    return Err(DecodeError::CutShort);
-                }
                 let mut decoder = WebPDecoder::new(cursor).map_err(DecodeError::Damaged)?;
                 let dimensions = decoder.dimensions();
-                if largest.0 > dimensions.0 || largest.1 > dimensions.1 {
-                    return Err(DecodeError::LargeFrame);
-                }
+                webp::check(file, dimensions)?; // before EXIF is looked for
                 let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
                 (OpenedFormat::WebP(decoder), dimensions, orientation)
             }
