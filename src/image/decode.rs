@@ -38,8 +38,8 @@ pub enum DecodeError {
     Damaged(#[source] ImageError),
     #[error("is a damaged image: the file ends before the image does")]
     CutShort,
-    #[error("is a damaged image: a frame of it is larger than the image")]
-    LargeFrame,
+    #[error("is a damaged image: a frame has another size than the file says")]
+    FrameSize,
 }
 
 /// Facts from a file's first bytes.
@@ -121,7 +121,7 @@ struct Opened<'a> {
 
 enum OpenedFormat<'a> {
     Png(png_rows::Reader<Cursor<&'a [u8]>>),
-    Jpeg { decoder: JpegDecoder<Cursor<&'a [u8]>>, is_progressive: bool },
+    Jpeg { decoder: JpegDecoder<Cursor<&'a [u8]>>, kept_components: u8 },
     WebP(WebPDecoder<Cursor<&'a [u8]>>),
 }
 
@@ -135,25 +135,19 @@ impl<'a> Opened<'a> {
                 (OpenedFormat::Png(reader), dimensions, orientation)
             }
             Ok(ImageFormat::Jpeg) => {
-                let jpeg::Outline { is_complete, is_progressive } = jpeg::outline(file);
+                let jpeg::Outline { is_complete, kept_components } = jpeg::outline(file);
                 if !is_complete {
                     return Err(DecodeError::CutShort);
                 }
                 let mut decoder = JpegDecoder::new(cursor).map_err(DecodeError::Damaged)?;
                 let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
                 let dimensions = decoder.dimensions();
-                (OpenedFormat::Jpeg { decoder, is_progressive }, dimensions, orientation)
+                (OpenedFormat::Jpeg { decoder, kept_components }, dimensions, orientation)
             }
             Ok(ImageFormat::WebP) => {
-                let webp::Outline { is_complete, largest } = webp::outline(file);
-                if !is_complete {
-                    return Err(DecodeError::CutShort);
-                }
                 let mut decoder = WebPDecoder::new(cursor).map_err(DecodeError::Damaged)?;
                 let dimensions = decoder.dimensions();
-                if largest.0 > dimensions.0 || largest.1 > dimensions.1 {
-                    return Err(DecodeError::LargeFrame);
-                }
+                webp::check(file, dimensions)?; // before EXIF is looked for
                 let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
                 (OpenedFormat::WebP(decoder), dimensions, orientation)
             }
@@ -181,11 +175,10 @@ impl<'a> Opened<'a> {
             // Only a few rows are in memory; but reading them takes time, and who counts bytes
             // also counts on few large images being read at once.
             OpenedFormat::Png(_) => 2,
-            OpenedFormat::Jpeg { is_progressive: false, .. } => 3,
-            // And the coefficients, 16 bits each.
-            OpenedFormat::Jpeg { is_progressive: true, .. } => 9,
-            // RGBA twice while transforms are undone.
-            OpenedFormat::WebP(_) => 8,
+            // Grey and RGB, and the coefficients that are kept, 16 bits each.
+            OpenedFormat::Jpeg { kept_components, .. } => 4 + 2 * u64::from(*kept_components),
+            // An animation's frame, canvas and result, RGBA each.
+            OpenedFormat::WebP(_) => 12,
         };
         let pixels = u64::from(self.width) * u64::from(self.height);
         bytes_of_a_pixel * pixels + file.len() as u64

@@ -19,6 +19,7 @@ mod allocations;
 mod architecture;
 mod checkpoint;
 mod config;
+mod corpus;
 mod folder;
 mod lora;
 mod prompt;
