@@ -71,7 +71,7 @@ fn report(recovery: &Recovery) -> String {
         }
         0 => "nothing was recovered\n".to_owned(),
         _ => format!(
-            "recovered {}, {}: the next daemon serves them\n\
+            "recovered {} of {}: the next daemon serves them\n\
              The journal has {ended} finished jobs now, with {:.2} GiB of images. Those recovered \
              count as finished now;\n'jobs.retention' of modes.yaml (max_age, max_jobs, max_gb) \
              applies to all of them from the next start on.\n",

@@ -112,7 +112,11 @@ pub fn json_bytes(value: &impl Serialize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{job::{Job, Terms}, modes::Time, queue::Entry};
+    use crate::{
+        job::{Job, Terms},
+        modes::Time,
+        queue::Entry,
+    };
 
     const HOUR: u64 = 60 * 60 * 1000;
     const DAY: u64 = 24 * HOUR;

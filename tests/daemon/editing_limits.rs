@@ -69,7 +69,7 @@ fn the_file_never_becomes_larger_than_one_that_is_read() {
 #[test]
 fn nor_does_it_hold_more_than_one_that_is_read() {
     let mut daemon = Daemon::start();
-    let numbers = vec![1; 25_000];
+    let numbers = vec![1; 9_000];
     let mut written = 0;
     let refused = loop {
         let answer = put(&daemon, &format!("m{written}"), json!({"x": numbers}));

@@ -266,8 +266,11 @@ fn serve(mut program: Command, folder: &Path, arguments: &[&str]) -> (Child, Str
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let url = line.trim().strip_prefix("listening on ").expect(&line).to_owned();
-    (child, url)
+    let Some(url) = line.trim().strip_prefix("listening on ") else {
+        let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+        panic!("the daemon does not listen: {line}{log}");
+    };
+    (child, url.to_owned())
 }
 
 impl Drop for Daemon {

@@ -54,8 +54,11 @@ pub async fn serve(
             Ok::<_, Infallible>(response.map(|body| WatchedBody { body, request: in_request }))
         }
     });
-    let mut connection =
-        pin!(http1::Builder::new().serve_connection(TokioIo::new(socket), service));
+    // hyper would end the connection, and its request, as soon as it sees the peer's end; `hung_up`
+    // decides that here, for requests with and without others behind them.
+    let mut http = http1::Builder::new();
+    http.half_close(true);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
     let mut hung_up = pin!(hung_up(&reader, &activity));
     let mut is_stopping = false;
     loop {
@@ -74,8 +77,7 @@ pub async fn serve(
     }
 }
 
-/// Resolves when the peer has closed its side during a request. hyper notices that itself unless the
-/// peer has sent something behind the request: it does not read on before it has answered.
+/// Resolves when the peer has closed its side during a request.
 async fn hung_up(reader: &OwnedReadHalf, activity: &Activity) {
     loop {
         let ready = reader.ready(Interest::READABLE).await;
