@@ -19,10 +19,10 @@ daemon deletes none of them: it moves them to DIR/orphaned and says so in its lo
 puts each of them back into DIR/results and makes a finished job of it, so that GET /api/jobs lists
 it and GET /api/jobs/{id}/image serves it after the next start.
 
-An image says itself how it was drawn: prompt, seed, steps, size, model, LoRAs. The name of its mode
-is lost, the model's stands in for it, and so are its tags, its times but for its id's, and what it
-was drawn over. A job whose row in the journal cannot be read is made again in the same way; the
-journal is copied before. Images with another name than <job>-<index>.png stay where they are.
+An image says itself how it was drawn: prompt, seed, steps, size, model, LoRAs. The mode's name,
+tags, source image and most times are lost; the model's name replaces the mode's. A job whose row in
+the journal cannot be read is made again in the same way; the journal is copied before. Images with
+another name than <job>-<index>.png stay where they are.
 
 The jobs count as finished now, for 'jobs.retention' of modes.yaml: what is more than max_jobs or
 max_gb allow is deleted by the next start, the oldest first. Raise these before, if need be.
@@ -30,7 +30,7 @@ max_gb allow is deleted by the next start, the oldest first. Raise these before,
 Examples:
   diffused recover                          of the folder 'state', while no daemon uses it
   diffused recover --state-dir /var/lib/diffused
-To do it again changes nothing.";
+Running it again changes nothing.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]

@@ -13,18 +13,16 @@ use crate::{job::JobId, modes::Retention};
 const RECORD_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=256 << 20;
 /// What a record takes beside its contents.
 const RECORD_OVERHEAD: u64 = 1 << 10;
-/// How far the wall clock may move between two daemons without being doubted, and how long the
-/// daemon then runs before anything expires by age.
+/// How long a daemon runs before jobs of an earlier one expire by age: the wall clock alone tells
+/// their age, and it may be wrong, or have been, and be set soon.
 const DOUBT_MS: u64 = 60 * 60 * 1000;
 
 /// Jobs that have ended, oldest first.
 #[derive(Default)]
 pub struct RetainedJobs {
     line: Line<Now>,
-    /// The last time that the journal knew at the start.
-    newest_unix_ms: Option<u64>,
-    /// On the clock that is never set: nothing expires by age before.
-    no_expiry_before_ms: u64,
+    /// When the daemon started, on the clock that is never set.
+    started_ms: u64,
 }
 
 impl RetainedJobs {
@@ -32,17 +30,9 @@ impl RetainedJobs {
         self.line.push(id, record_bytes, ended);
     }
 
-    /// A time in the journal of an earlier daemon.
-    pub fn seen(&mut self, unix_ms: u64) {
-        self.newest_unix_ms = self.newest_unix_ms.max(Some(unix_ms));
-    }
-
-    /// The daemon starts. Where the journal's last time is long ago, either the machine was off for
-    /// so long, or its clock is wrong and will soon be set: expiry waits for that.
+    /// The daemon starts; all jobs of earlier ones are there.
     pub fn begin(&mut self, now: Now) {
-        let is_doubted =
-            self.newest_unix_ms.is_some_and(|at| now.unix_ms.saturating_sub(at) > DOUBT_MS);
-        self.no_expiry_before_ms = if is_doubted { now.steady_ms + DOUBT_MS } else { 0 };
+        self.started_ms = now.steady_ms;
     }
 
     /// Takes out those that are too old, or too many.
@@ -71,7 +61,10 @@ impl RetainedJobs {
     fn expires_in_ms(&self, ended: Now, now: Now, retention: &Retention) -> u64 {
         let max_age_ms = retention.max_age.duration().as_millis() as u64;
         let by_age = max_age_ms.saturating_sub(age_ms(ended, now));
-        by_age.max(self.no_expiry_before_ms.saturating_sub(now.steady_ms))
+        if ended.steady_ms >= self.started_ms {
+            return by_age;
+        }
+        by_age.max((self.started_ms + DOUBT_MS).saturating_sub(now.steady_ms))
     }
 }
 
@@ -128,9 +121,8 @@ mod tests {
     }
 
     /// How long a job is kept that ended at `ended`, in a daemon that started at `start`.
-    fn kept_for(last_known: u64, start: Now, ended: Now, now: Now) -> u64 {
+    fn kept_for(start: Now, ended: Now, now: Now) -> u64 {
         let mut jobs = RetainedJobs::default();
-        jobs.seen(last_known);
         jobs.begin(start);
         jobs.push(JobId::new(), ended, 0);
         let kept_for = jobs.next_expiry_in_ms(now, &WEEK).unwrap();
@@ -153,25 +145,42 @@ mod tests {
             ("asleep for 8 days", later(0, 0), later(8 * DAY, HOUR), 7 * DAY - HOUR),
             ("of an earlier daemon", at(noon - DAY, noon - DAY), later(DAY, DAY), 5 * DAY),
         ] {
-            assert_eq!(kept_for(noon, start, ended, now), expected, "{what}");
+            assert_eq!(kept_for(start, ended, now), expected, "{what}");
         }
     }
 
     #[test]
-    fn a_start_long_after_the_last_known_time_waits_before_anything_expires() {
+    fn a_job_of_an_earlier_daemon_expires_by_age_an_hour_after_the_start_at_the_soonest() {
         let noon = 1000 * DAY;
-        for (what, last_known, now, expected) in [
-            ("restarted at once", noon, at(noon, noon), 0),
-            ("restarted within the hour", noon - HOUR, at(noon, noon), 0),
-            ("after a week", noon - 7 * DAY, at(noon, noon), HOUR),
-            ("half an hour later", noon - 7 * DAY, at(noon + HOUR / 2, noon + HOUR / 2), HOUR / 2),
-            ("an hour later", noon - 7 * DAY, at(noon + HOUR, noon + HOUR), 0),
-            ("set right meanwhile", noon - 7 * DAY, at(noon - 6 * DAY, noon + HOUR), 5 * DAY),
-            ("a journal from the future", noon + DAY, at(noon, noon), 0),
+        let old = at(noon - 8 * DAY, noon - 8 * DAY);
+        let half = HOUR / 2;
+        for (what, ended, now, expected) in [
+            ("at the start", old, at(noon, noon), HOUR),
+            ("half an hour later", old, at(noon + half, noon + half), half),
+            ("an hour later", old, at(noon + HOUR, noon + HOUR), 0),
+            ("set back meanwhile", old, at(noon - 6 * DAY, noon + HOUR), 5 * DAY),
+            ("set forward meanwhile", old, at(noon + DAY, noon + half), half),
+            ("of the future", at(noon + DAY, noon + DAY), at(noon, noon), 7 * DAY),
         ] {
-            let ended = at(noon - 8 * DAY, noon - 8 * DAY);
-            assert_eq!(kept_for(last_known, at(noon, noon), ended, now), expected, "{what}");
+            assert_eq!(kept_for(at(noon, noon), ended, now), expected, "{what}");
         }
+        let short = Retention { max_age: Time::of_secs(60), ..WEEK };
+        let mut jobs = RetainedJobs::default();
+        jobs.begin(at(noon, noon));
+        jobs.push(JobId::new(), at(noon, noon), 0);
+        let now = at(noon + 60_000, noon + 60_000);
+        assert_eq!(jobs.take_expired(now, &short).len(), 1, "of this daemon: at its age");
+    }
+
+    #[test]
+    fn number_and_bytes_count_at_once_after_a_start() {
+        let noon = 1000 * DAY;
+        let mut jobs = RetainedJobs::default();
+        let ids: Vec<JobId> = (0..3).map(|_| JobId::new()).collect();
+        ids.iter().for_each(|id| jobs.push(*id, at(0, 0), 0));
+        jobs.begin(at(noon, noon));
+        let two = Retention { max_jobs: 2, ..WEEK };
+        assert_eq!(jobs.take_expired(at(noon, noon), &two), ids[..1]);
     }
 
     #[test]

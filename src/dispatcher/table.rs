@@ -184,8 +184,6 @@ impl SharedJobs {
                 table.kept.on_disk(id, image_bytes);
             }
         }
-        let times = [Some(view.created_unix_ms), view.started_unix_ms, view.finished_unix_ms];
-        times.into_iter().flatten().for_each(|unix_ms| table.finished.seen(unix_ms));
         table.views.insert(id, view);
         if let Some(bytes) = result_bytes {
             table.keep_result(id, bytes);

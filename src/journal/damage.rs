@@ -1,8 +1,9 @@
-//! What becomes of a damaged journal: it is renamed, never overwritten, and the rows that can still
-//! be read are copied.
+//! What becomes of a damaged journal: the rows that can still be read are copied into a new one,
+//! and only when that is whole is the damaged one renamed. It is never overwritten.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -11,6 +12,12 @@ use rusqlite::{Connection, config::DbConfig, types::Value};
 
 use super::rows::{COLUMNS, remembered_of};
 
+/// The new journal while it is made.
+pub const BUILDING: &str = ".building";
+/// The new journal that is whole, until it takes the damaged one's place.
+pub const REBUILT: &str = ".rebuilt";
+/// The database and the files that SQLite keeps beside it.
+const FILES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 /// How many rows without neighbours are looked for one by one, at most.
 const MAX_PROBES: i64 = 1_000_000;
 
@@ -26,19 +33,53 @@ pub fn with_ending(path: &Path, ending: &str) -> PathBuf {
 
 /// Milliseconds since 1970, for a name that is not taken.
 pub fn now_ms() -> u128 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
+    ms(SystemTime::now())
 }
 
-/// Renames the database and the files that belong to it, and says what it is called now.
-pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = with_ending(path, &format!(".damaged-{}", now_ms()));
-    for ending in ["", "-wal", "-shm"] {
-        match fs::rename(with_ending(path, ending), with_ending(&aside, ending)) {
+fn ms(time: SystemTime) -> u128 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis()
+}
+
+/// Puts the rebuilt journal in the damaged one's place, and says what that is called now. A kill
+/// after any step leaves work that [`finish_swap`] ends: the database goes first, so that nobody
+/// opens it without its log, and the new one comes last, so that it never meets the old log.
+pub fn swap(path: &Path) -> io::Result<PathBuf> {
+    let rebuilt = with_ending(path, REBUILT);
+    // The same name, however often a kill interrupts this.
+    let built = fs::metadata(&rebuilt)?.modified()?;
+    let aside = with_ending(path, &format!(".damaged-{}", ms(built)));
+    for ending in FILES {
+        match rename(&with_ending(path, ending), &with_ending(&aside, ending)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
     }
+    rename(&rebuilt, path)?;
     Ok(aside)
+}
+
+/// Ends a [`swap`] that a kill interrupted.
+pub fn finish_swap(path: &Path) -> io::Result<Option<PathBuf>> {
+    let is_interrupted = !path.try_exists()? && with_ending(path, REBUILT).try_exists()?;
+    is_interrupted.then(|| swap(path)).transpose()
+}
+
+/// Renames a file so that the new name survives a power cut, before anything else happens.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let folder = to.parent().filter(|it| !it.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Removes a database that is of no use, and what SQLite keeps beside it.
+pub fn remove(path: &Path) -> io::Result<()> {
+    for ending in FILES {
+        match fs::remove_file(with_ending(path, ending)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Keeps a connection from writing when it is closed, so that a damaged database stays as it is.

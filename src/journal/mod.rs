@@ -2,9 +2,9 @@
 //!
 //! Owns a SQLite file (`store`), the images beside it (`results`), and the threads that write both
 //! (`writer`). Whatever is wrong with the file, no image is deleted for it (`opening`, `damage`), and
-//! a lost index is made again from the images (`recover`). Whoever appends a [`Record`] goes on at once; that it is on disk, fsync included, a
-//! [`Receipt`] says. Records that wait together are written together, in the order in which they
-//! were appended.
+//! a lost index is made again from the images (`recover`). Whoever appends a [`Record`] goes on at
+//! once; that it is on disk, fsync included, a [`Receipt`] says. Records that wait together are
+//! written together, in the order in which they were appended.
 //!
 //! Where nothing can be written (the disk is full), a job that was to be accepted is refused; what
 //! has happened to jobs that were accepted before is kept in memory and tried again until it is

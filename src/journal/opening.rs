@@ -32,21 +32,43 @@ pub fn open(folder: &Path) -> Result<Files, JournalError> {
     if let Err(error) = results.remove_unfinished() {
         tracing::warn!("unfinished images cannot be removed: {error}");
     }
-    let remembered = contents.remembered.iter().map(|job| job.entry.id);
+    set_unknown_aside(folder, &results, &contents);
+    Ok(Files { store, results, contents })
+}
+
+/// An image of a job that has not ended is unknown, too: the journal may be an older copy, and the
+/// job, done again, would overwrite the image.
+fn set_unknown_aside(folder: &Path, results: &Results, contents: &Contents) {
+    let (ended, waiting): (Vec<_>, Vec<_>) =
+        contents.remembered.iter().partition(|job| job.ending.is_some());
+    let ended = ended.iter().map(|job| job.entry.id);
+    let waiting: HashSet<_> = waiting.iter().map(|job| job.entry.id).collect();
     let known: HashSet<_> =
-        remembered.chain(contents.unreadable.clone()).chain(contents.tombstones.clone()).collect();
+        ended.chain(contents.unreadable.clone()).chain(contents.tombstones.clone()).collect();
     let orphaned = results.orphaned_folder().display();
-    match results.set_aside_all_but(&known) {
-        Ok(0) => {}
-        Ok(count) => tracing::error!(
+    let moved = match results.set_aside_all_but(&known) {
+        Ok(moved) => moved,
+        Err(error) => {
+            tracing::error!(
+                "the journal knows nothing of some images, and they cannot be moved to \
+                 '{orphaned}': {error}; they stay where they are"
+            );
+            return;
+        }
+    };
+    let again = moved.iter().filter(|image| waiting.contains(&image.job)).count();
+    let count = moved.len() - again;
+    if again > 0 {
+        tracing::info!(
+            "{again} images of jobs that have not ended are now in '{orphaned}', and their jobs are \
+             done again: an earlier daemon was killed, or the journal is an older copy"
+        );
+    }
+    if count > 0 {
+        tracing::error!(
             "the journal knows nothing of {count} images: they are now in '{orphaned}'; 'diffused \
              recover --state-dir {}' makes jobs of them again, once this daemon is stopped",
             folder.display()
-        ),
-        Err(error) => tracing::error!(
-            "the journal knows nothing of some images, and they cannot be moved to '{orphaned}': \
-             {error}; they stay where they are"
-        ),
+        );
     }
-    Ok(Files { store, results, contents })
 }

@@ -51,7 +51,7 @@ pub fn recover(folder: &Path, now_unix_ms: u64) -> Result<Recovery, JournalError
         .map_err(|error| JournalError::Unusable { path: folder.into(), error })
 }
 
-fn recover_in(
+pub(super) fn recover_in(
     files: Files,
     folder: &Path,
     now_unix_ms: u64,
@@ -60,10 +60,18 @@ fn recover_in(
     let unreadable: HashSet<_> = contents.unreadable.into_iter().collect();
     let mut known: HashMap<_, _> =
         contents.remembered.into_iter().map(|job| (job.entry.id, job)).collect();
-    // The images of a job that cannot be read are in their place.
+    let tombstones: HashSet<_> = contents.tombstones.into_iter().collect();
+    // Those of a job that cannot be read are in their place, and those that could not be moved.
     let mut images = results.images()?;
-    images.retain(|image| unreadable.contains(&image.job));
-    images.extend(results.orphaned()?);
+    images.retain(|image| !known.contains_key(&image.job) && !tombstones.contains(&image.job));
+    for image in results.orphaned()? {
+        let stays_in_place = !tombstones.contains(&image.job)
+            && known.get(&image.job).is_none_or(|job| job.ending.is_some());
+        // A job that was done again, with its seed, has the same image in its place.
+        if !(stays_in_place && results.remove_copy(&image)?) {
+            images.push(image);
+        }
+    }
     let mut by_job: BTreeMap<JobId, Vec<ImageFile>> = BTreeMap::new();
     images.into_iter().for_each(|image| by_job.entry(image.job).or_default().push(image));
 

@@ -99,20 +99,35 @@ impl Results {
         Ok(())
     }
 
-    /// Moves the images of all other jobs to `orphaned`, and says how many. What is named otherwise
-    /// is not ours, and stays.
-    pub fn set_aside_all_but(&self, known: &HashSet<JobId>) -> io::Result<usize> {
-        let mut unknown = self.images()?;
-        unknown.retain(|image| !known.contains(&image.job));
-        if unknown.is_empty() {
-            return Ok(0);
+    /// Moves the images of all other jobs to `orphaned`, and says which. What is named otherwise is
+    /// not ours, and stays. So does an image that is in `orphaned` already, byte for byte: a daemon
+    /// that is killed again and again makes one copy.
+    pub fn set_aside_all_but(&self, known: &HashSet<JobId>) -> io::Result<Vec<ImageFile>> {
+        let mut moved = Vec::new();
+        for image in self.images()? {
+            if known.contains(&image.job) {
+                continue;
+            }
+            private::create_folder(&self.orphaned)?;
+            if let Some(path) = self.unused_name(&image)? {
+                fs::rename(&image.path, path)?;
+                moved.push(image);
+            }
         }
-        private::create_folder(&self.orphaned)?;
-        for image in &unknown {
-            fs::rename(&image.path, self.unused_name(image)?)?;
+        if !moved.is_empty() {
+            [&self.orphaned, &self.folder].into_iter().try_for_each(|folder| sync(folder))?;
         }
-        [&self.orphaned, &self.folder].into_iter().try_for_each(|folder| sync(folder))?;
-        Ok(unknown.len())
+        Ok(moved)
+    }
+
+    /// Removes an image that was set aside, if its place has the same one.
+    pub fn remove_copy(&self, image: &ImageFile) -> io::Result<bool> {
+        let path = self.path(image.job, image.index);
+        let is_copy = path != image.path && path.try_exists()? && are_equal(&path, &image.path)?;
+        if is_copy {
+            fs::remove_file(&image.path)?;
+        }
+        Ok(is_copy)
     }
 
     /// Moves an image back among the results. False if another one has its place.
@@ -157,21 +172,30 @@ impl Results {
         &self.orphaned
     }
 
-    /// Where an image can be set aside without overwriting another one.
-    fn unused_name(&self, image: &ImageFile) -> io::Result<PathBuf> {
+    /// Where an image can be set aside without overwriting another one; `None` if it is there.
+    fn unused_name(&self, image: &ImageFile) -> io::Result<Option<PathBuf>> {
         let stem = format!("{}-{}", image.job, image.index);
         let mut path = self.orphaned.join(format!("{stem}.png"));
         let mut copy = 2;
         while path.try_exists()? {
+            if are_equal(&path, &image.path)? {
+                return Ok(None);
+            }
             path = self.orphaned.join(format!("{stem}.{copy}.png"));
             copy += 1;
         }
-        Ok(path)
+        Ok(Some(path))
     }
 
     fn path(&self, id: JobId, index: usize) -> PathBuf {
         self.folder.join(format!("{id}-{index}.png"))
     }
+}
+
+/// Whether two files have the same bytes.
+fn are_equal(one: &Path, other: &Path) -> io::Result<bool> {
+    let is_as_long = fs::metadata(one)?.len() == fs::metadata(other)?.len();
+    Ok(is_as_long && fs::read(one)? == fs::read(other)?)
 }
 
 fn sync(folder: &Path) -> io::Result<()> {

@@ -1,12 +1,12 @@
 //! The SQLite file: one row a job. Blocks; the writer's thread has it to itself.
 
-use std::{error::Error, fs, path::Path, str::FromStr, time::Duration};
+use std::{error::Error, fs, io, path::Path, str::FromStr, time::Duration};
 
 use rusqlite::{Connection, ErrorCode, Row, params_from_iter};
 
 use super::{
     JournalError, Record, Remembered,
-    damage::{self, RawRow, salvage, set_aside, with_ending},
+    damage::{self, RawRow, salvage, with_ending},
     migrations::MIGRATIONS,
     private,
     rows::{COLUMNS, remembered_of, write_one},
@@ -46,12 +46,34 @@ enum Refusal {
 impl From<rusqlite::Error> for Refusal {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            // The last one: it has not the tables that it should have.
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown) => {
-                Self::Damaged(error.to_string())
-            }
-            _ => Self::Other(error.into()),
+            // The file may be as it should be.
+            Some(
+                ErrorCode::CannotOpen
+                | ErrorCode::PermissionDenied
+                | ErrorCode::AuthorizationForStatementDenied
+                | ErrorCode::ReadOnly
+                | ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::OutOfMemory
+                | ErrorCode::NoLargeFileSupport
+                | ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed
+                | ErrorCode::OperationAborted
+                | ErrorCode::OperationInterrupted,
+            ) => Self::Other(error.into()),
+            // It is no database, or has not the tables and values that it should have.
+            _ => Self::Damaged(match error {
+                rusqlite::Error::SqlInputError { msg, .. } => msg,
+                error => error.to_string(),
+            }),
         }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::Other(error.into())
     }
 }
 
@@ -59,22 +81,8 @@ impl Store {
     /// Opens the file or creates it, and reads its contents. A damaged file is renamed, never
     /// overwritten; a new one begins with the rows that can still be read.
     pub fn open(path: &Path) -> Result<(Self, Contents), JournalError> {
+        let opened = Self::open_or_replace(path);
         let unusable = |error| JournalError::Unusable { path: path.into(), error };
-        let opened = match Self::try_open(path) {
-            Err(Refusal::Damaged(reason)) => {
-                let aside = set_aside(path).map_err(|error| unusable(error.into()))?;
-                let rows = salvage(&aside);
-                tracing::error!(
-                    "the journal '{}' is damaged ({reason}): it is now '{}', and a new one begins \
-                     with the {} jobs that could still be read",
-                    path.display(),
-                    aside.display(),
-                    rows.len()
-                );
-                Self::try_open(path).and_then(|(store, _)| store.begin_with(&rows))
-            }
-            opened => opened,
-        };
         opened.map_err(|refusal| match refusal {
             Refusal::Damaged(reason) => unusable(reason.into()),
             Refusal::Newer { found } => {
@@ -82,6 +90,60 @@ impl Store {
             }
             Refusal::Other(error) => unusable(error),
         })
+    }
+
+    fn open_or_replace(path: &Path) -> Result<(Self, Contents), Refusal> {
+        if let Some(aside) = damage::finish_swap(path)? {
+            tracing::error!(
+                "the journal '{}' was damaged: it is now '{}', and the new one that an earlier \
+                 start made of it takes its place",
+                path.display(),
+                aside.display()
+            );
+        }
+        match Self::try_open(path) {
+            Err(Refusal::Damaged(reason)) => Self::replace(path, &reason),
+            Ok(opened) => {
+                // Of a damaged journal that somebody has replaced.
+                damage::remove(&with_ending(path, damage::REBUILT))?;
+                damage::remove(&with_ending(path, damage::BUILDING))?;
+                Ok(opened)
+            }
+            refused => refused,
+        }
+    }
+
+    /// The damaged file keeps its place until the new one is whole, so that neither a kill nor a
+    /// full disk costs a job.
+    fn replace(path: &Path, reason: &str) -> Result<(Self, Contents), Refusal> {
+        let rows = salvage(path);
+        let building = with_ending(path, damage::BUILDING);
+        if let Err(refusal) = Self::build(&building, &rows) {
+            let _ = damage::remove(&building); // it is in the way of nothing
+            return Err(refusal);
+        }
+        damage::rename(&building, &with_ending(path, damage::REBUILT))?;
+        let aside = damage::swap(path)?;
+        tracing::error!(
+            "the journal '{}' is damaged ({reason}): it is now '{}', and a new one begins with the \
+             {} jobs that could still be read",
+            path.display(),
+            aside.display(),
+            rows.len()
+        );
+        Self::try_open(path)
+    }
+
+    /// Makes a journal of these rows, in one file.
+    fn build(path: &Path, rows: &[RawRow]) -> Result<(), Refusal> {
+        damage::remove(path)?;
+        let (store, _) = Self::try_open(path)?;
+        store.begin_with(rows)?;
+        // On closing, the log is merged into the file, unless there is no room.
+        match with_ending(path, "-wal").try_exists()? {
+            false => Ok(()),
+            true => Err(Refusal::Other("a new journal cannot be completed".into())),
+        }
     }
 
     fn try_open(path: &Path) -> Result<(Self, Contents), Refusal> {
@@ -95,7 +157,7 @@ impl Store {
             return Err(Refusal::Damaged("the file is empty, but its log is not".to_owned()));
         }
         // SQLite's other files take their permissions from this one.
-        private::open_file(path).map_err(|error| Refusal::Other(error.into()))?;
+        private::open_file(path)?;
         [log, with_ending(path, "-shm")].iter().for_each(|path| private::tighten(path));
         let mut connection = Connection::open(path)?;
         damage::leave_untouched(&connection, true)?;
@@ -115,17 +177,21 @@ impl Store {
         Ok((store, contents))
     }
 
-    /// Fills a new journal with the rows of a damaged one.
-    fn begin_with(mut self, rows: &[RawRow]) -> Result<(Self, Contents), Refusal> {
+    /// Fills a new journal with the rows of a damaged one, and closes it.
+    fn begin_with(mut self, rows: &[RawRow]) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         let places = vec!["?"; COLUMNS.split(',').count()].join(", ");
         let sql = format!("INSERT OR IGNORE INTO jobs ({COLUMNS}) VALUES ({places})");
         for row in rows {
-            transaction.prepare_cached(&sql)?.execute(params_from_iter(row))?;
+            match transaction.prepare_cached(&sql)?.execute(params_from_iter(row)) {
+                // A value that the table does not allow, in a column that this row does not need.
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                    tracing::warn!("a row of the damaged journal is left out: {error}");
+                }
+                inserted => drop(inserted?),
+            }
         }
-        transaction.commit()?;
-        let contents = self.read()?;
-        Ok((self, contents))
+        transaction.commit()
     }
 
     /// All of these, or none.

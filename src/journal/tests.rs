@@ -1,3 +1,5 @@
+mod damage;
+
 use std::{collections::HashSet, fs, io::Read, path::Path, sync::Arc};
 
 use serde_json::json;
@@ -165,21 +167,25 @@ fn files_of_no_job_are_set_aside_and_never_overwritten() {
     let half = folder.path().join(format!("results/{}-0.tmp", known.id));
     [&mine, &half].iter().for_each(|path| fs::write(path, "x").unwrap());
     let only_known = HashSet::from([known.id]);
-    for _ in 0..2 {
-        results.save(&unknown, &images()).unwrap();
-        assert_eq!(results.set_aside_all_but(&only_known).unwrap(), 2);
-        assert_eq!(results.set_aside_all_but(&only_known).unwrap(), 0);
+    let moved = || results.set_aside_all_but(&only_known).unwrap().len();
+    let mut other = images();
+    other.rgb[0] ^= 1;
+    for (images, expected) in [(images(), 2), (images(), 0), (other, 1)] {
+        results.save(&unknown, &images).unwrap();
+        assert_eq!(moved(), expected, "each is set aside once");
+        assert_eq!(moved(), 0);
     }
     results.remove_unfinished().unwrap();
     assert!(results.file(known.id, 1).unwrap().is_some());
     assert!(results.file(unknown.id, 0).unwrap().is_none());
+    assert!(results.file(unknown.id, 1).unwrap().is_some(), "its copy is set aside");
     assert!(mine.exists() && !half.exists());
     let names = fs::read_dir(results.orphaned_folder()).unwrap();
     let mut names: Vec<_> =
         names.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     names.sort_unstable();
     let id = unknown.id;
-    let expected = ["-0.2.png", "-0.png", "-1.2.png", "-1.png"].map(|end| format!("{id}{end}"));
+    let expected = ["-0.2.png", "-0.png", "-1.png"].map(|end| format!("{id}{end}"));
     assert_eq!(names, expected);
     assert_eq!(results.orphaned().unwrap().len(), 2, "those that have their names");
 }
