@@ -29,7 +29,7 @@ use crate::{
     journal::JournalError,
     modes::{Authority, Built, HostName, Modes, Switch, UnknownMode},
     webhook::Deliverer,
-    worker::sandbox::Sandbox,
+    worker::{process::this_program, sandbox::Sandbox},
 };
 
 /// How long answers may still be on their way once all work is done.
@@ -76,7 +76,8 @@ pub struct Arguments {
           value_parser = clap::value_parser!(u32).range(1..=86_400))]
     admission_timeout: Option<u32>,
     /// How many seconds the worker may take to stop a job that was cancelled or has run out of
-    /// time, before it is killed and another one is started; at least two of the job's steps
+    /// time, before it is killed and another one is started; longer where the job's own steps, or
+    /// decoding its image, take longer
     #[arg(long, value_name = "SECS", default_value_t = DispatcherConfig::STOP_GRACE.as_secs(),
           env = "STOP_GRACE", value_parser = clap::value_parser!(u64).range(..=86_400))]
     stop_grace: u64,
@@ -191,7 +192,7 @@ async fn serve(arguments: Arguments, custom: CustomJobs) -> Result<(), ServeErro
     let deliverer_too = deliverer.clone();
     let (handle, dispatcher) = dispatcher::start(DispatcherConfig {
         queue_max: arguments.queue_max as usize,
-        worker_command: (std::env::current_exe()?, worker_arguments),
+        worker_command: (this_program()?, worker_arguments),
         switch_to_default: is_there(&modes, &modes.default_mode),
         preload,
         modes,

@@ -30,7 +30,12 @@ use tokio::{
 };
 
 use self::supervisor::{Reply, TERMINATE};
-use crate::{job::JobId, modes::CustomCommand, request::parse_json};
+use crate::{
+    job::JobId,
+    modes::CustomCommand,
+    request::parse_json,
+    worker::process::{NAME, this_program},
+};
 
 /// What a command sees of the daemon's environment.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TMPDIR"];
@@ -124,7 +129,8 @@ impl Supervised {
     fn spawn(command: &CustomCommand, job: JobId) -> std::io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let mut process = tokio::process::Command::new(std::env::current_exe()?);
+        let mut process = tokio::process::Command::new(this_program()?);
+        process.arg0(NAME);
         process.args([supervisor::SUBCOMMAND, "--"]).arg(&command.program).args(&command.arguments);
         process.env_clear().env(JOB_ID, job.to_string());
         for name in ENVIRONMENT.into_iter().chain([supervisor::ITS_OWN]) {

@@ -51,6 +51,9 @@ impl Watchdog {
     /// Two missed heartbeats at least.
     const SHORTEST_QUIET: Duration = Duration::from_secs(2);
 
+    /// How long a process may take to say something at all, at least.
+    const FIRST_FRAME: Duration = Duration::from_secs(300);
+
     /// For everything but drawing: a load reports progress for each tensor, and the slowest network
     /// file system delivers one in this time.
     const NO_PROGRESS: Duration = Duration::from_secs(600);
@@ -100,9 +103,32 @@ impl Watchdog {
         }
     }
 
-    /// The first frame may take longer: libraries of gigabytes are loaded before it.
+    /// The first frame may take longer: libraries of gigabytes are read from a cold disk before it.
     fn silence_limit(&self) -> Duration {
-        if self.heard { self.limit } else { 4 * self.limit }
+        if self.heard { self.limit } else { Self::FIRST_FRAME.max(4 * self.limit) }
+    }
+}
+
+/// A job that the worker was told to stop. It looks between steps, tiles and tensors only.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopping {
+    pub longest_step: Duration,
+    /// How long jobs like it take as a whole; zero before the first of them.
+    pub usual: Duration,
+    /// The steps of an image are done.
+    pub is_decoding: bool,
+}
+
+impl Stopping {
+    /// How long the worker has for it before it is killed, `least` at least. A healthy one is done by
+    /// then: killing it would only have everything loaded again.
+    pub fn grace(self, least: Duration) -> Duration {
+        let Self { longest_step, usual, is_decoding } = self;
+        let decoding = match is_decoding {
+            true => progress_limit(Activity::Drawing { longest_step }),
+            false => Duration::ZERO,
+        };
+        least.max(2 * longest_step).max(usual).max(decoding)
     }
 }
 
@@ -171,9 +197,12 @@ mod tests {
         assert_eq!(ticks(&mut watchdog, 5), Verdict::Quiet);
         assert_eq!(ticks(&mut watchdog, 1), Verdict::Silent(secs(3)));
         watchdog.reset();
-        // Before its first frame it has four times as long, and is not ready anyway.
-        assert_eq!(ticks(&mut watchdog, 23), Verdict::Well);
-        assert_eq!(ticks(&mut watchdog, 1), Verdict::Silent(secs(12)));
+        // Before its first frame it has much longer, and is not ready anyway.
+        assert_eq!(ticks(&mut watchdog, 599), Verdict::Well);
+        assert_eq!(ticks(&mut watchdog, 1), Verdict::Silent(secs(300)));
+        let mut patient = Watchdog::new(secs(100));
+        assert_eq!(ticks(&mut patient, 799), Verdict::Well);
+        assert_eq!(ticks(&mut patient, 1), Verdict::Silent(secs(400)));
     }
 
     #[test]
@@ -185,6 +214,22 @@ mod tests {
         watchdog.heard();
         watchdog.progressed();
         assert_eq!(watchdog.tick(secs(36_000), drawing), Verdict::Well);
+    }
+
+    #[test]
+    fn a_worker_has_time_to_finish_what_it_cannot_interrupt() {
+        for (longest_step, usual, is_decoding, expected) in [
+            (0, 0, false, 30),
+            (20, 0, false, 40),
+            (20, 300, false, 300),
+            (1, 0, true, 600),
+            (40, 0, true, 800),
+            (1, 900, true, 900),
+        ] {
+            let (longest_step, usual) = (secs(longest_step), secs(usual));
+            let stopping = Stopping { longest_step, usual, is_decoding };
+            assert_eq!(stopping.grace(secs(30)), secs(expected), "{stopping:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::{
 };
 
 use super::{
+    process,
     protocol::{self, DrawnReport, FromWorker, ToWorker, WorkerError, WorkerErrorKind},
     sandbox::{self, Granted},
 };
@@ -63,6 +64,7 @@ pub fn run(
     confine: impl FnOnce() -> Granted,
     open: impl FnOnce() -> Result<Backend, ExitCode>,
 ) -> ExitCode {
+    process::take_name();
     volunteer_for_the_oom_killer();
     let granted = confine();
     let socket = match socket_on_stdin() {
@@ -256,7 +258,8 @@ impl Worker {
     fn outside<'m>(&self, models: impl IntoIterator<Item = &'m Path>) -> Option<WorkerError> {
         let model = self.granted.outside(models)?;
         tracing::info!("{} is, or leads, outside of the worker's sandbox", model.display());
-        let message = "its files lie outside of the worker's sandbox (serve --sandbox off)";
+        let message = "the worker's sandbox does not allow reading this model's files; restart with \
+                       --sandbox off";
         let (kind, message) = (WorkerErrorKind::OutsideSandbox, message.to_owned());
         Some(WorkerError { kind, message })
     }

@@ -50,6 +50,28 @@ pub const ALLOCATOR: (&str, &str) = (
 /// much memory they have; CUDA's own order puts the fastest first.
 const CARDS: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
 
+/// What this program is called in lists of processes.
+pub const NAME: &str = env!("CARGO_PKG_NAME");
+
+/// The file that runs, even if it was replaced or removed since: an upgrade in place must stop no job,
+/// and no other version's worker must be started.
+#[cfg(target_os = "linux")]
+pub fn this_program() -> io::Result<PathBuf> {
+    Ok("/proc/self/exe".into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn this_program() -> io::Result<PathBuf> {
+    std::env::current_exe()
+}
+
+/// Names this process, which would be called `exe` after the file that it was started by. Best effort.
+pub fn take_name() {
+    if let Err(error) = std::fs::write("/proc/self/comm", NAME) {
+        tracing::debug!("the process keeps its name: {error}");
+    }
+}
+
 /// Messages that may wait for the dispatcher before the worker has to.
 const INBOX_MESSAGES: usize = 16;
 
@@ -85,6 +107,9 @@ impl Process {
             // A group of its own: an interrupt from the terminal is for the daemon, which lets
             // the running job finish.
             .process_group(0);
+        if this_program().is_ok_and(|it| it == *program) {
+            command.arg0(NAME);
+        }
         prepare(&mut command);
         let child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         Ok(Self::attend(UnixStream::from_std(ours)?, Some(child)))

@@ -30,6 +30,10 @@ pub struct Supervisor {
     deaths: u32,
     /// How many times a process was started, but for those that were asked for.
     starts: u64,
+    /// What was looked up last.
+    resolved: Option<Vec<PathBuf>>,
+    /// A look-up that a disk does not answer, and that cannot be ended.
+    stuck: Option<JoinHandle<Vec<PathBuf>>>,
 }
 
 enum State {
@@ -47,14 +51,20 @@ enum State {
     Dead {
         restart_at: Instant,
     },
-    /// What the next process may read is looked up on disk, which may be slow.
+    /// What the next process may read is looked up on disk, which may be slow, or a network share
+    /// that never answers.
     Resolving {
         paths: JoinHandle<Vec<PathBuf>>,
+        until: Instant,
     },
 }
 
 /// How long a killed process may take to go before the next one is started beside it.
 const LEAVING: Duration = Duration::from_secs(2);
+
+/// How long looking up what it may read may take. Without an answer the worker may read what the last
+/// one might: a job that needs more has it started again.
+const RESOLVING: Duration = Duration::from_secs(10);
 
 /// What happens to the worker.
 #[derive(Debug)]
@@ -80,7 +90,7 @@ impl Supervisor {
     /// As [`Supervisor::new`], over any way to get a process.
     pub fn with_spawn(spawn: Spawn) -> Self {
         let state = State::Dead { restart_at: Instant::now() };
-        Self { spawn, readable: None, state, deaths: 0, starts: 0 }
+        Self { spawn, readable: None, state, deaths: 0, starts: 0, resolved: None, stuck: None }
     }
 
     /// Confines the worker to these files, from its next start on.
@@ -189,19 +199,53 @@ impl Supervisor {
                 }
                 State::Dead { restart_at } => {
                     sleep_until(*restart_at).await;
+                    // It holds a thread: there is no second beside it.
+                    if self.stuck.as_ref().is_some_and(|stuck| !stuck.is_finished()) {
+                        match self.start() {
+                            Some(died) => return died,
+                            None => continue,
+                        }
+                    }
+                    let until = Instant::now() + RESOLVING;
                     let readable = self.readable.clone().unwrap_or_default();
                     let paths = spawn_blocking(move || readable.resolve());
-                    self.state = State::Resolving { paths };
+                    self.state = State::Resolving { paths, until };
                 }
-                State::Resolving { paths } => {
-                    let paths = paths.await.unwrap_or_default();
-                    self.starts += 1;
-                    match (self.spawn)(&paths) {
-                        Ok(process) => self.state = State::Alive { process, ready: false },
-                        Err(error) => return self.died(&format!("it cannot be started: {error}")),
+                State::Resolving { paths, until } => {
+                    match timeout_at(*until, paths).await {
+                        Ok(paths) => self.resolved = paths.ok().or(self.resolved.take()),
+                        Err(_) => self.give_up_resolving(),
+                    }
+                    if let Some(died) = self.start() {
+                        return died;
                     }
                 }
             }
+        }
+    }
+
+    /// The disk does not answer.
+    fn give_up_resolving(&mut self) {
+        tracing::warn!("a folder of models does not answer; the worker is started all the same");
+        let restart_at = Instant::now();
+        if let State::Resolving { paths, .. } =
+            std::mem::replace(&mut self.state, State::Dead { restart_at })
+        {
+            self.stuck = Some(paths);
+        }
+    }
+
+    /// Starts a process that may read what was looked up, else the roots alone.
+    fn start(&mut self) -> Option<Event> {
+        self.starts += 1;
+        let roots = || self.readable.as_ref().map(Readable::roots).unwrap_or_default();
+        let paths = self.resolved.clone().unwrap_or_else(roots);
+        match (self.spawn)(&paths) {
+            Ok(process) => {
+                self.state = State::Alive { process, ready: false };
+                None
+            }
+            Err(error) => Some(self.died(&format!("it cannot be started: {error}"))),
         }
     }
 
@@ -239,6 +283,8 @@ fn restart_delay(deaths: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
@@ -260,5 +306,24 @@ mod tests {
         worker.has_proved_itself();
         assert!(matches!(worker.next().await, Event::Died));
         assert_eq!((worker.deaths, worker.restarts()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_keeps_no_worker_from_starting() {
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&started);
+        let mut worker = Supervisor::with_spawn(Box::new(move |paths| {
+            seen.lock().unwrap().push(paths.to_vec());
+            Err(io::ErrorKind::NotFound.into())
+        }));
+        let models = vec![PathBuf::from("/models")];
+        worker.resolved = Some(models.clone());
+        let paths = tokio::spawn(std::future::pending());
+        worker.state = State::Resolving { paths, until: Instant::now() };
+        assert!(matches!(worker.next().await, Event::Died));
+        // It is stuck still, and not waited for again.
+        assert!(matches!(worker.next().await, Event::Died));
+        assert_eq!(*started.lock().unwrap(), [models.clone(), models]);
+        assert!(worker.stuck.is_some());
     }
 }

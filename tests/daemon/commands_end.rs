@@ -1,11 +1,11 @@
 //! Nothing outlives a custom job's command: not even what has left its session.
 #![cfg(target_os = "linux")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, MODES, folder, wait_for};
+use crate::support::{Daemon, MODES, command_of, folder, wait_for};
 
 /// Starts processes that leave: one in a session of its own, and one in another below that. Their
 /// numbers and the shell's are in the file `pids`.
@@ -78,4 +78,45 @@ fn when_the_daemon_is_killed() {
     let pids = pids(daemon.path());
     daemon.kill();
     wait_for("its processes to end", || (!pids.iter().any(is_running)).then_some(()));
+}
+
+#[test]
+fn when_its_supervisor_is_killed() {
+    let command = json!(["/bin/sh", "-c", "echo $$ $PPID > pids; exec sleep 1000"]);
+    let modes = format!("{MODES}custom_jobs: {{leave: {{command: {command}, timeout: 5m}}}}\n");
+    let daemon = Daemon::start_in(folder(&modes), &[]);
+    let id = submit(&daemon);
+    let pids = wait_for("the command to begin", || {
+        let text = fs::read_to_string(daemon.path().join("pids")).ok()?;
+        text.ends_with('\n').then_some(text)
+    });
+    let (command, supervisor) = pids.trim().split_once(' ').unwrap();
+    let killed = Command::new("kill").args(["-9", supervisor]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(daemon.finished_job(&id)["state"], "failed");
+    wait_for("the command to end", || (!is_running(&command.to_owned())).then_some(()));
+}
+
+#[test]
+fn commands_and_workers_start_although_the_daemons_program_was_replaced() {
+    let modes = format!("{MODES}custom_jobs: {{seven: {{command: [/bin/echo, '7']}}}}\n");
+    let folder = folder(&modes);
+    // In a folder beside, where a link to the program can be: a copy takes long.
+    let program = Path::new(env!("CARGO_BIN_EXE_diffused"));
+    let beside = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let installed = beside.path().join("diffused");
+    fs::hard_link(program, &installed).unwrap();
+    let daemon = Daemon::spawn(command_of(&installed, folder.path()), folder, &[]);
+    daemon.wait_for_status("the default mode", |status| status["current_mode"] == "tiny");
+    fs::remove_file(&installed).unwrap();
+    fs::write(&installed, "another version").unwrap();
+    let answer = daemon.post("/api/jobs/custom", &json!({"name": "seven"}));
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let job = daemon.finished_job(answer.header("x-job-id"));
+    assert_eq!((&job["state"], &job["result"]), (&json!("done"), &json!(7)), "{job}");
+    let worker = daemon.worker();
+    assert_eq!(worker.status("Name"), "diffused");
+    worker.kill();
+    let image = daemon.post("/generate", &json!({"prompt": "x", "num_inference_steps": 1}));
+    assert_eq!(image.status, 200, "{}", image.text());
 }

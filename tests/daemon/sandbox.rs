@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, MODES, command, folder, shipped_checkpoint};
+use crate::{
+    loras::write_lora,
+    support::{Daemon, MODES, command, folder, shipped_checkpoint},
+};
 
 /// With the default mode loaded.
 fn started(daemon: Daemon) -> Daemon {
@@ -48,6 +51,27 @@ fn the_worker_is_confined_unless_that_is_switched_off() {
         assert_eq!(daemon.worker().status("Seccomp"), seccomp, "{arguments:?}");
         assert_eq!(confines_files(&daemon) && arguments.is_empty(), confines_files(&daemon));
         draws(&daemon, "tiny");
+    }
+}
+
+#[test]
+fn linked_loras_of_requests_are_read_by_the_worker_that_is_there() {
+    let folder = folder(&format!("lora_root: loras{MODES}"));
+    let (loras, disk) = (folder.path().join("loras"), folder.path().join("disk"));
+    fs::create_dir(&loras).unwrap();
+    fs::create_dir(&disk).unwrap();
+    for name in ["ink.safetensors", "wash.safetensors"] {
+        let module = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+        write_lora(&disk.join(name), 32, &[module]);
+        symlink(disk.join(name), loras.join(name)).unwrap();
+    }
+    let daemon = started(Daemon::start_in(folder, &[]));
+    let worker = daemon.worker();
+    for name in ["ink", "wash"] {
+        let body = json!({"prompt": "x", "num_inference_steps": 1, "loras": [{"name": name}]});
+        let image = daemon.post("/generate", &body);
+        assert_eq!(image.status, 200, "{}", image.text());
+        assert_eq!(daemon.worker(), worker, "{name}");
     }
 }
 
@@ -103,6 +127,6 @@ fn models_that_are_linked_elsewhere_later_are_read_by_a_worker_that_is_started_a
     assert_eq!(restarts(&daemon), 0, "none of these is a failure");
     let log = daemon.log();
     assert!(!log.contains("ermission denied"), "{log}");
-    let anew = log.matches("the worker is started anew so that it may read").count();
+    let anew = log.matches("restarting the worker so that it can read this job's files").count();
     assert!(!confines_files(&daemon) || anew >= 3, "{log}");
 }

@@ -62,14 +62,16 @@ fn wait_until_silent(daemon: &Daemon) {
 fn request(phase: Phase, caller: Caller) -> (&'static str, Value) {
     let (path, mut body) = match phase {
         Phase::Loading => ("/generate", json!({"prompt": "x", "mode": "other"})),
+        // So many that it is stopped between two of them: nobody waits for the image.
         Phase::Drawing => {
-            ("/generate", json!({"prompt": "x", "num_inference_steps": 20, "size": "256x256"}))
+            let steps = if caller == Waits { 20 } else { 999 };
+            ("/generate", json!({"prompt": "x", "num_inference_steps": steps, "size": "256x256"}))
         }
         Phase::Enlarging => ("/superres", json!({"image": picture(), "superres_magnitude": 3})),
         Phase::Unloading => ("/api/models/unload", json!({"mode": "tiny", "wait": true})),
     };
     if caller == IsLate {
-        body["deadline"] = json!(1);
+        body["deadline"] = json!(3);
     }
     (path, body)
 }
@@ -103,7 +105,11 @@ fn stop_in(phase: Phase, caller: Caller, daemon: &Daemon, worker: Worker) -> (Tc
 /// The worker is stopped in that phase: it is replaced whatever the caller does, its job ends as it
 /// should, and the queue goes on.
 fn check(phase: Phase, caller: Caller) {
-    let (daemon, worker) = start(&["--worker-silence", "3", "--stop-grace", "1"]);
+    // The running job is the switch then, which nobody has stopped.
+    let is_stopped = !matches!((phase, caller), (_, Waits) | (Phase::Loading, HangsUp | IsLate));
+    // Each rule by itself: the other one's limit is out of reach.
+    let (silence, grace) = if is_stopped { ("600", "1") } else { ("9", "600") };
+    let (daemon, worker) = start(&["--worker-silence", silence, "--stop-grace", grace]);
     let (connection, job) = stop_in(phase, caller, &daemon, worker);
     let mut connection = Some(connection);
     match caller {
@@ -126,7 +132,6 @@ fn check(phase: Phase, caller: Caller) {
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
         (_, Deletes) => assert_eq!(state, "cancelled", "{ended}"),
-        // The running job is the switch, which nobody has stopped: it is done all the same.
         (Phase::Loading, HangsUp | IsLate) => assert_eq!(state, "done", "{ended}"),
         (_, HangsUp) => assert_eq!(state, "cancelled", "{ended}"),
         (_, IsLate) => assert_eq!(ended["reason"], "its deadline has passed", "{ended}"),
@@ -134,6 +139,11 @@ fn check(phase: Phase, caller: Caller) {
     if caller == IsLate {
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     }
+    let why = match is_stopped {
+        true => "the worker does not stop the job, and is killed",
+        false => "it was silent for 9 s (--worker-silence)",
+    };
+    assert!(daemon.log().contains(why), "{}", daemon.log());
     if caller == Waits && matches!(phase, Phase::Drawing | Phase::Enlarging) {
         assert_eq!(ended["attempts"], 2, "{ended}");
     }

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     dispatcher::{
         FailureKind, JobFailure, Outcome, command::GRACE, custom::CustomEvent, limits::Limit,
+        watchdog::Stopping,
     },
     job::Job,
     journal::Record,
@@ -33,7 +34,13 @@ impl Actor {
             Phase::Loading(_) if running.failed.is_some() => return false,
             Phase::Loading(_) | Phase::Unloading(_) | Phase::Drawing(_) | Phase::Upscaling => {
                 let id = running.entry.id;
-                let grace = self.stop_grace.max(2 * running.longest_step);
+                let stopping = Stopping {
+                    longest_step: running.longest_step,
+                    usual: self.jobs.measured(&running.entry.job).unwrap_or_default(),
+                    is_decoding: running.is_decoding
+                        && matches!(running.phase, Phase::Drawing(_) | Phase::Upscaling),
+                };
+                let grace = stopping.grace(self.stop_grace);
                 let until_ms = self.clock.now_ms() + grace.as_millis() as u64;
                 self.limits.set(id, Limit::Stopping, until_ms);
                 self.worker.send(ToWorker::Cancel { job: id });

@@ -57,7 +57,10 @@ impl Actor {
         }
         let running = self.running.as_ref().map(Running::id);
         let Some(job) = message.job().filter(|job| Some(*job) == running) else {
-            return tracing::warn!(?message, "the worker speaks of a job that does not run");
+            return tracing::warn!(
+                ?message,
+                "ignoring a worker message for a job that is not running"
+            );
         };
         match message {
             FromWorker::Alive
@@ -71,7 +74,7 @@ impl Actor {
             }
             FromWorker::Loaded { report, held, .. } => self.on_loaded(&report, held),
             FromWorker::Step { step, steps, .. } => {
-                self.note_step();
+                self.note_step(step, steps);
                 self.jobs.set_state(job, JobState::Running { step, steps });
             }
             FromWorker::Probed { .. } => self.finish_running(Outcome::Loaded),
@@ -99,8 +102,17 @@ impl Actor {
         }
     }
 
-    fn note_step(&mut self) {
+    fn note_step(&mut self, step: u32, steps: u32) {
         let Some(running) = &mut self.running else { return };
+        let images = match &running.entry.job {
+            Job::Generation { request, .. } => request.n.max(1),
+            Job::ModeSwitch { .. }
+            | Job::Load { .. }
+            | Job::Unload { .. }
+            | Job::Custom { .. }
+            | Job::Upscale { .. } => 1,
+        };
+        running.is_decoding = step > 0 && step.is_multiple_of((steps / images).max(1));
         running.longest_step = running.longest_step.max(running.last_step.elapsed());
         running.last_step = Instant::now();
     }
@@ -146,10 +158,15 @@ impl Actor {
     /// running job's files.
     fn widen_sandbox(&mut self, error: WorkerError) {
         let Some(running) = &mut self.running else { return };
-        if running.is_readable {
+        // A job that was stopped needs no files, but the mode before it may be on its way back.
+        let is_over = running.stopped.is_some() && running.failed.is_none();
+        if running.is_readable || is_over {
             return self.on_failed(failure(error));
         }
         running.is_readable = true;
+        // Drawing begins anew behind the load.
+        let id = running.id();
+        [Limit::Drawing, Limit::Pace].into_iter().for_each(|it| self.limits.lift(id, it));
         let goal = running.goal();
         let models = goal.iter().flat_map(|goal| files_of(&goal.pipeline)).map(Path::to_owned);
         let superres = match &running.entry.job {
@@ -164,7 +181,7 @@ impl Actor {
             readable.add(models.chain(upscaler));
         }
         tracing::info!(
-            "the worker is started anew so that it may read them; everything is loaded again"
+            "restarting the worker so that it can read this job's files; all models are loaded again"
         );
         self.worker.start_anew();
         self.forget_worker();

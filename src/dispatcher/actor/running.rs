@@ -46,6 +46,9 @@ pub struct Running {
     /// What a step of it has taken at most, and when the last one was done.
     pub longest_step: Duration,
     pub last_step: Instant,
+    /// The last step of an image is done. Decoding follows, which does not look whether the job is
+    /// cancelled.
+    pub is_decoding: bool,
     since: Instant,
 }
 
@@ -142,6 +145,7 @@ impl Actor {
             loaded: false,
             longest_step: Duration::ZERO,
             last_step: Instant::now(),
+            is_decoding: false,
             since: Instant::now(),
         });
         match durable {
@@ -217,6 +221,7 @@ impl Actor {
         let Job::Upscale { image, superres, .. } = &running.entry.job else { return };
         let (job, image, superres) = (running.entry.id, image.clone(), superres.clone());
         running.phase = Phase::Upscaling;
+        running.is_decoding = false;
         self.jobs.set_state(job, JobState::Running { step: 0, steps: 1 });
         let limit_bytes = self.limit_bytes();
         self.worker.send(ToWorker::Upscale { job, image, superres, limit_bytes });
@@ -247,6 +252,7 @@ impl Actor {
                 let (job, request) = (running.entry.id, request.clone());
                 running.phase = Phase::Drawing(id);
                 running.last_step = Instant::now();
+                running.is_decoding = false;
                 let measured = self.jobs.measured(&running.entry.job);
                 running.longest_step = measured.unwrap_or_default() / request.steps.max(1);
                 let terms = &running.entry.terms;

@@ -75,6 +75,7 @@ pub fn supervise(program: &OsString, arguments: &[OsString]) -> io::Result<()> {
     let input = read_input(&mut control)?;
     let mut command = Command::new(program);
     command.args(arguments).env_remove(ITS_OWN).stdin(Stdio::piped()).process_group(0);
+    end_with_us(&mut command);
     let reply = match command.spawn() {
         Ok(mut child) => {
             feed(&mut child, input);
@@ -207,6 +208,29 @@ fn adopt_orphans() -> io::Result<()> {
 fn adopt_orphans() -> io::Result<()> {
     Ok(())
 }
+
+/// Has the kernel kill the command if this process is killed. It does so when the thread ends that has
+/// spawned the command, which is the main one. What the command has started is left then.
+#[cfg(target_os = "linux")]
+fn end_with_us(command: &mut Command) {
+    let us = std::process::id();
+    let end_with_us = move || {
+        // SAFETY: it sets a flag of this process.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // It may have been killed before that.
+        match std::os::unix::process::parent_id() == us {
+            true => Ok(()),
+            false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, and allocates nothing.
+    unsafe { command.pre_exec(end_with_us) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_us(_: &mut Command) {}
 
 /// Ends all children until there are none. The children of one that has ended become ours, so that
 /// this goes down the tree; and only we can reap a child, so that its number is its own.

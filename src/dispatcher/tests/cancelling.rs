@@ -53,6 +53,59 @@ async fn a_running_job_is_cancelled_at_its_next_step() {
 }
 
 #[tokio::test]
+async fn a_worker_that_decodes_is_left_to_it_when_its_job_is_cancelled() {
+    let mut daemon = Daemon::start_with(|config| config.stop_grace = Duration::ZERO);
+    let mut worker = daemon.worker().await;
+    let ticket = daemon.submit(generation("a")).await;
+    worker.load("a").await;
+    let job = worker.expect_generate("a").await;
+    let (step, steps) = (4, 4);
+    worker.send(FromWorker::Step { job, step, steps }).await;
+    until(|| daemon.state(job) == JobState::Running { step, steps }).await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+    // Longer than the grace period for a worker that could have stopped.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    worker.send_image(job).await;
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    assert_eq!(daemon.handle.status().worker_restarts, 0);
+}
+
+#[tokio::test]
+async fn no_worker_is_started_for_the_files_of_a_job_that_is_cancelled() {
+    let mut daemon = Daemon::start();
+    let mut worker = daemon.worker().await;
+    let ticket = daemon.submit(switch("a")).await;
+    let job = worker.expect_prepare("a").await;
+    assert!(daemon.cancel(job).await);
+    assert_eq!(worker.receive().await, ToWorker::Cancel { job });
+    worker.send(FromWorker::Failed { job, error: outside(), held: None }).await;
+    assert_eq!(outcome(ticket).await, Outcome::Cancelled);
+    let _next = daemon.submit(switch("b")).await;
+    worker.expect_prepare("b").await;
+}
+
+#[tokio::test]
+async fn time_to_draw_does_not_pass_while_a_worker_is_started_for_a_jobs_files() {
+    let mut daemon = Daemon::start();
+    let mut first = daemon.worker().await;
+    let terms = Terms { timeout_secs: Some(1), ..Terms::default() };
+    let ticket = within(daemon.handle.submit_with(generation("a"), terms)).await.unwrap();
+    first.load("a").await;
+    let job = first.expect_generate("a").await;
+    first.send(FromWorker::Failed { job, error: outside(), held: None }).await;
+    let mut second = daemon.worker().await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    second.load("a").await;
+    second.draw("a").await;
+    assert_eq!(outcome(ticket).await, drawn());
+}
+
+fn outside() -> WorkerError {
+    WorkerError { kind: WorkerErrorKind::OutsideSandbox, message: "outside".to_owned() }
+}
+
+#[tokio::test]
 async fn a_job_that_was_cancelled_is_not_retried() {
     let mut daemon = Daemon::start();
     let mut first = daemon.worker().await;

@@ -12,6 +12,9 @@ use landlock::{
 };
 
 pub const ENFORCED: &str = "confined by Landlock";
+/// Its oldest version confines reading and writing files, and later ones the rest.
+pub const PARTLY_ENFORCED: &str =
+    "confined by Landlock, but for rules that this kernel is too old for";
 pub const NOT_ENFORCED: &str = "not confined";
 
 /// Files of the system: libraries, how many cores and how much memory there are, random numbers.
@@ -70,10 +73,16 @@ pub fn enter(readable: &[PathBuf], on_card: bool) -> Result<&'static str, Rulese
             .add_rules(path_beneath_rules(DRIVER, read))?
             .add_rules(path_beneath_rules(cards(), write_all))?;
     }
-    Ok(match rules.restrict_self()?.ruleset {
-        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => ENFORCED,
+    Ok(in_words(rules.restrict_self()?.ruleset))
+}
+
+/// For the log.
+pub fn in_words(status: RulesetStatus) -> &'static str {
+    match status {
+        RulesetStatus::FullyEnforced => ENFORCED,
+        RulesetStatus::PartiallyEnforced => PARTLY_ENFORCED,
         RulesetStatus::NotEnforced => NOT_ENFORCED,
-    })
+    }
 }
 
 /// This program (for the names in a backtrace), and the folders of the libraries that it was started

@@ -6,13 +6,24 @@
 //! cannot ask for files of its own choice.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet, VecDeque},
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 use crate::modes::{Modes, PipelineSpec};
+
+/// A model's folder has folders of components, and those have files.
+const MODEL_DEPTH: u32 = 4;
+/// `lora_root` is arranged as people like.
+const LORA_DEPTH: u32 = 8;
+/// Bounds for folders that can be anything.
+const MAX_ENTRIES: usize = 50_000;
+/// Bounds for the links below `lora_root`, which become arguments of a process. A job that needs
+/// another one has the worker started again.
+const MAX_LINKED: usize = 4096;
+const MAX_LINKED_BYTES: usize = 512 << 10;
 
 /// Names of folders and files as the configuration and jobs say them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +32,8 @@ pub struct Readable {
     roots: BTreeSet<PathBuf>,
     /// Models, which may be links, or folders of links, out of the roots.
     models: BTreeSet<PathBuf>,
+    /// Requests name files in here, and its links are followed wherever they lead.
+    lora_root: Option<PathBuf>,
 }
 
 impl Readable {
@@ -29,7 +42,7 @@ impl Readable {
         let of_modes = modes.modes.values().flat_map(|mode| files_of(&mode.pipeline));
         let superres = modes.superres.iter().map(|model| model.path.as_path());
         let models = of_modes.chain(superres).map(Path::to_owned).collect();
-        Self { roots, models }
+        Self { roots, models, lora_root: Some(modes.lora_root.clone()) }
     }
 
     pub fn add(&mut self, models: impl IntoIterator<Item = PathBuf>) {
@@ -39,13 +52,34 @@ impl Readable {
     /// The files and folders behind the names, links followed. Names without a file are left out.
     pub fn resolve(&self) -> Vec<PathBuf> {
         let roots = self.roots.iter().filter_map(|root| root.canonicalize().ok());
-        let mut resolved: Vec<PathBuf> = roots.collect();
-        for target in self.models.iter().flat_map(|model| targets(model)) {
-            if !resolved.iter().any(|path| target.starts_with(path)) {
-                resolved.push(target);
+        let mut resolved: BTreeSet<PathBuf> = roots.collect();
+        let covers = |resolved: &BTreeSet<PathBuf>, target: &Path| {
+            target.ancestors().any(|folder| resolved.contains(folder))
+        };
+        for target in self.models.iter().flat_map(|model| targets(model, MODEL_DEPTH)) {
+            if !covers(&resolved, &target) {
+                resolved.insert(target);
             }
         }
-        resolved
+        let (mut links, mut bytes) = (0, 0);
+        for target in self.lora_root.iter().flat_map(|root| targets(root, LORA_DEPTH)) {
+            if covers(&resolved, &target) {
+                continue;
+            }
+            links += 1;
+            bytes += target.as_os_str().len();
+            if links > MAX_LINKED || bytes > MAX_LINKED_BYTES {
+                tracing::debug!("lora_root has more links than the worker may follow at once");
+                break;
+            }
+            resolved.insert(target);
+        }
+        resolved.into_iter().collect()
+    }
+
+    /// The roots as they are named, where the disk does not answer.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        self.roots.iter().cloned().collect()
     }
 }
 
@@ -57,19 +91,24 @@ pub fn files_of(pipeline: &PipelineSpec) -> impl Iterator<Item = &Path> {
     models.chain(loras.iter().map(|lora| lora.path.as_path()))
 }
 
-/// The place of a model, and of everything that is linked into its folder.
-fn targets(model: &Path) -> Vec<PathBuf> {
-    /// A model's folder has folders of components, and those have files.
-    const DEPTH: u32 = 4;
+/// The place of a model, and of everything that is linked into its folder, down to that depth.
+fn targets(model: &Path, depth: u32) -> Vec<PathBuf> {
     let mut targets = Vec::new();
-    let mut folders = Vec::new();
+    let mut folders = VecDeque::new();
+    let mut seen = HashSet::new(); // links may lead in circles
+    let mut entries_left = MAX_ENTRIES;
     if let Ok(canonical) = model.canonicalize() {
-        folders.push((canonical.clone(), DEPTH));
+        folders.push_back((canonical.clone(), depth));
+        seen.insert(canonical.clone());
         targets.push(canonical);
     }
-    while let Some((folder, depth)) = folders.pop() {
+    while let Some((folder, depth)) = folders.pop_front() {
         // An error: it is a file, or a folder outside of the sandbox, which its own name says.
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entries_left == 0 {
+                return targets;
+            }
+            entries_left -= 1;
             let Ok(kind) = entry.file_type() else { continue };
             if kind.is_file() {
                 continue;
@@ -78,8 +117,8 @@ fn targets(model: &Path) -> Vec<PathBuf> {
             if kind.is_symlink() {
                 targets.push(canonical.clone());
             }
-            if depth > 1 {
-                folders.push((canonical, depth - 1));
+            if depth > 1 && seen.insert(canonical.clone()) {
+                folders.push_back((canonical, depth - 1));
             }
         }
     }
@@ -113,7 +152,7 @@ impl Granted {
             target.starts_with(path) && identity(path) == *id
         };
         let is_outside = |target: &PathBuf| !granted.iter().any(|granted| covers(target, granted));
-        models.into_iter().find(|model| targets(model).iter().any(is_outside))
+        models.into_iter().find(|model| targets(model, MODEL_DEPTH).iter().any(is_outside))
     }
 }
 
@@ -156,9 +195,9 @@ mod tests {
         let (_folder, root) = tree();
         let models = ["plain.safetensors", "a.safetensors", "folder", "none"]
             .map(|name| root.join("models").join(name));
-        let readable = Readable { roots: [root.join("models")].into(), models: models.into() };
-        let mut resolved = readable.resolve();
-        resolved.sort();
+        let roots = [root.join("models")].into();
+        let readable = Readable { roots, models: models.into(), lora_root: None };
+        let resolved = readable.resolve();
         let expected =
             ["disk/a.safetensors", "disk/blob", "disk/vae", "models"].map(|name| root.join(name));
         assert_eq!(resolved, expected);
@@ -169,6 +208,27 @@ mod tests {
             assert_eq!(granted.outside([root.join("models").join(name).as_path()]), None, "{name}");
         }
         assert_eq!(Granted::everything().outside([Path::new("/")]), None);
+    }
+
+    #[test]
+    fn links_below_lora_root_are_followed_within_bounds() {
+        let (_folder, root) = tree();
+        let models = root.join("models");
+        symlink(&models, models.join("circle")).unwrap();
+        let lora_root = Some(models.clone());
+        let readable = Readable { roots: [models.clone()].into(), lora_root, ..Default::default() };
+        let linked = ["disk/a.safetensors", "disk/blob", "disk/vae", "models"];
+        assert_eq!(readable.resolve(), linked.map(|name| root.join(name)));
+
+        for index in 0..MAX_LINKED + 10 {
+            let file = root.join(format!("disk/{index}"));
+            write(&file);
+            symlink(&file, models.join(format!("{index}.safetensors"))).unwrap();
+        }
+        let resolved = readable.resolve();
+        assert_eq!(resolved.len(), MAX_LINKED + 1, "one is the root");
+        let bytes: usize = resolved.iter().map(|path| path.as_os_str().len()).sum();
+        assert!(bytes <= MAX_LINKED_BYTES + models.as_os_str().len());
     }
 
     #[test]

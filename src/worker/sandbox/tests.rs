@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
     net::{TcpListener, TcpStream},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixDatagram, UnixStream},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -79,11 +79,29 @@ fn programs_foreign_sockets_and_kernel_interfaces_are_denied() {
             is_denied(Command::new("/bin/true").status()),
             is_denied(TcpStream::connect(address)),
             is_denied(TcpListener::bind("127.0.0.1:0")),
+            is_denied(UnixDatagram::unbound()),
             signal,
         ];
         (calls, others)
     });
-    assert_eq!(denied, ([true; 4], [true; 4]));
+    assert_eq!(denied, ([true; 4], [true; 5]));
+}
+
+#[test]
+fn the_log_says_what_is_confined_and_no_more() {
+    use ::landlock::RulesetStatus;
+
+    let words = [RulesetStatus::FullyEnforced, RulesetStatus::PartiallyEnforced];
+    assert_eq!(
+        words.map(landlock::in_words),
+        [
+            "confined by Landlock",
+            "confined by Landlock, but for rules that this kernel is too old for"
+        ]
+    );
+    assert_eq!(landlock::in_words(RulesetStatus::NotEnforced), "not confined");
+    let calls = syscalls::enter("sparc", true).unwrap();
+    assert_eq!(calls, "not filtered: there is no filter for this processor");
 }
 
 #[test]
