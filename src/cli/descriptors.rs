@@ -4,8 +4,12 @@ use std::io;
 
 use crate::modes::Http;
 
-/// Beside the most connections that can be configured.
-const OTHERS: u64 = 128;
+/// A connection's own, and the file that is its answer.
+const PER_CONNECTION: u64 = 2;
+/// Beside the most connections that can be configured: what `http/server/places.rs` keeps back.
+const OTHERS: u64 = 256;
+/// What macOS grants a process at most.
+const MOST_OF_MACOS: u64 = 10_240;
 
 /// Raises the soft limit as far as connections may need it, and returns it. (Not to the hard one,
 /// which may be a billion: programs that the daemon starts inherit it, and some close every number.)
@@ -16,14 +20,16 @@ pub fn raise_limit() -> u64 {
         tracing::warn!("the limit of open files cannot be read: {}", io::Error::last_os_error());
         return LEAST;
     }
-    let wanted = (u64::from(Http::MAX_CONNECTIONS) + OTHERS).min(limit.rlim_max);
-    if limit.rlim_cur >= wanted {
-        return limit.rlim_cur;
-    }
-    let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max };
-    // SAFETY: the kernel reads one struct.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0 {
-        return wanted;
+    let most = PER_CONNECTION * u64::from(Http::MAX_CONNECTIONS) + OTHERS;
+    for wanted in [most, MOST_OF_MACOS].map(|wanted| wanted.min(limit.rlim_max)) {
+        if limit.rlim_cur >= wanted {
+            return limit.rlim_cur;
+        }
+        let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max };
+        // SAFETY: the kernel reads one struct.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raised) } == 0 {
+            return wanted;
+        }
     }
     let error = io::Error::last_os_error();
     tracing::warn!("the limit of open files stays at {}: {error}", limit.rlim_cur);

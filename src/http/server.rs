@@ -2,7 +2,8 @@
 //!
 //! `axum::serve` has neither limits nor timeouts. The decisions are pure ([`places`]); a connection
 //! says what it is doing through its [`Activity`]. A few places beyond the limit are reserved: there
-//! `/health` is answered, and everything else is told to come back.
+//! `/health` is answered, and everything else is told to come back. The loop itself waits for nobody:
+//! who is slow must be ended meanwhile, and `stop` must be heard.
 
 use std::{
     collections::HashMap,
@@ -14,13 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{
-    Router,
-    extract::Request,
-    http::{HeaderValue, header},
-    middleware::Next,
-    response::Response,
-};
+use axum::{Router, extract::Request, middleware::Next, response::Response};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -43,7 +38,7 @@ mod places;
 
 /// How often overdue connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long the loop waits for a descriptor, or for a place.
+/// How long the loop waits before it tries again to accept, or to find a place.
 const PAUSE: Duration = Duration::from_millis(5);
 const RETRY_AFTER_SECS: u64 = 5;
 
@@ -77,6 +72,8 @@ pub async fn serve(
     }
     let (stopping, stopped) = watch::channel(false);
     let mut connections = Connections::new(router(api), stopped);
+    // One that has no place yet; those behind it wait in the backlog.
+    let mut newcomer: Option<Newcomer> = None;
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stop = pin!(stop);
@@ -84,13 +81,19 @@ pub async fn serve(
         tokio::select! {
             () = &mut stop => break,
             _ = sweep.tick() => connections.close_overdue(),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => connections.add(stream, peer, limits()).await,
+            accepted = listener.accept(), if newcomer.is_none() => match accepted {
+                Ok((stream, peer)) => {
+                    let arrived = Instant::now();
+                    newcomer = connections.add(Newcomer { stream, peer, arrived }, limits());
+                }
                 Err(error) => connections.not_accepted(error).await,
             },
+            () = sleep(PAUSE), if newcomer.is_some() => {
+                newcomer = newcomer.and_then(|newcomer| connections.add(newcomer, limits()));
+            }
         }
     }
-    drop(listener);
+    drop((listener, newcomer));
     let _ = stopping.send(true); // no receiver: no connection
     while !connections.is_empty() {
         tokio::select! {
@@ -106,6 +109,12 @@ struct Connections {
     stopped: watch::Receiver<bool>,
     tasks: JoinSet<()>,
     open: HashMap<Id, Open>,
+}
+
+struct Newcomer {
+    stream: TcpStream,
+    peer: SocketAddr,
+    arrived: Instant,
 }
 
 struct Open {
@@ -124,21 +133,24 @@ impl Connections {
         self.tasks.is_empty()
     }
 
-    async fn add(&mut self, stream: TcpStream, peer: SocketAddr, limits: Limits) {
-        let arrived = Instant::now();
-        let place = loop {
-            self.forget_ended();
-            let open = self.open.iter().map(|(id, open)| (*id, open.seen()));
-            let now = Instant::now();
-            match places::admit(open, limits, now >= arrived + places::GRACE, now) {
-                Admission::Free(place) => break place,
-                Admission::Instead { of, place } => {
-                    self.close(of);
-                    break place;
-                }
-                Admission::Later => sleep(PAUSE).await,
+    /// Serves the newcomer, or returns it if it is to wait.
+    fn add(&mut self, newcomer: Newcomer, limits: Limits) -> Option<Newcomer> {
+        self.forget_ended();
+        let open = self.open.iter().map(|(id, open)| (*id, open.seen()));
+        let now = Instant::now();
+        match places::admit(open, limits, now >= newcomer.arrived + places::GRACE, now) {
+            Admission::Free(place) => self.serve(newcomer, place, limits),
+            Admission::Instead { of, place } => {
+                self.close(of);
+                self.serve(newcomer, place, limits);
             }
-        };
+            Admission::Later => return Some(newcomer),
+        }
+        None
+    }
+
+    fn serve(&mut self, newcomer: Newcomer, place: Place, limits: Limits) {
+        let Newcomer { stream, peer, .. } = newcomer;
         if let (Place::Reserved, Some(held_back)) = (place, FULL.pass(Instant::now())) {
             tracing::warn!(
                 "all {} connections are busy: more get 503 ({held_back} more since the last such \
@@ -154,8 +166,8 @@ impl Connections {
                 request.extensions_mut().insert(Reserved);
             }
         };
-        let serving =
-            connection::serve(stream, router, prepare, activity.clone(), self.stopped.clone());
+        let (activity_too, stopped) = (activity.clone(), self.stopped.clone());
+        let serving = connection::serve(stream, router, place, prepare, activity_too, stopped);
         let task = self.tasks.spawn(serving);
         let open = Open { place, opened: Instant::now(), activity, task };
         self.open.insert(open.task.id(), open);
@@ -219,20 +231,17 @@ impl Open {
     }
 }
 
-/// The layer that answers in a reserved place, and gives the place back after the answer.
+/// The layer that answers in a reserved place.
 pub async fn refuse_in_reserve(request: Request, next: Next) -> Response {
     if request.extensions().get::<Reserved>().is_none() {
         return next.run(request).await;
     }
-    let path = request.uri().path().to_owned();
-    let mut response = if is_health(&path) {
-        next.run(request).await
-    } else {
-        let detail = "all connections of this daemon are busy; try again later";
-        let mut problem = Problem::new(Kind::TooManyConnections, detail);
-        problem.retry_after_secs = Some(RETRY_AFTER_SECS);
-        problem.to_response(&path)
-    };
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
+    let path = request.uri().path();
+    if is_health(path) {
+        return next.run(request).await;
+    }
+    let detail = "all connections of this daemon are busy; try again later";
+    let mut problem = Problem::new(Kind::TooManyConnections, detail);
+    problem.retry_after_secs = Some(RETRY_AFTER_SECS);
+    problem.to_response(path)
 }

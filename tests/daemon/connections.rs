@@ -4,11 +4,13 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, TcpStream},
     os::unix::process::CommandExt,
+    thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Daemon, MODES, command, folder, read_to_end, wait_for};
+use crate::support::{DEADLINE, Daemon, MODES, command, folder, has_answer, read_to_end, wait_for};
 
 const POST: &str = "POST /generate HTTP/1.1\r\nhost: localhost\r\n\
                     content-type: application/json\r\ncontent-length: ";
@@ -62,6 +64,17 @@ fn long_request() -> Value {
     json!({"prompt": "x", "num_inference_steps": 999, "size": "512x512"})
 }
 
+/// How long the bodies of these answers are, and how long their heads say.
+fn lengths(answers: &str) -> Vec<(usize, usize)> {
+    let answers = answers.split("HTTP/1.1 200 OK\r\n").skip(1);
+    let lengths = answers.map(|answer| {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+        let announced = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        (body.len(), announced.map_or(usize::MAX, |length| length.parse().unwrap()))
+    });
+    lengths.collect()
+}
+
 /// Whether the daemon has closed its side, as a client sees it that goes on sending.
 fn is_closed_to(stream: &mut TcpStream) -> bool {
     stream.write_all(b"a").is_err()
@@ -81,13 +94,22 @@ fn slow_clients_take_neither_the_health_nor_the_queue() {
         ("events", EVENTS.to_owned(), true),
         ("unread answers", DOCUMENT.repeat(MANY), true),
     ] {
-        let slow: Vec<_> = (0..300).map(|_| begin(&daemon, &bytes)).collect();
+        let open = || -> Vec<_> { (0..300).map(|_| begin(&daemon, &bytes)).collect() };
+        let mut slow = open();
         for path in ["/health", "/health/live", "/health/ready"] {
             let health = daemon.get(path);
             assert_eq!(health.status, 200, "{kind}: {}", health.text());
         }
         if is_busy {
-            let refusal = daemon.get("/api/models");
+            let refusal = wait_for("a refusal", || {
+                let answer = daemon.get("/api/models");
+                if answer.status == 503 {
+                    return Some(answer);
+                }
+                slow.clear();
+                slow = open(); // half a body ends after a while, and this machine may be slow
+                None
+            });
             refusal.problem(503, "too-many-connections", "/api/models");
             assert_eq!(refusal.header("retry-after"), "5");
             assert_eq!(refusal.header("x-content-type-options"), "nosniff");
@@ -117,7 +139,7 @@ fn who_has_few_descriptors_keeps_some_for_the_work() {
         });
     }
     let daemon = Daemon::spawn(program, folder, &[]);
-    assert!(daemon.log().contains("at most 16 connections at a time"), "{}", daemon.log());
+    assert!(daemon.log().contains("at most 8 connections at a time"), "{}", daemon.log());
     let silent: Vec<_> = (0..200).map(|_| connect(&daemon)).collect();
     let submitted = daemon.post("/api/jobs", &json!({"prompt": "x", "num_inference_steps": 1}));
     assert_eq!(submitted.status, 202, "{}", submitted.text());
@@ -180,11 +202,79 @@ fn hanging_up_cancels_a_job_with_requests_behind_it_on_the_wire() {
 #[test]
 fn who_says_that_nothing_follows_is_answered_nevertheless() {
     let daemon = Daemon::start();
-    let stream = begin(&daemon, &DOCUMENT.repeat(3));
-    stream.shutdown(Shutdown::Write).unwrap();
-    let answers = read_to_end(stream);
-    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 3);
-    assert!(answers.ends_with('}'), "{}", &answers[answers.len() - 80..]);
+    // Whoever gets no answer in half a second counts as gone, and this machine may be that slow.
+    wait_for("three answers", || {
+        let stream = begin(&daemon, &DOCUMENT.repeat(3));
+        stream.shutdown(Shutdown::Write).unwrap();
+        let lengths = lengths(&read_to_end(stream));
+        (lengths.len() == 3 && lengths.iter().all(|(sent, announced)| sent == announced))
+            .then_some(())
+    });
+}
+
+#[test]
+fn refusals_that_nobody_reads_stop_neither_the_health_nor_the_end() {
+    let mut daemon =
+        Daemon::start_in(folder(&format!("{MODES}http: {{max_connections: 2}}\n")), &[]);
+    let events = [begin(&daemon, EVENTS), begin(&daemon, EVENTS)];
+    wait_for("the events", || events.iter().all(has_answer).then_some(()));
+    // Each is refused for its host, with an answer that repeats the path.
+    let path = "x".repeat(60_000);
+    let refused = format!("GET /{path} HTTP/1.1\r\nhost: evil.example\r\n\r\n").repeat(100);
+    let unread: Vec<TcpStream> = thread::scope(|scope| {
+        let send = || {
+            let mut stream = connect(&daemon);
+            // Once nothing has left for a second, the daemon waits for this client.
+            stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+            let _ = stream.write_all(refused.as_bytes());
+            stream
+        };
+        let threads: Vec<_> = (0..40).map(|_| scope.spawn(send)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(daemon.get("/health").status, 200);
+    daemon.signal("-TERM");
+    assert!(daemon.ended().success());
+    drop((events, unread));
+}
+
+#[test]
+fn an_answer_in_a_reserved_place_is_the_only_one() {
+    let daemon = Daemon::start_in(folder(&format!("{MODES}http: {{max_connections: 1}}\n")), &[]);
+    let events = begin(&daemon, EVENTS);
+    wait_for("the events", || has_answer(&events).then_some(()));
+    for (request, status) in [
+        ("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n", "200 OK"),
+        (DOCUMENT, "503 Service Unavailable"),
+        ("GET /health HTTP/1.1\r\nhost: evil.example\r\n\r\n", "421 Misdirected Request"),
+    ] {
+        let answers = read_to_end(begin(&daemon, &request.repeat(3)));
+        assert!(answers.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answers}");
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{answers}");
+        assert!(answers.contains("connection: close\r\n"), "{answers}");
+    }
+}
+
+#[test]
+fn the_end_cuts_no_answer_short() {
+    let daemon = Daemon::start();
+    let unread = begin(&daemon, &DOCUMENT.repeat(50));
+    // Once nothing more arrives, one of the answers is on its way and the peer has no room for it.
+    let mut bytes = vec![0; 8 << 20];
+    let mut before = 0;
+    wait_for("a full buffer", || {
+        thread::sleep(Duration::from_millis(200));
+        let arrived = unread.peek(&mut bytes).unwrap();
+        (std::mem::replace(&mut before, arrived) == arrived).then_some(())
+    });
+    daemon.signal("-TERM");
+    let address = daemon.url.strip_prefix("http://").unwrap();
+    wait_for("the end of the listener", || TcpStream::connect(address).is_err().then_some(()));
+    let lengths = lengths(&read_to_end(unread));
+    assert!(!lengths.is_empty());
+    for (sent, announced) in &lengths {
+        assert_eq!(sent, announced, "{lengths:?}");
+    }
 }
 
 #[test]

@@ -6,15 +6,20 @@ use std::time::{Duration, Instant};
 const HEAD: Duration = Duration::from_secs(15);
 /// Between requests, and before the first.
 const IDLE: Duration = Duration::from_secs(75);
-/// Without reading any of an answer that is waiting to be sent.
+/// Without reading any of an answer that is waiting to be sent: less than about 64 KiB, in which the
+/// socket reports what has been read. How long a whole answer may take, `http/sending.rs` says.
 const STALL: Duration = Duration::from_secs(30);
 /// In a reserved place, all in all.
 const RESERVED: Duration = Duration::from_secs(5);
 /// Nobody leaves for another before that: a request may be on its way.
 pub const GRACE: Duration = Duration::from_millis(10);
 
-/// The descriptors that journal, images, worker, configuration, commands and webhooks need.
+/// The descriptors that journal, worker, configuration and commands need.
 const OWN_DESCRIPTORS: u64 = 64;
+/// The attempts that `webhook` makes at a time, each with a socket.
+const WEBHOOKS: u64 = 128;
+/// A connection's own, and the file that is its answer.
+const PER_CONNECTION: u64 = 2;
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +30,9 @@ pub struct Limits {
 
 impl Limits {
     pub fn new(wanted: u32, descriptors: u64) -> Self {
-        let reserved = (descriptors / 8).clamp(4, 32);
-        let left = descriptors.saturating_sub(OWN_DESCRIPTORS + reserved);
-        let places = left.max(descriptors / 4).min(wanted.into());
+        let reserved = (descriptors / 16).clamp(4, 32);
+        let left = descriptors.saturating_sub(OWN_DESCRIPTORS + WEBHOOKS) / PER_CONNECTION;
+        let places = left.saturating_sub(reserved).max(descriptors / 8).min(wanted.into());
         Self { places: places as usize, reserved: reserved as usize }
     }
 }
@@ -35,7 +40,7 @@ impl Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Ordinary,
-    /// For a request or two of a newcomer while all others are busy.
+    /// For one request of a newcomer while all others are busy.
     Reserved,
 }
 
@@ -86,12 +91,13 @@ pub enum Admission<Id> {
         of: Id,
         place: Place,
     },
-    /// All that are idle are too young to leave, or the reserved places are busy, too.
+    /// All that could leave are too young.
     Later,
 }
 
-/// The place of a newcomer. An idle connection leaves for it, a busy one never does. `has_waited`: it
-/// has been told [`Admission::Later`] for long enough; there may always be somebody who is young.
+/// The place of a newcomer. An idle connection leaves for it; a busy one does so in a reserved place
+/// alone, where all could be kept busy otherwise. `has_waited`: the newcomer has been told
+/// [`Admission::Later`] for long enough, and is not told so again.
 pub fn admit<Id>(
     open: impl Iterator<Item = (Id, Seen)> + Clone,
     limits: Limits,
@@ -104,15 +110,16 @@ pub fn admit<Id>(
             return Admission::Free(place);
         }
         if let Some((of, seen)) = longest_idle(there) {
-            let is_due = now >= seen.since + GRACE;
-            if is_due || (has_waited && place == Place::Reserved) {
+            if now >= seen.since + GRACE {
                 return Admission::Instead { of, place };
             } else if !has_waited {
                 return Admission::Later;
             }
         }
     }
-    Admission::Later
+    let reserved = open.filter(|(_, seen)| has_waited && seen.place == Place::Reserved);
+    let oldest = reserved.min_by_key(|(_, seen)| seen.opened);
+    oldest.map_or(Admission::Later, |(of, _)| Admission::Instead { of, place: Place::Reserved })
 }
 
 pub fn longest_idle<Id>(open: impl Iterator<Item = (Id, Seen)>) -> Option<(Id, Seen)> {
@@ -173,6 +180,15 @@ mod tests {
             let there = young.into_iter().take(there).enumerate();
             assert_eq!(admit(there, LIMITS, has_waited, now), expected);
         }
+        // Those in reserved places leave however busy they are, the oldest first.
+        let mut busy =
+            [Ordinary, Ordinary, Reserved, Reserved].map(|it| seen(it, Request, 99, now));
+        busy[2].stalled = Some(now);
+        busy[3].opened -= Duration::from_millis(1);
+        let limits = Limits { places: 2, reserved: 2 };
+        for (has_waited, expected) in [(false, Later), (true, Instead { of: 3, place: Reserved })] {
+            assert_eq!(admit(busy.into_iter().enumerate(), limits, has_waited, now), expected);
+        }
         // Both have been answered, and one has not read all of it.
         let mut there = [Waiting, Waiting].map(|phase| seen(Ordinary, phase, 99, now));
         there[0].stalled = Some(now);
@@ -205,11 +221,12 @@ mod tests {
     fn descriptors_are_left_for_everything_else() {
         for (wanted, descriptors, places, reserved) in [
             (512, 1_048_576, 512, 32),
-            (512, 1024, 512, 32),
-            (10_000, 1024, 928, 32),
-            (512, 256, 160, 32),
-            (512, 64, 16, 8),
-            (1, 64, 1, 8),
+            (10_000, 20_256, 10_000, 32),
+            (512, 1024, 384, 32),
+            (10_000, 1024, 384, 32),
+            (512, 256, 32, 16),
+            (512, 64, 8, 4),
+            (1, 64, 1, 4),
         ] {
             let limits = Limits::new(wanted, descriptors);
             assert_eq!(limits, Limits { places, reserved }, "{wanted} of {descriptors}");
