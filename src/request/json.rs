@@ -7,8 +7,9 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// The most values in a document; the longest sensible request has some dozens.
-const MAX_VALUES: usize = 10_000;
+/// The most values in a document; the longest sensible request has some dozens. They take 6 MB at
+/// most, beside their texts: objects of one field, 640 bytes each.
+pub const MAX_VALUES: usize = 10_000;
 /// So much of a key is named in an error.
 const MAX_KEY_CHARS: usize = 100;
 
@@ -17,8 +18,17 @@ const MAX_KEY_CHARS: usize = 100;
 /// # Errors
 /// It is not JSON, holds too many values, or an object of it has a key twice.
 pub fn parse(bytes: &[u8]) -> serde_json::Result<Value> {
+    parse_within(&mut { MAX_VALUES }, bytes)
+}
+
+/// Reads one of several documents that together hold no more than [`MAX_VALUES`], of which so many
+/// are `left`.
+///
+/// # Errors
+/// As [`parse`]; nothing is left then, if there were too many values.
+pub fn parse_within(left: &mut usize, bytes: &[u8]) -> serde_json::Result<Value> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Bounded { left: &mut { MAX_VALUES } }.deserialize(&mut reader)?;
+    let value = Bounded { left }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
 }
