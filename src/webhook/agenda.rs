@@ -3,14 +3,15 @@
 //! An attempt is a thread that mostly waits, so many may be under way. What must not happen is that
 //! slow receivers take all places: each has two, one once an attempt has timed out, and all that are
 //! known to be slow share a part of the places. An address has a share, too, by however many names it
-//! is called.
+//! is called; and so have the names of one domain, since a name server that says nothing leaves them
+//! without an address. Receivers that have never taken a delivery leave some places to those that have.
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
-use super::address::network;
+use super::{address::network, url::domain};
 
 /// So many attempts are under way at a time.
 const MAX_AT_ONCE: usize = 128;
@@ -20,10 +21,16 @@ const MAX_SLOW_AT_ONCE: usize = 32;
 const MAX_PER_RECEIVER: usize = 2;
 /// So many of them with one address.
 const MAX_PER_ADDRESS: usize = 32;
+/// So many of them with the names of one domain.
+const MAX_PER_DOMAIN: usize = 32;
+/// So many of them with receivers that have never taken a delivery.
+const MAX_NEW_AT_ONCE: usize = 96;
 /// How long a receiver counts as slow after an attempt that timed out.
 const SLOW_FOR_MS: u64 = 10 * 60 * 1000;
 /// So many slow receivers are remembered.
 const MAX_SLOW_KNOWN: usize = 1000;
+/// So many receivers that have taken a delivery are remembered.
+const MAX_PROVEN: usize = 1000;
 
 /// Deliveries that wait for their first attempt or for another one. Times are in milliseconds of
 /// whatever clock.
@@ -35,6 +42,8 @@ pub struct Agenda<T> {
     under_way: HashMap<String, usize>,
     /// Until when these receivers count as slow.
     slow: HashMap<String, u64>,
+    /// When these receivers last took a delivery.
+    proven: HashMap<String, u64>,
 }
 
 /// By when they are due, and then as they came.
@@ -52,6 +61,18 @@ struct Waiting<T> {
 pub enum Attempted {
     Never,
     Before,
+}
+
+/// What an attempt tells of its receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Delivered,
+    /// It failed, but soon.
+    Failed,
+    /// The receiver took all the time that there was.
+    TimedOut,
+    /// The receiver was not asked.
+    NotAsked,
 }
 
 /// How many attempts are under way with each address.
@@ -91,6 +112,7 @@ impl<T> Default for Agenda<T> {
             added: 0,
             under_way: HashMap::new(),
             slow: HashMap::new(),
+            proven: HashMap::new(),
         }
     }
 }
@@ -146,21 +168,35 @@ impl<T> Agenda<T> {
         Some((receiver, delivery))
     }
 
-    /// An attempt has ended; `timed_out`: its receiver took all the time that there was.
-    pub fn end(&mut self, receiver: &str, timed_out: bool, now_ms: u64) {
+    /// An attempt has ended.
+    pub fn end(&mut self, receiver: &str, outcome: Outcome, now_ms: u64) {
         if let Some(count) = self.under_way.get_mut(receiver) {
             *count -= 1;
             if *count == 0 {
                 self.under_way.remove(receiver);
             }
         }
-        if !timed_out {
-            self.slow.remove(receiver);
-            return;
-        }
-        self.slow.retain(|_, until_ms| *until_ms > now_ms);
-        if self.slow.len() < MAX_SLOW_KNOWN {
-            self.slow.insert(receiver.to_owned(), now_ms + SLOW_FOR_MS);
+        match outcome {
+            Outcome::NotAsked => {}
+            Outcome::Failed => {
+                self.slow.remove(receiver);
+            }
+            Outcome::Delivered => {
+                self.slow.remove(receiver);
+                self.proven.insert(receiver.to_owned(), now_ms);
+                let oldest = self.proven.iter().min_by_key(|(_, at_ms)| **at_ms);
+                let oldest = oldest.map(|(receiver, _)| receiver.clone());
+                if let Some(oldest) = oldest.filter(|_| self.proven.len() > MAX_PROVEN) {
+                    self.proven.remove(&oldest);
+                }
+            }
+            Outcome::TimedOut => {
+                self.proven.remove(receiver);
+                self.slow.retain(|_, until_ms| *until_ms > now_ms);
+                if self.slow.len() < MAX_SLOW_KNOWN {
+                    self.slow.insert(receiver.to_owned(), now_ms + SLOW_FOR_MS);
+                }
+            }
         }
     }
 
@@ -173,18 +209,28 @@ impl<T> Agenda<T> {
 
     /// The first of a line that there is a place for.
     fn first_free(&self, line: &Line<T>, now_ms: u64, addresses: &Addresses) -> Option<(u64, u64)> {
-        if self.under_way.values().sum::<usize>() >= MAX_AT_ONCE {
+        let (mut all, mut slow, mut new) = (0, 0, 0);
+        let mut of_domains = HashMap::<&str, usize>::new();
+        for (receiver, count) in &self.under_way {
+            all += count;
+            slow += if self.is_slow(receiver, now_ms) { *count } else { 0 };
+            new += if self.proven.contains_key(receiver) { 0 } else { *count };
+            *of_domains.entry(domain(receiver)).or_default() += count;
+        }
+        if all >= MAX_AT_ONCE {
             return None;
         }
-        let slow = self.under_way.iter().filter(|(receiver, _)| self.is_slow(receiver, now_ms));
-        let has_place_for_slow = slow.map(|(_, count)| count).sum::<usize>() < MAX_SLOW_AT_ONCE;
         let is_free = |waiting: &Waiting<T>| {
-            let count = self.under_way.get(&waiting.receiver).copied().unwrap_or(0);
-            let receiver_has_place = match self.is_slow(&waiting.receiver, now_ms) {
-                true => count == 0 && has_place_for_slow,
+            let receiver = waiting.receiver.as_str();
+            let count = self.under_way.get(receiver).copied().unwrap_or(0);
+            let receiver_has_place = match self.is_slow(receiver, now_ms) {
+                true => count == 0 && slow < MAX_SLOW_AT_ONCE,
                 false => count < MAX_PER_RECEIVER,
             };
-            receiver_has_place && waiting.turned_away_by.is_none_or(|it| !addresses.is_full(it))
+            receiver_has_place
+                && (new < MAX_NEW_AT_ONCE || self.proven.contains_key(receiver))
+                && of_domains.get(domain(receiver)).is_none_or(|count| *count < MAX_PER_DOMAIN)
+                && waiting.turned_away_by.is_none_or(|it| !addresses.is_full(it))
         };
         line.iter().find(|(_, waiting)| is_free(waiting)).map(|(key, _)| *key)
     }

@@ -24,7 +24,7 @@ use tokio::{
 
 pub use self::url::check as check_url;
 use self::{
-    agenda::{Addresses, Agenda, Attempted},
+    agenda::{Addresses, Agenda, Attempted, Outcome},
     attempt::{Attempt, attempt},
 };
 use crate::{
@@ -227,8 +227,14 @@ impl Task {
 
     /// Of a receiver the log names the host alone: a URL may have a password in it.
     fn on_attempted(&mut self, receiver: &str, mut pending: Pending, attempt: Attempt) {
-        let (timed_out, now_ms) = (matches!(attempt, Attempt::TimedOut(_)), self.now_ms());
-        self.agenda.end(receiver, timed_out, now_ms);
+        let outcome = match attempt {
+            Attempt::Delivered => Outcome::Delivered,
+            Attempt::Failed(_) | Attempt::Refused(_) => Outcome::Failed,
+            Attempt::TimedOut(_) => Outcome::TimedOut,
+            Attempt::NoPlace(_) => Outcome::NotAsked,
+        };
+        let now_ms = self.now_ms();
+        self.agenda.end(receiver, outcome, now_ms);
         let (job, attempts) = (pending.delivery.job, pending.attempts);
         let (reason, is_over) = match attempt {
             Attempt::Delivered => {

@@ -44,6 +44,16 @@ pub fn receiver(url: &str) -> String {
     format!("{}:{port}", host.trim_end_matches('.').to_ascii_lowercase())
 }
 
+/// Who answers for a receiver's name, roughly: its last two labels. An address stands for itself.
+pub fn domain(receiver: &str) -> &str {
+    let host = receiver.rsplit_once(':').map_or(receiver, |(host, _)| host);
+    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return host;
+    }
+    let second_dot = host.rmatch_indices('.').nth(1);
+    second_dot.map_or(host, |(at, _)| &host[at + 1..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +94,20 @@ mod tests {
             ("http://[::1]:8080/", "[::1]:8080"),
         ] {
             assert_eq!(receiver(url), expected);
+        }
+    }
+
+    #[test]
+    fn domains() {
+        for (url, expected) in [
+            ("http://a.b.Example.org/", "example.org"),
+            ("https://example.org./", "example.org"),
+            ("http://localhost:8080/", "localhost"),
+            ("http://1.2.3.4/", "1.2.3.4"),
+            ("http://[2606:4700::1]:8080/", "[2606:4700::1]"),
+            ("", ""),
+        ] {
+            assert_eq!(domain(&receiver(url)), expected, "{url}");
         }
     }
 }
