@@ -21,7 +21,7 @@ pub struct ModelFile {
     pub bytes: u64,
     /// Another number once it has been replaced.
     pub stamp: u64,
-    /// The modes that name it.
+    /// The modes that name it, but for those that do by a variable.
     pub modes: Vec<String>,
 }
 
@@ -72,18 +72,22 @@ pub fn files_of(mode: &Mode) -> ModeFiles {
     let missing = models.into_iter().flatten().chain(loras);
     let missing: BTreeSet<String> =
         missing.filter(|(is_there, _)| !is_there).map(|(_, name)| name).collect();
-    let paths: BTreeSet<&Path> = paths(mode).collect();
+    let paths: BTreeSet<&Path> = files(mode).map(|(_, path)| path).collect();
     ModeFiles {
         bytes: paths.into_iter().map(|path| stamp::look(path).bytes).sum(),
         missing: missing.into_iter().collect(),
     }
 }
 
-/// The modes that name each path.
+/// The modes that name each path. One that names it by a variable is left out: the path is the
+/// variable's value, which is not shown.
 fn users(modes: &Modes) -> BTreeMap<&Path, Vec<String>> {
     let mut users = BTreeMap::<&Path, Vec<String>>::new();
     for mode in modes.modes.values() {
-        for path in paths(mode) {
+        let is_as_written = |(name, path): &(&str, &Path)| {
+            [&modes.model_root, &modes.lora_root].into_iter().any(|root| root.join(name) == *path)
+        };
+        for (_, path) in files(mode).filter(is_as_written) {
             let of_path = users.entry(path).or_default();
             if of_path.last() != Some(&mode.name) {
                 of_path.push(mode.name.clone());
@@ -93,11 +97,12 @@ fn users(modes: &Modes) -> BTreeMap<&Path, Vec<String>> {
     users
 }
 
-fn paths(mode: &Mode) -> impl Iterator<Item = &Path> {
+/// Names, as they are written, and paths.
+fn files(mode: &Mode) -> impl Iterator<Item = (&str, &Path)> {
     let pipeline = &mode.pipeline;
     let models = [Some(&pipeline.checkpoint), pipeline.vae.as_ref()].into_iter().flatten();
-    let loras = pipeline.loras.iter().map(|lora| lora.path.as_path());
-    models.map(|model| model.path.as_path()).chain(loras)
+    let loras = pipeline.loras.iter().map(|lora| (lora.name.as_str(), lora.path.as_path()));
+    models.map(|model| (model.name.as_str(), model.path.as_path())).chain(loras)
 }
 
 #[cfg(test)]
@@ -124,7 +129,8 @@ mod tests {
         }
         let yaml = "model_root: m\nlora_root: m/loras\ndefault_mode: a\nmodes:\n  \
                     a: {model: a.safetensors, loras: [l.safetensors, l.safetensors]}\n  \
-                    b: {model: pipe, vae: a.safetensors}\n";
+                    b: {model: pipe, vae: a.safetensors}\n  \
+                    c: {model: '${UNSET:-a.safetensors}', loras: ['${UNSET:-l.safetensors}']}\n";
         fs::write(root.join("modes.yaml"), yaml).unwrap();
         let modes = ModeConfigManager::load(root.join("modes.yaml")).unwrap().current();
         let files = inventory(&modes);

@@ -132,7 +132,7 @@ pub fn check_length(bytes: usize) -> Result<(), Unreadable> {
     if bytes as u64 <= MAX_FILE_BYTES {
         return Ok(());
     }
-    let message = format!("is larger than {} MiB; that cannot be meant", MAX_FILE_BYTES >> 20);
+    let message = format!("is larger than the limit of {} MiB", MAX_FILE_BYTES >> 20);
     Err(Unreadable { at: None, message })
 }
 

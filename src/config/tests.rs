@@ -55,7 +55,7 @@ fn a_file_that_is_none_says_so() {
     insta::assert_snapshot!(load_bytes(b"- a\n- b\n"), @"modes.yaml:1:1: error: expected a mapping (key: value), found a list");
     insta::assert_snapshot!(load_bytes(b"modes: {a: {}}\nmodes: {}\n"), @"modes.yaml:2:1: error: the key 'modes' is here a second time");
     insta::assert_snapshot!(load_bytes(b"modes: [a\n"), @"modes.yaml:1:8: error: unclosed bracket '['");
-    insta::assert_snapshot!(load_bytes(&vec![b'#'; 9 << 20]), @"modes.yaml: error: is larger than 8 MiB; that cannot be meant");
+    insta::assert_snapshot!(load_bytes(&vec![b'#'; 9 << 20]), @"modes.yaml: error: is larger than the limit of 8 MiB");
 }
 
 #[test]

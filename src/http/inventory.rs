@@ -41,7 +41,7 @@ pub struct ModelInfo {
     #[schema(example = "fp16")]
     precision: Option<String>,
     bytes: u64,
-    /// The modes that use it.
+    /// The modes that use it, but for those that name it by a variable.
     modes: Vec<String>,
     /// Why it cannot be used.
     problem: Option<String>,

@@ -57,7 +57,7 @@ fn the_file_never_becomes_larger_than_one_that_is_read() {
     let problem = refused.problem(413, "body-too-large", &format!("/api/modes/m{written}"));
     let detail = problem["detail"].as_str().unwrap();
     assert!(
-        detail.starts_with("modes.yaml would be too large: it is larger than 8 MiB"),
+        detail.starts_with("modes.yaml would be too large: it is larger than the limit of 8 MiB"),
         "{detail}"
     );
     assert!(written > 2, "{written}");

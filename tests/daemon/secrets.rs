@@ -115,12 +115,13 @@ fn the_operators_variables_work_and_are_shown_as_they_are_written() {
     assert_eq!(shown["model"], "${A_FILE}");
     let broken = "  bad: {model: tiny.safetensors, default_size: '${TOP_SECRET}', default_steps: '${TOP_SECRET}', \
                   default_scheduler: '${TOP_SECRET}', default_negative_prompt: '${TOP_SECRET}', \
-                  metadata: {a: '${TOP_SECRET}'}, loras: '${TOP_SECRET}'}\n";
+                  metadata: {a: '${TOP_SECRET}'}, loras: '${TOP_SECRET}'}\n\
+                  http: {hosts: ['${TOP_SECRET}/x'], origins: ['${TOP_SECRET}']}\n";
     fs::write(daemon.config_file(), modes.replace("webhooks", &format!("{broken}webhooks")))
         .unwrap();
     let reloaded = daemon.post("/api/modes/reload", &json!({}));
     assert_eq!(reloaded.status, 422);
-    assert_eq!(reloaded.json()["errors"].as_array().unwrap().len(), 6, "{}", reloaded.text());
+    assert_eq!(reloaded.json()["errors"].as_array().unwrap().len(), 8, "{}", reloaded.text());
     assert!(reloaded.text().contains("${TOP_SECRET}"), "{}", reloaded.text());
     assert_silent("a reload", &reloaded.text());
     let edited = daemon.send("DELETE", "/api/modes/gone", &[], b"");
@@ -133,6 +134,7 @@ fn the_operators_variables_work_and_are_shown_as_they_are_written() {
         "/api/models/available",
         "/api/models/status",
         "/api/vram",
+        "/api/inventory",
         "/api/jobs",
         "/metrics",
         "/health",
@@ -153,4 +155,20 @@ fn the_operators_variables_work_and_are_shown_as_they_are_written() {
         let said = [said.stdout, said.stderr].concat();
         assert_silent("diffused check", &String::from_utf8_lossy(&said));
     }
+}
+
+/// That a file is there is no secret; that it is the variable's value is one.
+#[test]
+fn the_inventory_does_not_tell_which_file_a_variable_names() {
+    let file = "model: '${A_FILE}', default_size: 64x64, default_steps: 1";
+    let folder = folder(&format!("{MODES}  file: {{{file}}}\n"));
+    let name = format!("{SECRET}.safetensors");
+    symlink(shipped_checkpoint(), folder.path().join("models").join(&name)).unwrap();
+    let mut program = command(folder.path());
+    program.env("A_FILE", &name);
+    let daemon = Daemon::spawn(program, folder, &[]);
+    let inventory = daemon.get("/api/inventory").json();
+    let lists = ["checkpoints", "loras", "others"].map(|list| inventory[list].as_array().unwrap());
+    let listed = lists.into_iter().flatten().find(|file| file["name"] == name.as_str());
+    assert_eq!(listed.unwrap()["modes"], json!([]));
 }
