@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{
     Api,
     answer::Asked,
-    body::GenerateBody,
+    body::{GenerateBody, work_on},
     budget::{Place, WORK},
     problem::Problem,
 };
@@ -54,10 +54,15 @@ pub struct Understood {
 
 /// Resolves a body against the modes of this moment; finds everything that is wrong with it.
 pub async fn understand(api: &Api, body: GenerateBody) -> Result<Understood, Problem> {
-    let GenerateBody { fields, files, mut place } = body;
-    let overrides = Overrides::parse_with(&fields, files)?;
-    // Only the images are left: the fields may have held them as text.
-    drop(fields);
+    let GenerateBody { fields, files, place } = body;
+    // Only the images are left of it: the fields may have held them as text.
+    let parse = move || {
+        let overrides = Overrides::parse_with(&fields, files)?;
+        let checking = checking_bytes(&overrides);
+        Ok::<_, InvalidFields>((overrides, checking))
+    };
+    let (parsed, mut place) = work_on(place, parse).await?;
+    let (overrides, checking) = parsed?;
     if let Some(place) = &mut place {
         let images = [&overrides.init_image, &overrides.mask_image].into_iter().flatten();
         place.shrink_to(images.map(|image| image.0.len() as u64).sum());
@@ -65,7 +70,7 @@ pub async fn understand(api: &Api, body: GenerateBody) -> Result<Understood, Pro
     let modes = api.config.current();
     let selected = &api.dispatcher.status().selected_mode;
     let mode = mode_for(&modes, overrides.mode.as_deref(), selected)?.clone();
-    ask(&modes, &mode, overrides, place).await
+    ask(&modes, &mode, (overrides, checking), place).await
 }
 
 /// The mode that is named; else the one that was last switched to, if a reload has left it.
@@ -83,10 +88,15 @@ fn mode_for<'a>(
 async fn ask(
     modes: &Arc<Modes>,
     mode: &Arc<Mode>,
-    overrides: Overrides,
+    (overrides, checking): (Overrides, Option<u64>),
     place: Option<Place>,
 ) -> Result<Understood, Problem> {
-    let (overrides, Found { init_image, pipeline }) = look_up(modes, mode, overrides).await?;
+    let working = match checking {
+        Some(bytes) => Some(WORK.take(bytes).await?),
+        None => None,
+    };
+    let looking_up = look_up(modes, mode, overrides, working);
+    let (overrides, Found { init_image, pipeline }) = looking_up.await?;
     let prompt = overrides.prompt.clone();
     let terms = terms(modes, mode, &overrides)?;
     let lora_pointers = overrides.loras.iter().map(|wish| wish.pointer.clone()).collect();
@@ -134,11 +144,8 @@ async fn look_up(
     modes: &Arc<Modes>,
     mode: &Arc<Mode>,
     overrides: Overrides,
+    working: Option<Place>,
 ) -> Result<(Overrides, Found), Problem> {
-    let working = match checking_bytes(&overrides) {
-        Some(bytes) => Some(WORK.take(bytes).await?),
-        None => None,
-    };
     let (modes, mode) = (modes.clone(), mode.clone());
     let looking = spawn_blocking(move || {
         let found = find(&modes, &mode, &overrides);

@@ -5,6 +5,7 @@ use axum::{
     http::{HeaderMap, header},
 };
 use serde_json::Value;
+use tokio::task::spawn_blocking;
 
 use super::{
     MAX_BODY_BYTES, MAX_GENERATE_BODY_BYTES,
@@ -17,7 +18,23 @@ use crate::request::{self, Files, Form};
 /// Any JSON value; what must be in it is for the handler to say.
 pub struct JsonBody(pub Value);
 
+/// The same, of a handler that waits for something while it holds the value.
+pub struct PlacedJsonBody {
+    pub value: Value,
+    /// The memory that it takes. A short body needs none.
+    pub place: Option<Place>,
+}
+
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let PlacedJsonBody { value, .. } = PlacedJsonBody::from_request(request, state).await?;
+        Ok(Self(value))
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for PlacedJsonBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
@@ -25,9 +42,22 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             return Err(wrong_content_type(request.headers(), "'content-type: application/json'"));
         }
         let (parts, body) = request.into_parts();
-        let (bytes, _place) = Intake::new(&parts.headers, body, MAX_BODY_BYTES)?.read().await?;
-        request::parse_json(&bytes).map(Self).map_err(not_json)
+        let (bytes, place) = Intake::new(&parts.headers, body, MAX_BODY_BYTES)?.read().await?;
+        let (value, place) = work_on(place, move || request::parse_json(&bytes)).await?;
+        Ok(Self { value: value.map_err(not_json)?, place })
     }
+}
+
+/// Works on a body: a long one, which has a place, off the server's threads. The work holds the
+/// place, so that a hang-up returns nothing early.
+pub async fn work_on<T: Send + 'static>(
+    place: Option<Place>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, Option<Place>), Problem> {
+    if place.is_none() {
+        return Ok((work(), None));
+    }
+    spawn_blocking(move || (work(), place)).await.map_err(Problem::internal)
 }
 
 /// What an image is asked for with: JSON, or a form with files beside the fields.
@@ -50,13 +80,15 @@ impl<S: Send + Sync> FromRequest<S> for GenerateBody {
             let intake = Intake::new(&parts.headers, body, MAX_GENERATE_BODY_BYTES)?;
             if is_json {
                 let (bytes, place) = intake.read().await?;
-                let fields = request::parse_json(&bytes).map_err(not_json)?;
+                let (fields, place) = work_on(place, move || request::parse_json(&bytes)).await?;
+                let fields = fields.map_err(not_json)?;
                 return Ok(Self { fields, files: Files::default(), place });
             }
             let (body, room) = intake.into_body();
             let form = read_form(Request::from_parts(parts, body), state).await?;
-            let (fields, files) = form.finish()?;
-            return Ok(Self { fields, files, place: room.take() });
+            let (form, place) = work_on(room.take(), move || form.finish()).await?;
+            let (fields, files) = form?;
+            return Ok(Self { fields, files, place });
         }
         let expected = "'content-type: application/json' or as 'multipart/form-data'";
         Err(wrong_content_type(request.headers(), expected))
@@ -114,6 +146,24 @@ fn essence(content_type: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_long_body_keeps_its_place_beyond_its_reading() {
+        for (length, has_place) in [(10, false), (200 << 10, true)] {
+            let body = format!("\"{}\"", "x".repeat(length));
+            let request = Request::post("/").header("content-type", "application/json");
+            let request = request.body(body.into()).unwrap();
+            let body = PlacedJsonBody::from_request(request, &()).await.unwrap();
+            assert_eq!(body.value.as_str().map(str::len), Some(length));
+            assert_eq!(body.place.is_some(), has_place);
+
+            // Where it is long, the server's threads go on meanwhile.
+            let here = std::thread::current().id();
+            let (there, place) = work_on(body.place, || std::thread::current().id()).await.unwrap();
+            assert_eq!(there != here, has_place);
+            assert_eq!(place.is_some(), has_place);
+        }
+    }
 
     #[test]
     fn content_types() {

@@ -141,15 +141,15 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::NoHost => Self::new(Kind::MalformedRequest, "the header Host is missing"),
             Refusal::SeveralHosts => {
-                Self::new(Kind::MalformedRequest, "the header Host is there more than once")
+                Self::new(Kind::MalformedRequest, "the request has more than one Host header")
             }
             Refusal::InvalidHost => {
                 Self::new(Kind::MalformedRequest, "the header Host or the target names no host")
             }
             Refusal::UnknownHost(name) => {
                 let detail = format!(
-                    "this daemon does not know itself as '{name}'; if that is its name, add it to \
-                     http.hosts in modes.yaml"
+                    "'{name}' is not a name of this daemon; if it should be, add it to http.hosts in \
+                     modes.yaml"
                 );
                 Self::new(Kind::UnknownHost, detail)
             }

@@ -5,9 +5,19 @@
 //!
 //! Places are taken in one order, so that nobody who holds one waits for somebody who waits for
 //! it: a body, then the images of an answer, its file, and at last the work on either. Nothing is
-//! taken while working.
+//! waited for while working.
+//!
+//! A finished image has cost minutes, so it waits for its file's place and for its encoder as long
+//! as its client stays ([`Compartment::wait`]); a hang-up drops the wait and the image. Three things
+//! keep that line short and moving. [`IMAGES`] bounds it: the one worker makes images one after the
+//! other and cannot be held back from here, so an image that finds `IMAGES` full is refused (a small
+//! one after 10 s). [`ENCODING`] is theirs alone, so uploads that are decoded do not delay it. And
+//! slow readers give their places in [`ANSWERS`] back, since an answer has a least pace (`sending`).
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -42,7 +52,22 @@ pub static ANSWERS: Lanes = Lanes {
     least: 0,
 };
 
-/// Decoding and encoding. The least is charged for the processor's sake: eight small ones at once.
+/// Texts that are being made from many jobs, before anybody knows how long they are.
+pub static TEXTS_IN_WORK: Compartment = Compartment::new(40 * MIB, 10, "lists in work");
+
+/// Long answers that are no images, on their way to their readers. They are in memory when they ask
+/// for a place, so they do not wait for it.
+pub static TEXTS: Compartment = Compartment::new(64 * MIB, 0, "long answers");
+
+/// Encoding of finished images. Only they enter: what clients can start at will is [`WORK`].
+pub static ENCODING: Lanes = Lanes {
+    small: Compartment::new(16 * MIB, 0, "small images that are encoded"),
+    large: Compartment::new(96 * MIB, 0, "large images that are encoded"),
+    small_most: 4 * MIB,
+    least: 2 * MIB,
+};
+
+/// Decoding, and encoding of images that are kept. The least is charged for the processor's sake: eight small ones at once.
 pub static WORK: Lanes = Lanes {
     small: Compartment::new(32 * MIB, 30, "small images in work"),
     large: Compartment::new(192 * MIB, 30, "large images in work"),
@@ -60,6 +85,8 @@ pub struct Compartment {
     /// How long a place may be waited for.
     patience: Duration,
     name: &'static str,
+    /// Places that were given out, ever.
+    places: AtomicU64,
 }
 
 /// Bytes of a compartment that are in use until this is dropped.
@@ -67,9 +94,10 @@ pub struct Compartment {
 pub struct Place(SemaphorePermit<'static>);
 
 impl Compartment {
-    const fn new(bytes: u64, patience_secs: u64, name: &'static str) -> Self {
+    pub const fn new(bytes: u64, patience_secs: u64, name: &'static str) -> Self {
         let free_kib = Semaphore::const_new((bytes / KIB) as usize);
-        Self { free_kib, bytes, patience: Duration::from_secs(patience_secs), name }
+        let patience = Duration::from_secs(patience_secs);
+        Self { free_kib, bytes, patience, name, places: AtomicU64::new(0) }
     }
 
     /// What costs more than there is takes all of it, and so is alone.
@@ -81,9 +109,24 @@ impl Compartment {
     pub async fn take(&'static self, bytes: u64) -> Result<Place, Problem> {
         let taking = timeout(self.patience, self.free_kib.acquire_many(self.kib(bytes)));
         match taking.await {
-            Ok(Ok(permit)) => Ok(Place(permit)),
+            Ok(Ok(permit)) => Ok(self.give(permit)),
             Ok(Err(_)) | Err(_) => Err(self.full()),
         }
+    }
+
+    /// Waits in line, without a limit.
+    pub async fn wait(&'static self, bytes: u64) -> Result<Place, Problem> {
+        let permit = self.free_kib.acquire_many(self.kib(bytes)).await;
+        permit.map(|permit| self.give(permit)).map_err(Problem::internal) // nobody closes it
+    }
+
+    /// Bytes that are given out at the moment.
+    pub fn used_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.free_kib.available_permits() as u64 * KIB)
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { bytes: self.used_bytes(), places: self.places.load(Relaxed) }
     }
 
     /// At once or not at all, and so that so many bytes stay free.
@@ -92,7 +135,12 @@ impl Compartment {
         let needed = kib as usize + (free / KIB) as usize;
         let is_free = self.free_kib.available_permits() >= needed;
         let permit = is_free.then(|| self.free_kib.try_acquire_many(kib).ok()).flatten();
-        permit.map(Place)
+        permit.map(|permit| self.give(permit))
+    }
+
+    fn give(&self, permit: SemaphorePermit<'static>) -> Place {
+        self.places.fetch_add(1, Relaxed);
+        Place(permit)
     }
 
     pub fn full(&self) -> Problem {
@@ -134,9 +182,41 @@ pub struct Lanes {
 
 impl Lanes {
     pub async fn take(&'static self, bytes: u64) -> Result<Place, Problem> {
-        let lane = if bytes <= self.small_most { &self.small } else { &self.large };
-        lane.take(bytes.max(self.least)).await
+        self.lane(bytes).take(bytes.max(self.least)).await
     }
+
+    /// As [`Compartment::wait`].
+    pub async fn wait(&'static self, bytes: u64) -> Result<Place, Problem> {
+        self.lane(bytes).wait(bytes.max(self.least)).await
+    }
+
+    fn lane(&self, bytes: u64) -> &Compartment {
+        if bytes <= self.small_most { &self.small } else { &self.large }
+    }
+
+    fn usage(&self) -> Usage {
+        let [small, large] = [self.small.usage(), self.large.usage()];
+        Usage { bytes: small.bytes + large.bytes, places: small.places + large.places }
+    }
+}
+
+/// How much is given out at the moment, and how often that was done ever.
+pub struct Usage {
+    pub bytes: u64,
+    pub places: u64,
+}
+
+/// Each part by its name in `/metrics`.
+pub fn usage() -> [(&'static str, Usage); 7] {
+    [
+        ("bodies", BODIES.usage()),
+        ("images", IMAGES.usage()),
+        ("answers", ANSWERS.usage()),
+        ("encoding", ENCODING.usage()),
+        ("work", WORK.usage()),
+        ("texts", TEXTS.usage()),
+        ("texts_in_work", TEXTS_IN_WORK.usage()),
+    ]
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::{
     Api,
     asking::check_webhook,
-    body::JsonBody,
+    body::{PlacedJsonBody, work_on},
     client::Client,
     guards::Caller,
     idempotency,
@@ -71,34 +71,42 @@ pub async fn submit(
     client: Client,
     caller: Caller,
     headers: HeaderMap,
-    JsonBody(body): JsonBody,
+    PlacedJsonBody { value: mut body, place }: PlacedJsonBody,
 ) -> Result<Response, Problem> {
     let modes = api.config.current();
-    let Asked { name, args, terms } = Asked::read(&body, &modes)?;
-    let job = if name == superres::CUSTOM_NAME {
-        superres::custom(&api, &args).await?
+    let Asked { name, terms } = Asked::read(&body, &modes)?;
+    // Only the arguments are left of the body: they are moved from here on.
+    let take_apart = move || {
+        let has_key = headers.contains_key(idempotency::HEADER);
+        let text = has_key.then(|| body.to_string()).unwrap_or_default();
+        let idempotency = idempotency::of_parts(&headers, [text.as_bytes()]);
+        (idempotency, body.get_mut("args").map(Value::take).unwrap_or_default())
+    };
+    let ((idempotency, args), place) = work_on(place, take_apart).await?;
+    let idempotency = idempotency?;
+    let (job, place) = if name == superres::CUSTOM_NAME {
+        superres::custom(&api, args, place).await?
     } else if is_built_in(&name) {
-        built_in(&name, &args, &modes)?
+        (built_in(&name, &args, &modes)?, place)
     } else {
         let known = listed(&api, &modes);
         if !known.contains_key(&name) {
             return Err(unknown(&name, known.keys().map(String::as_str)));
         }
-        Job::Custom { name, args: args.into() }
+        (Job::Custom { name, args: args.into() }, place)
     };
     if needs_admin(&job, &api) {
         caller.require_admin(&api)?;
     }
-    let idempotency = idempotency::of_parts(&headers, [body.to_string().as_bytes()])?;
     let terms = Terms { client: client.0, idempotency, ..terms };
     let id = submit_durable(&api, job, terms).await?;
+    drop(place); // the queue counts the arguments
     Ok(accepted(id, Accepted { id: id.to_string(), state: StateName::Queued }))
 }
 
 /// A body that was understood.
 struct Asked {
     name: String,
-    args: Value,
     terms: Terms,
 }
 
@@ -107,7 +115,6 @@ impl Asked {
         let mut fields = Fields::read(body, &["name", "args", "priority", "tags", "webhook"])?;
         let name = fields.text("name");
         fields.require("name");
-        let args = fields.get("args").cloned().unwrap_or_default();
         let webhook = WebhookWish::read(&mut fields, "webhook");
         if let Some(error) = check_webhook(modes, webhook.as_ref()) {
             fields.report(error);
@@ -119,7 +126,7 @@ impl Asked {
             webhook: webhook.map(|wish| wish.webhook),
             ..Terms::default()
         };
-        fields.finish(Self { name: name.unwrap_or_default(), args, terms })
+        fields.finish(Self { name: name.unwrap_or_default(), terms })
     }
 }
 

@@ -6,7 +6,7 @@ use axum::response::Response;
 use tokio::task::spawn_blocking;
 
 use super::{
-    budget::{ANSWERS, IMAGES, WORK},
+    budget::{ANSWERS, ENCODING, IMAGES, Place, WORK},
     problem::Problem,
     sending::Answer,
 };
@@ -17,7 +17,8 @@ use crate::{
 
 type Encoded = Result<Answer, Box<dyn Error + Send + Sync>>;
 
-/// Answers with images that nobody else has.
+/// Answers with images that nobody else has. Once they have their place, nothing but a hang-up
+/// throws them away.
 pub async fn drawn(
     drawn: Arc<DrawnImages>,
     format: Format,
@@ -25,8 +26,9 @@ pub async fn drawn(
 ) -> Result<Response, Problem> {
     let bytes = drawn.rgb.len() as u64;
     let waiting = IMAGES.take(bytes).await?;
-    let work = encoding_bytes(format, bytes);
-    in_places(bytes, work, move || {
+    let place = ANSWERS.wait(bytes).await?;
+    let working = ENCODING.wait(encoding_bytes(format, bytes)).await?;
+    in_places(place, working, move || {
         let encoded = encode(&drawn);
         drop((drawn, waiting));
         encoded
@@ -40,7 +42,9 @@ pub async fn kept(
     format: Format,
     encode: impl FnOnce() -> Encoded + Send + 'static,
 ) -> Result<Response, Problem> {
-    in_places(bytes, encoding_bytes(format, bytes), encode).await
+    let place = ANSWERS.take(bytes).await?;
+    let working = WORK.take(encoding_bytes(format, bytes)).await?;
+    in_places(place, working, encode).await
 }
 
 /// Answers with a PNG file that is kept, in another format. Its pixels have that many bytes.
@@ -50,10 +54,9 @@ pub async fn converted(
     format: Format,
     encode: impl FnOnce(&[u8]) -> Encoded + Send + 'static,
 ) -> Result<Response, Problem> {
-    in_places(bytes, bytes + encoding_bytes(format, bytes), move || {
-        encode(&image::decode_png(BufReader::new(file))?.bytes)
-    })
-    .await
+    let place = ANSWERS.take(bytes).await?;
+    let working = WORK.take(bytes + encoding_bytes(format, bytes)).await?;
+    in_places(place, working, move || encode(&image::decode_png(BufReader::new(file))?.bytes)).await
 }
 
 /// What encoding takes beside the pixels, and beside the file, which has a place of its own.
@@ -69,12 +72,10 @@ fn encoding_bytes(format: Format, pixels: u64) -> u64 {
 /// A file is hardly larger than its pixels: so much is set aside for it, and the rest returned
 /// once it is there.
 async fn in_places(
-    pixels: u64,
-    work: u64,
+    mut place: Place,
+    working: Place,
     encode: impl FnOnce() -> Encoded + Send + 'static,
 ) -> Result<Response, Problem> {
-    let mut place = ANSWERS.take(pixels).await?;
-    let working = WORK.take(work).await?;
     let encoding = spawn_blocking(move || {
         let answer = encode()?;
         drop(working);
@@ -82,4 +83,42 @@ async fn in_places(
         Ok::<_, Box<dyn Error + Send + Sync>>(answer.respond_in(place))
     });
     encoding.await.map_err(Problem::internal)?.map_err(Problem::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::to_bytes, http::HeaderMap};
+
+    use super::*;
+    use crate::{dispatcher::DrawnReport, http::sending::Part, modes::Dimensions};
+
+    #[tokio::test]
+    async fn a_finished_image_does_not_wait_for_images_of_strangers() {
+        const MIB: u64 = 1 << 20;
+        let (small, large) = (16 * MIB, 192 * MIB);
+        let _busy = (
+            [WORK.take(small).await.unwrap(), WORK.take(small).await.unwrap()],
+            WORK.take(large).await.unwrap(),
+        );
+        let report = DrawnReport {
+            size: Dimensions { width: 2, height: 2 },
+            images: 1,
+            prompt_truncated: None,
+            skipped_loras: Vec::new(),
+            scheduler: None,
+            encode_ms: 0,
+            denoise_ms: 0,
+            decode_ms: 0,
+            peak_bytes: 0,
+            steps: 1,
+            superres: None,
+        };
+        let images = Arc::new(DrawnImages { rgb: vec![7; 12], report });
+        let encode = |drawn: &DrawnImages| -> Encoded {
+            let parts = vec![Part::Bytes(drawn.rgb.clone())];
+            Ok(Answer { headers: HeaderMap::new(), parts })
+        };
+        let response = drawn(images, Format::Png, encode).await.unwrap();
+        assert_eq!(to_bytes(response.into_body(), 100).await.unwrap(), vec![7; 12]);
+    }
 }

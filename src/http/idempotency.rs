@@ -20,6 +20,7 @@ use crate::{
     job::{IdempotencyKey, JobId},
 };
 
+pub const HEADER: &str = "idempotency-key";
 const MAX_KEYS: usize = 10_000;
 const MAX_KEY_BYTES: usize = 255;
 
@@ -59,7 +60,7 @@ fn fingerprint<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 }
 
 fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(key) = headers.get(HEADER) else { return Ok(None) };
     match key.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= MAX_KEY_BYTES => Ok(Some(key.to_owned())),
         Ok(_) | Err(_) => {

@@ -46,7 +46,7 @@ pub struct ImageQuery {
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "Not drawn yet, failed or cancelled"),
         (status = 410, description = "It was not kept, or not for so long"),
-        (status = 400, description = "A parameter is there twice"),
+        (status = 400, description = "A parameter is repeated"),
         (status = 422, description = "Invalid parameters"),
         (status = 503, description = "Too many images are encoded or sent; see Retry-After"),
     ))]
@@ -71,7 +71,7 @@ pub async fn first(
         (status = 406, description = "No acceptable format"),
         (status = 409, description = "Not drawn yet, failed or cancelled"),
         (status = 410, description = "It was not kept, or not for so long"),
-        (status = 400, description = "A parameter is there twice"),
+        (status = 400, description = "A parameter is repeated"),
         (status = 422, description = "Invalid parameters"),
         (status = 503, description = "Too many images are encoded or sent; see Retry-After"),
     ))]

@@ -41,6 +41,10 @@ const LEAST_IN_WINDOW: usize = 160 << 10;
 /// steady pace meets this for longer than [`LONGEST`].
 const LEAST_OF_RECEIVED: usize = 16;
 
+/// The same for the body that may use the reserve: whoever keeps others waiting is quick.
+const QUICK_WINDOW: Duration = Duration::from_secs(2);
+const QUICK_LEAST: usize = 1 << 20;
+
 /// Reads a body piece by piece.
 pub struct Intake {
     body: BodyDataStream,
@@ -80,11 +84,18 @@ struct Pace {
     window: Duration,
     /// and what must arrive in that.
     missing: usize,
+    /// Whether the window is the short one.
+    quick: bool,
 }
 
 impl Pace {
-    const BEGUN: Self =
-        Self { received: 0, longest: LONGEST, window: WINDOW, missing: LEAST_IN_WINDOW };
+    const BEGUN: Self = Self {
+        received: 0,
+        longest: LONGEST,
+        window: WINDOW,
+        missing: LEAST_IN_WINDOW,
+        quick: false,
+    };
 
     /// How long the next piece may take.
     fn patience(&self) -> Duration {
@@ -97,9 +108,22 @@ impl Pace {
         self.window = self.window.saturating_sub(after);
         self.missing = self.missing.saturating_sub(bytes);
         if self.missing == 0 {
-            self.window = WINDOW;
-            self.missing = LEAST_IN_WINDOW.max(self.received / LEAST_OF_RECEIVED);
+            self.begin_window();
         }
+    }
+
+    fn begin_window(&mut self) {
+        (self.window, self.missing) = if self.quick {
+            (QUICK_WINDOW, QUICK_LEAST)
+        } else {
+            (WINDOW, LEAST_IN_WINDOW.max(self.received / LEAST_OF_RECEIVED))
+        };
+    }
+
+    /// From now on.
+    fn be_quick(&mut self) {
+        self.quick = true;
+        self.begin_window();
     }
 }
 
@@ -187,7 +211,9 @@ impl Intake {
     async fn piece(&mut self) -> Result<Option<Bytes>, Problem> {
         let begun = Instant::now();
         let waiting = timeout(self.pace.patience(), self.body.next());
-        let Some(piece) = waiting.await.map_err(|_| too_slow())? else { return Ok(None) };
+        // Somebody who is too slow for the reserve alone may come back when it is not needed.
+        let late = |_| if self.pace.quick { BODIES.full() } else { too_slow() };
+        let Some(piece) = waiting.await.map_err(late)? else { return Ok(None) };
         let piece = piece.map_err(|_| {
             Problem::new(Kind::MalformedRequest, "the body could not be read to its end")
         })?;
@@ -205,6 +231,7 @@ impl Intake {
         if self.first_in_line.is_none() {
             let waiting = timeout(PATIENCE, FIRST_IN_LINE.lock());
             self.first_in_line = Some(waiting.await.map_err(|_| BODIES.full())?);
+            self.pace.be_quick();
         }
         BODIES.take(bytes).await
     }
@@ -251,6 +278,19 @@ mod tests {
         let trickle = [(1, 17 * kib); 12];
         assert!(is_in_time([(0, 1 << 20)].into_iter().chain(trickle)));
         assert!(!is_in_time([(0, 8 << 20)].into_iter().chain(trickle)), "a part of what it has");
+    }
+
+    #[test]
+    fn who_is_first_in_line_is_quick() {
+        let mut pace = Pace::BEGUN;
+        pace.arrived(Duration::from_secs(1), 8 << 20);
+        assert_eq!(pace.patience(), WINDOW);
+        pace.be_quick();
+        assert_eq!(pace.patience(), QUICK_WINDOW);
+        pace.arrived(Duration::from_secs(1), QUICK_LEAST - 1);
+        assert_eq!(pace.patience(), QUICK_WINDOW - Duration::from_secs(1), "not enough yet");
+        pace.arrived(Duration::ZERO, 1);
+        assert_eq!(pace.patience(), QUICK_WINDOW, "again");
     }
 
     fn sent(pieces: usize, bytes: usize) -> Intake {

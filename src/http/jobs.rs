@@ -11,7 +11,9 @@ use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, custom,
+    Api,
+    budget::TEXTS_IN_WORK,
+    custom,
     guards::Caller,
     job_info::JobInfo,
     problem::{Kind, Problem, X_JOB_ID},
@@ -76,8 +78,9 @@ pub struct JobList {
 #[utoipa::path(get, path = "/api/jobs", tag = "jobs", params(ListQuery),
     responses(
         (status = 200, body = JobList),
-        (status = 400, description = "A parameter is there twice"),
+        (status = 400, description = "A parameter is repeated"),
         (status = 422, description = "Invalid parameters"),
+        (status = 503, description = "Too much is listed or sent; see Retry-After"),
     ))]
 pub async fn list(
     State(api): State<Api>,
@@ -90,14 +93,17 @@ pub async fn list(
             && mode.as_deref().is_none_or(|mode| view.job.mode() == Some(mode))
             && tag.as_ref().is_none_or(|tag| view.terms.tags.contains(tag))
     };
-    // It may be megabytes of texts to copy and to write.
+    // It may be megabytes of texts to copy and to write; how many, only the page itself tells. Its
+    // place lasts until the answer has its own.
+    let making = TEXTS_IN_WORK.take(2 * MAX_PAGE_BYTES).await?;
     let listing = spawn_blocking(move || {
         let (views, has_more) = api.dispatcher.jobs(cursor, (limit, MAX_PAGE_BYTES), wanted);
         let next_cursor = views.last().filter(|_| has_more).map(|view| view.id.to_string());
         let jobs = views.into_iter().map(JobInfo::from).collect();
-        Json(JobList { jobs, next_cursor }).into_response()
+        (Json(JobList { jobs, next_cursor }).into_response(), making)
     });
-    listing.await.map_err(Problem::internal)
+    let (listed, _making) = listing.await.map_err(Problem::internal)?;
+    Ok(listed)
 }
 
 /// A query that was understood.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use axum::{extract::State, http::header, response::IntoResponse};
 
 use self::text::Exposition;
-use super::Api;
+use super::{Api, budget};
 use crate::{
     config::{ConfigStatus, Origin, ReloadOutcome},
     dispatcher::{Counters, Ending, Stage, Status},
@@ -26,8 +26,21 @@ use crate::{
     responses((status = 200, description = "Prometheus' text format, version 0.0.4",
                content_type = "text/plain")))]
 pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
-    let text = exposition(&api.dispatcher.status(), &api.config.status());
+    let text = exposition(&api.dispatcher.status(), &api.config.status()) + &budget_exposition();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
+}
+
+/// Apart from the rest, since it is read from where it is counted.
+fn budget_exposition() -> String {
+    let mut text = Exposition::default();
+    let help = "Memory that requests and answers have a place for at the moment.";
+    let usage = budget::usage();
+    let mut bytes = text.gauge("diffused_budget_bytes", help);
+    usage.iter().for_each(|(part, usage)| bytes.add(&[("part", part)], usage.bytes));
+    let help = "How often such a place was given out.";
+    let mut places = text.counter("diffused_budget_places_total", help);
+    usage.iter().for_each(|(part, usage)| places.add(&[("part", part)], usage.places));
+    text.into_text()
 }
 
 fn exposition(status: &Status, config: &ConfigStatus) -> String {

@@ -117,6 +117,7 @@ fn router(api: Api) -> Router {
         .route("/openapi.json", get(openapi::document))
         .fallback(problem::no_such_route)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(sending::in_place))
         .layer(middleware::from_fn(problem::render))
         .layer(middleware::from_fn(server::refuse_in_reserve))
         .layer(middleware::from_fn_with_state(api.clone(), browser::guard))

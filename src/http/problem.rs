@@ -1,7 +1,7 @@
 //! Every error as problem+json (RFC 9457).
 //!
-//! A handler returns a [`Problem`]; it travels as an extension of its response to [`render`], the
-//! outermost layer, which writes the body and gives axum's own errors (405, 413 …) the same form.
+//! A handler returns a [`Problem`]; it travels as an extension of its response to [`render`], which
+//! writes the body and gives axum's own errors (405, 413 …) the same form.
 
 use axum::{
     extract::Request,
@@ -98,7 +98,7 @@ impl Kind {
             Self::AdminKeyNeeded => (S::UNAUTHORIZED, "admin-key-needed", "Admin key needed"),
             Self::ForeignOrigin => (S::FORBIDDEN, "foreign-origin", "Web page not allowed"),
             Self::UnknownHost => (S::MISDIRECTED_REQUEST, "unknown-host", "Unknown host name"),
-            Self::Conflict => (S::CONFLICT, "conflict", "Not as things are"),
+            Self::Conflict => (S::CONFLICT, "conflict", "Conflict with the current state"),
             Self::PreconditionFailed => {
                 (S::PRECONDITION_FAILED, "precondition-failed", "Changed by somebody else")
             }
@@ -255,8 +255,7 @@ impl Problem {
 
     /// The job that failed by what that field asked for.
     pub fn of_field(pointer: &str, failure: JobFailure, job: JobId) -> Self {
-        let problem = Self::new(Kind::InvalidRequest, failure.message).at(pointer);
-        Self { job: Some(job), ..problem }
+        Self { job: Some(job), ..Self::new(Kind::InvalidRequest, failure.message).at(pointer) }
     }
 
     /// Everything that is wrong with a configuration.
@@ -311,7 +310,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The layer around all routes.
+/// The layer around all routes, within those that refuse requests by what sent them.
 pub async fn render(request: Request, next: Next) -> Response {
     let instance = request.uri().path().to_owned();
     let method = request.method().clone();
@@ -357,8 +356,7 @@ impl From<SubmitError> for Problem {
         match error {
             SubmitError::QueueFull { limit, retry_after_secs } => {
                 let detail = format!("{limit} jobs are waiting already; try again later");
-                let retry_after_secs = Some(retry_after_secs);
-                Self { retry_after_secs, ..Self::new(Kind::QueueFull, detail) }
+                Self::new(Kind::QueueFull, detail).retry_after(retry_after_secs)
             }
             SubmitError::TooMuchToHold { what, limit_bytes, retry_after_secs } => {
                 let limit = limit_bytes >> 20;
@@ -366,15 +364,12 @@ impl From<SubmitError> for Problem {
                 Self::new(Kind::QueueFull, detail).retry_after(retry_after_secs)
             }
             SubmitError::ShuttingDown => {
-                let retry_after_secs = Some(SHUTDOWN_RETRY_SECS);
                 let detail = "the daemon is shutting down and takes no new jobs";
-                Self { retry_after_secs, ..Self::new(Kind::ShuttingDown, detail) }
+                Self::new(Kind::ShuttingDown, detail).retry_after(SHUTDOWN_RETRY_SECS)
             }
             SubmitError::NotWritten => {
-                let retry_after_secs = Some(DISK_RETRY_SECS);
-                let detail =
-                    "jobs cannot be written to disk at the moment; the daemon's log says why";
-                Self { retry_after_secs, ..Self::new(Kind::NotWritten, detail) }
+                let detail = "jobs cannot be written to disk now; the daemon's log says why";
+                Self::new(Kind::NotWritten, detail).retry_after(DISK_RETRY_SECS)
             }
             SubmitError::UnknownHandler { .. } => {
                 Self::new(Kind::UnknownHandler, "there is no custom job of that name")

@@ -9,7 +9,7 @@ use axum::{
 use super::{
     Api,
     asking::{GenerateForm, Understood, understand},
-    body::GenerateBody,
+    body::{GenerateBody, work_on},
     client::Client,
     idempotency,
     job_info::{Accepted, StateName},
@@ -78,7 +78,7 @@ async fn answer_later(
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let idempotency = idempotency_of(headers, &body)?;
+    let (idempotency, body) = idempotency_of(headers, body).await?;
     let Understood { asked, terms, place } = understand(api, body).await?;
     let terms = Terms { durable: true, idempotency, client: client.0, ..terms };
     let job = Job::Generation { request: asked.request, pipeline: asked.pipeline };
@@ -95,17 +95,26 @@ pub async fn answer_queued(api: &Api, job: Job, terms: Terms) -> Result<Response
     Ok(accepted(id, Accepted { id: id.to_string(), state }))
 }
 
-/// The request's key, if it has one, with what stands for its body.
-pub fn idempotency_of(
+/// The request's key, if it has one, with what stands for its body; and the body again.
+pub async fn idempotency_of(
     headers: &HeaderMap,
-    body: &GenerateBody,
-) -> Result<Option<IdempotencyKey>, Problem> {
-    let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
-    let Files { init_image, mask_image, image } = &body.files;
-    let files = [init_image, mask_image, image].map(file);
-    let files = files.iter().map(|file| file.as_deref().unwrap_or_default());
-    let fields = body.fields.to_string();
-    idempotency::of_parts(headers, [fields.as_bytes()].into_iter().chain(files))
+    body: GenerateBody,
+) -> Result<(Option<IdempotencyKey>, GenerateBody), Problem> {
+    if !headers.contains_key(idempotency::HEADER) {
+        return Ok((None, body)); // there is no need to look at the body
+    }
+    let (headers, GenerateBody { fields, files, place }) = (headers.clone(), body);
+    let digest = move || {
+        let file = |file: &Option<EncodedImage>| file.clone().map(|file| file.0);
+        let Files { init_image, mask_image, image } = &files;
+        let images = [init_image, mask_image, image].map(file);
+        let images = images.iter().map(|file| file.as_deref().unwrap_or_default());
+        let text = fields.to_string();
+        let key = idempotency::of_parts(&headers, [text.as_bytes()].into_iter().chain(images));
+        (key, fields, files)
+    };
+    let ((key, fields, files), place) = work_on(place, digest).await?;
+    Ok((key?, GenerateBody { fields, files, place }))
 }
 
 /// Queues a job that goes on whoever hangs up, from here on; once for each Idempotency-Key.

@@ -14,7 +14,7 @@ use super::{
     accept::{self, Form},
     answer::{self, UpscaleAnswer, Upscaled},
     asking::ImageFile,
-    body::GenerateBody,
+    body::{GenerateBody, work_on},
     budget::{Place, WORK},
     client::Client,
     encoding,
@@ -120,7 +120,7 @@ async fn later(
     headers: &HeaderMap,
     body: GenerateBody,
 ) -> Result<Response, Problem> {
-    let idempotency = submit::idempotency_of(headers, &body)?;
+    let (idempotency, body) = submit::idempotency_of(headers, body).await?;
     let (asked, place) = understand_body(api, body).await?;
     let terms = Terms { durable: true, idempotency, client: client.0, ..Terms::default() };
     let mut response = submit::answer_queued(api, asked.into_job(), terms).await?;
@@ -130,9 +130,15 @@ async fn later(
 }
 
 /// The custom job of that name: `args` are the body of POST /superres.
-pub async fn custom(api: &Api, args: &Value) -> Result<Job, Problem> {
-    let asked = understand(api, args, Files::default()).await;
-    Ok(asked.map_err(|problem| problem.below("/args"))?.into_job())
+pub async fn custom(
+    api: &Api,
+    args: Value,
+    place: Option<Place>,
+) -> Result<(Job, Option<Place>), Problem> {
+    let body = GenerateBody { fields: args, files: Files::default(), place };
+    let understood = understand_body(api, body).await;
+    let (asked, place) = understood.map_err(|problem| problem.below("/args"))?;
+    Ok((asked.into_job(), place))
 }
 
 /// What a body asks for, nothing open any more.
@@ -151,23 +157,23 @@ impl Asked {
 
 /// The same of a whole body, with the place of its image.
 async fn understand_body(api: &Api, body: GenerateBody) -> Result<(Asked, Option<Place>), Problem> {
-    let GenerateBody { fields, files, mut place } = body;
-    let wish = UpscaleWish::parse(&fields, files)?;
-    // Only the image is left: the fields may have held it as text.
-    drop(fields);
+    let GenerateBody { fields, files, place } = body;
+    // Only the image is left of it: the fields may have held it as text.
+    let parse = move || {
+        let wish = UpscaleWish::parse(&fields, files)?;
+        let checking = checking_bytes(&wish.image, wish.magnitude)?;
+        Ok::<_, InvalidFields>((wish, checking))
+    };
+    let (parsed, mut place) = work_on(place, parse).await?;
+    let (wish, checking) = parsed?;
     if let Some(place) = &mut place {
         place.shrink_to(wish.image.0.len() as u64);
     }
-    Ok((check(api, wish).await?, place))
+    Ok((check(api, wish, checking).await?, place))
 }
 
-async fn understand(api: &Api, fields: &Value, files: Files) -> Result<Asked, Problem> {
-    check(api, UpscaleWish::parse(fields, files)?).await
-}
-
-async fn check(api: &Api, wish: UpscaleWish) -> Result<Asked, Problem> {
+async fn check(api: &Api, wish: UpscaleWish, checking_bytes: u64) -> Result<Asked, Problem> {
     let UpscaleWish { image, magnitude, format } = wish;
-    let checking_bytes = checking_bytes(&image, magnitude)?;
     let working = WORK.take(checking_bytes).await?;
     let checking = spawn_blocking(move || {
         let parameters = image::check(&image.0).map(|()| parameters::of_png(&image.0));

@@ -27,7 +27,10 @@ mod limits;
 mod log_lines;
 mod loras;
 mod memory_bounds;
+mod older_journals;
 mod operations;
+#[cfg(target_os = "linux")]
+mod places;
 mod process;
 mod queue;
 #[path = "../parity/recipe.rs"]
