@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use crate::dispatcher::supervise;
+use crate::{dispatcher::supervise, worker::process};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -13,6 +13,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> ExitCode {
     let [program, arguments @ ..] = &arguments.command[..] else { return ExitCode::FAILURE };
+    process::take_name();
     match supervise(program, arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
