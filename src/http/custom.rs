@@ -78,7 +78,7 @@ pub async fn submit(
     // Only the arguments are left of the body: they are moved from here on.
     let take_apart = move || {
         let has_key = headers.contains_key(idempotency::HEADER);
-        let text = has_key.then(|| body.to_string()).unwrap_or_default();
+        let text = if has_key { body.to_string() } else { String::new() };
         let idempotency = idempotency::of_parts(&headers, [text.as_bytes()]);
         (idempotency, body.get_mut("args").map(Value::take).unwrap_or_default())
     };

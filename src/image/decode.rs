@@ -120,7 +120,7 @@ struct Opened<'a> {
 }
 
 enum OpenedFormat<'a> {
-    Png(png_rows::Reader<Cursor<&'a [u8]>>),
+    Png(Box<png_rows::Reader<Cursor<&'a [u8]>>>),
     Jpeg { decoder: JpegDecoder<Cursor<&'a [u8]>>, kept_components: u8 },
     WebP(WebPDecoder<Cursor<&'a [u8]>>),
 }
@@ -132,7 +132,7 @@ impl<'a> Opened<'a> {
             Ok(ImageFormat::Png) => {
                 let reader = png_rows::Reader::new(cursor).map_err(damaged_png)?;
                 let (dimensions, orientation) = (reader.dimensions(), reader.orientation());
-                (OpenedFormat::Png(reader), dimensions, orientation)
+                (OpenedFormat::Png(Box::new(reader)), dimensions, orientation)
             }
             Ok(ImageFormat::Jpeg) => {
                 let jpeg::Outline { is_complete, kept_components } = jpeg::outline(file);
