@@ -33,7 +33,7 @@ const MAX_ALLOCATED_PER_BYTE: usize = 400;
 pub fn check(bytes: &[u8]) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let (content, hole) = content_of(bytes);
-    (&*file.as_file()).write_all(&content).unwrap();
+    file.as_file().write_all(&content).unwrap();
     let len = content.len() as u64 + hole;
     file.as_file().set_len(len).unwrap();
 

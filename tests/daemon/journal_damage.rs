@@ -26,7 +26,7 @@ fn submit(daemon: &Daemon, seed: usize) -> String {
         "seed": seed,
         "n": if seed % 20 == 3 { 2 } else { 1 },
         "num_inference_steps": 1,
-        "size": if seed % 2 == 0 { "64x64" } else { "72x64" },
+        "size": if seed.is_multiple_of(2) { "64x64" } else { "72x64" },
         "mode": "tiny",
     });
     let answer = daemon.post("/api/jobs", &body);
