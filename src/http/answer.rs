@@ -168,8 +168,8 @@ fn image_alone(mut headers: HeaderMap, format: Format, file: Vec<u8>) -> Answer 
     Answer { headers, parts: vec![Part::Bytes(file)] }
 }
 
-/// Stands in a JSON answer for a file. No text in the answer can contain it with its quotes:
-/// quotes within texts are escaped.
+/// Stands in a JSON answer for a file. It is found with its key: a text may be the same, but none can
+/// contain the key, since quotes within texts are escaped.
 const DATA: &str = "<file>";
 
 /// The JSON with the files in the places of [`DATA`], in their order.
@@ -177,11 +177,11 @@ fn images_in_json(mut headers: HeaderMap, answer: &impl Serialize, files: Vec<Ve
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // Texts and numbers in structs always serialize.
     let json = serde_json::to_string(answer).unwrap_or_default();
-    let data = format!("\"{DATA}\"");
+    let data = format!("\"data\":\"{DATA}\"");
     let mut texts = json.split(&data);
     let mut parts: Vec<_> = texts.next().map(|text| Part::Bytes(text.into())).into_iter().collect();
     for (file, text) in files.into_iter().zip(texts) {
-        parts.push(Part::Bytes(b"\"".to_vec()));
+        parts.push(Part::Bytes(b"\"data\":\"".to_vec()));
         parts.push(Part::Base64(file));
         parts.push(Part::Bytes(format!("\"{text}").into_bytes()));
     }
@@ -298,6 +298,32 @@ fn header_text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_looks_like_a_file_stays_a_text() {
+        let image = AnswerImage { seed: 1, media_type: "image/png", data: DATA };
+        let answer = GenerateAnswer {
+            mode: "a".to_owned(),
+            job_id: String::new(),
+            images: vec![image],
+            prompt_truncated: Some(DATA.to_owned()),
+            skipped_loras: vec![r#""data":"<file>""#.to_owned()],
+            superres_model: None,
+        };
+        let answer = images_in_json(HeaderMap::new(), &answer, vec![b"file".to_vec()]);
+        let json: String = answer
+            .parts
+            .iter()
+            .map(|part| match part {
+                Part::Bytes(bytes) => String::from_utf8(bytes.clone()).unwrap(),
+                Part::Base64(bytes) => format!("({})", bytes.len()),
+            })
+            .collect();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["images"][0]["data"], "(4)");
+        assert_eq!(json["prompt_truncated"], DATA);
+        assert_eq!(json["skipped_loras"][0], r#""data":"<file>""#);
+    }
 
     #[test]
     fn any_text_fits_into_a_header() {
