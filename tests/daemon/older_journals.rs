@@ -3,23 +3,8 @@
 use std::fs;
 
 use rusqlite::Connection;
-use serde_json::json;
 
-use crate::support::Daemon;
-
-fn draw(daemon: &Daemon, seed: u64) -> String {
-    let body = json!({"prompt": "a fox", "seed": seed, "num_inference_steps": 1, "mode": "tiny"});
-    let answer = daemon.post("/api/jobs", &body);
-    assert_eq!(answer.status, 202, "{}", answer.text());
-    let id = answer.json()["id"].as_str().unwrap().to_owned();
-    assert_eq!(daemon.finished_job(&id)["state"], "done");
-    id
-}
-
-fn stop(daemon: &mut Daemon) {
-    daemon.signal("-TERM");
-    assert!(daemon.ended().success());
-}
+use crate::support::{Daemon, draw, stop};
 
 /// Makes a job one that waits.
 const WAITS: &str = "UPDATE jobs SET state = 'queued', attempts = 0, started_ms = NULL, \

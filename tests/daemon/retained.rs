@@ -9,21 +9,7 @@ use std::{
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Daemon, MODES, command_of, folder};
-
-fn draw(daemon: &Daemon, seed: u64) -> String {
-    let body = json!({"prompt": "a fox", "seed": seed, "num_inference_steps": 1, "mode": "tiny"});
-    let answer = daemon.post("/api/jobs", &body);
-    assert_eq!(answer.status, 202, "{}", answer.text());
-    let id = answer.json()["id"].as_str().unwrap().to_owned();
-    assert_eq!(daemon.finished_job(&id)["state"], "done");
-    id
-}
-
-fn stop(daemon: &mut Daemon) {
-    daemon.signal("-TERM");
-    assert!(daemon.ended().success());
-}
+use crate::support::{Daemon, MODES, command_of, draw, folder, stop};
 
 fn below(folder: &Path) -> Vec<PathBuf> {
     let mut paths = vec![folder.to_owned()];

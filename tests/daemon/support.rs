@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Worker;
@@ -251,6 +251,22 @@ impl Daemon {
             ["done", "failed", "cancelled"].contains(&state).then_some(job)
         })
     }
+}
+
+/// Draws an image as a job that is kept, and waits for it.
+pub fn draw(daemon: &Daemon, seed: u64) -> String {
+    let body = json!({"prompt": "a fox", "seed": seed, "num_inference_steps": 1, "mode": "tiny"});
+    let answer = daemon.post("/api/jobs", &body);
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    let id = answer.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(daemon.finished_job(&id)["state"], "done");
+    id
+}
+
+/// Ends the daemon as a service manager does.
+pub fn stop(daemon: &mut Daemon) {
+    daemon.signal("-TERM");
+    assert!(daemon.ended().success());
 }
 
 /// Starts a daemon; its log goes to the end of the folder's.
